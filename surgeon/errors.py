@@ -1,0 +1,69 @@
+"""What can go wrong, each with the exit code that the command line gives it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SurgeonError(Exception):
+    """A mistake that the user can read and mend; one line per problem."""
+
+    exit_code = 4
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+    def at(self, place: str) -> SurgeonError:
+        """Return the same error with `place: ` before each of its lines."""
+        return type(self)(*(f"{place}: {problem}" for problem in self.problems))
+
+
+class CheckFailedError(SurgeonError):
+    """The answer is no: an `expect` or `match` does not hold, a hash differs."""
+
+    exit_code = 1
+
+
+class UsageError(SurgeonError):
+    """The command line is wrong, or the recipe is not a valid recipe."""
+
+    exit_code = 2
+
+
+class CheckpointError(SurgeonError):
+    """An input checkpoint is unreadable, unsafe or not what it says it is."""
+
+    exit_code = 3
+
+
+class PlanError(SurgeonError):
+    """The recipe is valid but impossible for these inputs."""
+
+    exit_code = 4
+
+
+class WriteError(SurgeonError):
+    """The output could not be written; what was there before is untouched."""
+
+    exit_code = 5
+
+
+# Beyond this many candidates difflib would take longer than the rest of the command.
+_NEAREST_AMONG = 4000
+
+
+def nearest(word: str, candidates: Iterable[str], most: int = 3) -> list[str]:
+    """Return the candidates that look most like `word`, best first."""
+    pool = sorted(set(candidates))
+    if len(pool) > _NEAREST_AMONG:
+        letters = set(word)
+        pool = sorted(pool, key=lambda name: (len(letters ^ set(name)), name))[:_NEAREST_AMONG]
+    return difflib.get_close_matches(word, pool, n=most, cutoff=0.6)
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?`, or an empty string where nothing is near."""
+    names = nearest(word, candidates)
+    return f"; did you mean {' or '.join(repr(name) for name in names)}?" if names else ""

@@ -1,0 +1,63 @@
+"""Input files that threads read by position, and outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from surgeon.dtypes import Array
+from surgeon.errors import CheckpointError
+
+
+class InputFile:
+    """A regular file, open for positional reads; never blocks on a FIFO or a device."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from None
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(self._descriptor)
+            raise CheckpointError(f"{path}: not a regular file")
+        self.size_bytes = status.st_size
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` on; raises CheckpointError where the file ends early."""
+        filled = 0
+        while filled < len(buffer):
+            try:
+                got = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
+            except OSError as error:
+                raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from None
+            if not got:
+                raise CheckpointError(f"{self.path}: ends at byte {offset + filled}")
+            filled += got
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """Return bytes of the file; for headers."""
+        buffer = bytearray(size_bytes)
+        self.read_into(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def mapped(self, offset: int, size_bytes: int) -> Array:
+        """Return a read-only uint8 view of bytes of the file; unmapped when it is let go."""
+        if not size_bytes:
+            return np.empty(0, np.uint8)
+        page = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        pages = mmap.mmap(
+            self._descriptor, offset - page + size_bytes, access=mmap.ACCESS_READ, offset=page
+        )
+        return np.frombuffer(pages, np.uint8)[offset - page :]
+
+    def close(self) -> None:
+        os.close(self._descriptor)

@@ -1,0 +1,85 @@
+"""Type hints to JSON Schema, so that an op, a merge or an initialisation is declared once.
+
+Understood: bool, int, float, str, None, Literal, list, dict with str keys, unions, and
+`Annotated[hint, "description", {more JSON Schema}]`. A parameter without a default is required.
+A parameter named after a Python keyword ends with an underscore, which recipes leave out.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Schema = dict[str, Any]
+
+_PLAIN: dict[Any, Schema] = {
+    bool: {"type": "boolean"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    str: {"type": "string"},
+    type(None): {"type": "null"},
+    Any: {},
+}
+
+
+def of_hint(hint: Any) -> Schema:
+    """Return the JSON Schema of one type hint; raises TypeError for what has none."""
+    if hint in _PLAIN:
+        return dict(_PLAIN[hint])
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _annotated(arguments)
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin is list:
+        return {"type": "array", "items": of_hint(arguments[0])}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": of_hint(arguments[1])}
+    if origin in (Union, types.UnionType):
+        return _union([of_hint(argument) for argument in arguments])
+    raise TypeError(f"no JSON Schema for {hint!r}")
+
+
+def _annotated(arguments: tuple[Any, ...]) -> Schema:
+    schema = of_hint(arguments[0])
+    for note in arguments[1:]:
+        schema |= {"description": note} if isinstance(note, str) else note
+    return schema
+
+
+def _union(options: list[Schema]) -> Schema:
+    if all(set(option) == {"type"} for option in options):
+        return {"type": [option["type"] for option in options]}
+    return {"anyOf": options}
+
+
+def parameter_name(argument: str) -> str:
+    """Return a Python argument's name in recipes: `from_` is `from`."""
+    return argument.rstrip("_")
+
+
+def of_parameters(function: Callable[..., Any], *, leave_out: tuple[str, ...] = ()) -> Schema:
+    """Return the schema of a function's (or dataclass's) keyword parameters, as an object."""
+    target = function.__init__ if isinstance(function, type) else function
+    hints = get_type_hints(target, include_extras=True)
+    properties: dict[str, Schema] = {}
+    required: list[str] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in leave_out:
+            continue
+        name = parameter_name(parameter.name)
+        properties[name] = of_hint(hints[parameter.name])
+        if parameter.default is inspect.Parameter.empty:
+            required.append(name)
+        elif parameter.default is not None:
+            properties[name]["default"] = parameter.default
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return schema | ({"required": required} if required else {})
+
+
+def arguments(values: Mapping[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    """Return JSON parameters under the names that the Python function gives them."""
+    by_name = {parameter_name(name): name for name in inspect.signature(function).parameters}
+    return {by_name[name]: value for name, value in values.items()}
