@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from surgeon.errors import PlanError
+from surgeon.errors import PlanError, UsageError, did_you_mean
 
 Array = NDArray[Any]
 Kind = Literal["float", "int", "bool", "complex", "opaque"]
@@ -69,9 +69,11 @@ def dtype_named(word: str) -> str | None:
     return _BY_WORD.get(word.lower().removeprefix("torch."))
 
 
-def dtype_words() -> list[str]:
-    """Return every word that `dtype_named` understands, safetensors' names first."""
-    return [row.name for row in DTYPES.values()] + [row.torch for row in DTYPES.values()]
+def require_dtype(word: str) -> str:
+    """Return the safetensors name of a dtype; raises UsageError for an unknown word."""
+    if (name := dtype_named(word)) is None:
+        raise UsageError(f"there is no dtype '{word}'{did_you_mean(word, _BY_WORD)}")
+    return name
 
 
 def working_dtype(*names: str) -> np.dtype[Any]:
@@ -118,6 +120,12 @@ LARGEST = {
 
 def raised(block: Array, dtype: str, out: Array) -> Array:
     """Write the values of a storage block into `out` (float32 or float64) and return it."""
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        _raise_into(block, dtype, out)
+    return out
+
+
+def _raise_into(block: Array, dtype: str, out: Array) -> None:
     if dtype == "BF16":
         if out.dtype == np.float32:
             bits = out.view(np.uint32)
@@ -129,7 +137,6 @@ def raised(block: Array, dtype: str, out: Array) -> Array:
         np.copyto(out, _FLOAT8[dtype][block])
     else:
         np.copyto(out, block)
-    return out
 
 
 def _round_to_bfloat16(block: Array, out: Array, spare: Array) -> None:
@@ -158,8 +165,10 @@ def _round_to_float8(block: Array, dtype: str) -> Array:
     # Of two neighbours at the same distance the even code wins; codes count upwards with value.
     nearer_is_lower = (below < above) | ((below == above) & (codes[lower] % 2 == 0))
     code = codes[np.where(nearer_is_lower, lower, upper)]
-    half_step = (grid[-1] - grid[-2]) / 2
-    overflow = magnitude >= grid[-1] + half_step
+    # Halfway to the next step, which the format does not have, the even code wins once more: E4M3
+    # keeps its largest value there, E5M2 does not.
+    halfway = grid[-1] + (grid[-1] - grid[-2]) / 2
+    overflow = magnitude > halfway if codes[-1] % 2 == 0 else magnitude >= halfway
     code[overflow | ~np.isfinite(magnitude)] = 0x7F if dtype == "F8_E4M3" else 0x7C
     code[np.isnan(block)] = 0x7F if dtype == "F8_E4M3" else 0x7E
     return code | (np.signbit(block).astype(np.uint8) << 7)
@@ -168,10 +177,17 @@ def _round_to_float8(block: Array, dtype: str) -> Array:
 def rounded(block: Array, dtype: str, out: Array, spare: Array) -> Array:
     """Round a working block to `dtype` into the storage block `out` and return it.
 
-    Values beyond the largest finite one become what the format has for it: an infinity, or NaN in
-    F8_E4M3; whoever must not let that pass checks against `LARGEST` first. `spare` is uint32
-    scratch of the same length, used for BF16. `block` is not changed.
+    Values that round beyond the largest finite one become what the format has for it: an infinity,
+    or NaN in F8_E4M3 (where torch saturates to 448, even infinities); whoever must not let that
+    pass checks against `LARGEST` first. `spare` is uint32 scratch of the same length, used for
+    BF16. `block` is not changed.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        _round_into(block, dtype, out, spare)
+    return out
+
+
+def _round_into(block: Array, dtype: str, out: Array, spare: Array) -> None:
     if dtype == "BF16":
         narrow = block if block.dtype == np.float32 else _round_to_odd_float32(block)
         _round_to_bfloat16(narrow, out, spare)
@@ -179,9 +195,7 @@ def rounded(block: Array, dtype: str, out: Array, spare: Array) -> Array:
         narrow = block if block.dtype == np.float32 else _round_to_odd_float32(block)
         np.copyto(out, _round_to_float8(narrow, dtype))
     else:
-        with np.errstate(over="ignore"):
-            np.copyto(out, block, casting="unsafe")
-    return out
+        np.copyto(out, block, casting="unsafe")
 
 
 def _round_to_odd_float32(block: Array) -> Array:
@@ -190,8 +204,7 @@ def _round_to_odd_float32(block: Array) -> Array:
     Round-to-odd (Boldo and Melquiond 2008, https://doi.org/10.1109/TC.2007.70819): wherever the
     float32 is inexact, its last bit is made one, towards the exact value's side of zero.
     """
-    with np.errstate(over="ignore"):
-        nearest = block.astype(np.float32)
+    nearest = block.astype(np.float32)
     # Step back where rounding went away from zero, so that `bits` truncates the exact value.
     bits = nearest.view(np.uint32).copy()
     went_up = np.abs(nearest.astype(np.float64)) > np.abs(block)

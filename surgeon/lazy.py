@@ -10,6 +10,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
@@ -346,7 +347,9 @@ class Joined:
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         row = prod(self.spec.shape[self.dim :])
-        if start // row != max(start, stop - 1) // row:
+        if start == stop:
+            return
+        if start // row != (stop - 1) // row:
             yield Computed(self, start, stop)
             return
         first = start // row
@@ -412,7 +415,9 @@ class Selected:
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         row = prod(self.spec.shape[self.dim :])
-        if start // row != max(start, stop - 1) // row:
+        if start == stop:
+            return
+        if start // row != (stop - 1) // row:
             yield Computed(self, start, stop)
             return
         first, source_row = start // row, prod(self.source.spec.shape[self.dim :])
@@ -424,13 +429,15 @@ class Selected:
         out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
         filled = 0
         for first, end, inside, upto in _spans(start, stop, row):
-            if (inside, upto) != (0, row):
-                for low, high in self._within(inside, upto):
-                    with scratch.scope():
-                        out[filled : filled + high - low] = self.source.elements(
-                            first * source_row + low, first * source_row + high, scratch
-                        )
-                    filled += high - low
+            # One row, or rows too long for scratch: only the runs that are asked for are read.
+            if end - first == 1 or source_row > BLOCK:
+                for line in range(first, end):
+                    for low, high in self._within(inside, upto):
+                        with scratch.scope():
+                            out[filled : filled + high - low] = self.source.elements(
+                                line * source_row + low, line * source_row + high, scratch
+                            )
+                        filled += high - low
                 continue
             lines = max(1, BLOCK // source_row)
             for line in range(first, end, lines):
@@ -538,3 +545,8 @@ def forms(tensor: LazyTensor) -> Iterator[LazyTensor]:
             seen.add(id(form))
             yield form
             pending.extend(reversed(form.operands))
+
+
+def detached(tensor: LazyTensor) -> LazyTensor:
+    """Return the same tensor under an identity of its own."""
+    return copy(tensor)

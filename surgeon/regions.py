@@ -49,7 +49,7 @@ def without(region: Region, taken: Region) -> list[Region]:
 
 def remainder(shape: Sequence[int], taken: Iterable[Region]) -> list[Region]:
     """Return disjoint regions that cover all of `shape` that `taken` leaves."""
-    rest = [whole(shape)]
+    rest = [whole(shape)] if prod(shape) else []
     for region in taken:
         rest = [piece for old in rest for piece in without(old, region)]
     return sorted(rest)

@@ -1,7 +1,8 @@
 """Type hints to JSON Schema, so that an op, a merge or an initialisation is declared once.
 
 Understood: bool, int, float, str, None, Literal, list, dict with str keys, unions, and
-`Annotated[hint, "description", {more JSON Schema}]`. A parameter without a default is required.
+`Annotated[hint, "description", {more JSON Schema}]`, where an object with a `json_schema` says what
+recipes may write instead of the hint. A parameter without a default is required.
 A parameter named after a Python keyword ends with an underscore, which recipes leave out.
 """
 
@@ -26,9 +27,9 @@ _PLAIN: dict[Any, Schema] = {
 
 def of_hint(hint: Any) -> Schema:
     """Return the JSON Schema of one type hint; raises TypeError for what has none."""
-    if hint in _PLAIN:
-        return dict(_PLAIN[hint])
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is None and hint in _PLAIN:
+        return dict(_PLAIN[hint])
     if origin is Annotated:
         return _annotated(arguments)
     if origin is Literal:
@@ -38,6 +39,10 @@ def of_hint(hint: Any) -> Schema:
     if origin is dict:
         return {"type": "object", "additionalProperties": of_hint(arguments[1])}
     if origin in (Union, types.UnionType):
+        if type(None) in arguments:  # leaving a parameter out is how a recipe says none
+            arguments = tuple(argument for argument in arguments if argument is not type(None))
+        if len(arguments) == 1:
+            return of_hint(arguments[0])
         return _union([of_hint(argument) for argument in arguments])
     raise TypeError(f"no JSON Schema for {hint!r}")
 
@@ -45,7 +50,12 @@ def of_hint(hint: Any) -> Schema:
 def _annotated(arguments: tuple[Any, ...]) -> Schema:
     schema = of_hint(arguments[0])
     for note in arguments[1:]:
-        schema |= {"description": note} if isinstance(note, str) else note
+        if isinstance(note, str):
+            schema["description"] = note
+        elif isinstance(note, dict):
+            schema |= note
+        else:
+            schema = dict(note.json_schema)
     return schema
 
 
@@ -62,8 +72,8 @@ def parameter_name(argument: str) -> str:
 
 def of_parameters(function: Callable[..., Any], *, leave_out: tuple[str, ...] = ()) -> Schema:
     """Return the schema of a function's (or dataclass's) keyword parameters, as an object."""
-    target = function.__init__ if isinstance(function, type) else function
-    hints = get_type_hints(target, include_extras=True)
+    # A dataclass's own hints are its __init__'s.
+    hints = get_type_hints(function, include_extras=True)
     properties: dict[str, Schema] = {}
     required: list[str] = []
     for parameter in inspect.signature(function).parameters.values():

@@ -1,0 +1,68 @@
+"""Checksums of tensors whose blocks are written in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from functools import lru_cache
+from typing import Literal
+
+Algorithm = Literal["crc32", "sha256", "none"]
+
+# CRC-32's polynomial, bit-reversed: the highest bit is the coefficient of x^0.
+_POLYNOMIAL = 0xEDB88320
+_ONE = 1 << 31
+
+
+def _times(a: int, b: int) -> int:
+    """Multiply two polynomials modulo the CRC's."""
+    product = 0
+    bit = _ONE
+    while bit:
+        if a & bit:
+            product ^= b
+        b = (b >> 1) ^ (_POLYNOMIAL if b & 1 else 0)
+        bit >>= 1
+    return product
+
+
+@lru_cache(maxsize=1024)
+def _shift(size_bytes: int) -> int:
+    """Return x^(8 n) modulo the CRC's polynomial: what n more bytes do to a CRC."""
+    result, power = _ONE, _ONE >> 8  # x^8
+    while size_bytes:
+        if size_bytes & 1:
+            result = _times(power, result)
+        power = _times(power, power)
+        size_bytes >>= 1
+    return result
+
+
+def crc32_joined(first: int, second: int, second_bytes: int) -> int:
+    """Return the CRC-32 of two runs of bytes, one after the other, from the CRC of each.
+
+    As zlib's crc32_combine, which Python does not offer.
+    """
+    return _times(_shift(second_bytes), first) ^ second
+
+
+class Running:
+    """The checksum of bytes that arrive in order."""
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self._crc: int | None = 0 if algorithm == "crc32" else None
+        self._hash = hashlib.sha256() if algorithm == "sha256" else None
+
+    def update(self, block: memoryview) -> None:
+        if self._crc is not None:
+            self._crc = zlib.crc32(block, self._crc)
+        elif self._hash is not None:
+            self._hash.update(block)
+
+    @property
+    def crc32(self) -> int:
+        return self._crc or 0
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest() if self._hash else ""

@@ -1,0 +1,151 @@
+"""The JSON Schemas around the steps: the recipe's frame and its training section."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+
+def _object(
+    properties: dict[str, Schema], *, required: tuple[str, ...] = (), **more: Any
+) -> Schema:
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**schema, **({"required": list(required)} if required else {}), **more}
+
+
+_PATTERNS: Schema = {
+    "type": ["string", "array"],
+    "items": {"type": "string"},
+    "minItems": 1,
+    "description": "tensors, modules, '@new', '@vectors', or row blocks such as 'fc.weight[7:8]'",
+}
+_TORCH_CLASS: Schema = {
+    "type": "object",
+    "properties": {
+        "class": {
+            "type": "string",
+            "pattern": r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$",
+            "description": "the import path of a class, such as torch.optim.AdamW",
+        },
+        "args": {"type": "object", "description": "its keyword arguments", "default": {}},
+    },
+    "required": ["class"],
+    "additionalProperties": False,
+}
+_POSITIVE: Schema = {"type": "number", "exclusiveMinimum": 0}
+# Zero passes the schema: the manifest's own message for it says what to do instead.
+_RATE: Schema = {"type": "number", "minimum": 0}
+_DURATION: Schema = _object(
+    {
+        "epochs": {"type": "integer", "minimum": 1},
+        "steps": {"type": "integer", "minimum": 1},
+    },
+    minProperties=1,
+    maxProperties=1,
+    description="how long the stage lasts, for the training loop to read",
+)
+LAYER_DECAY: Schema = _object(
+    {
+        "container": {"type": "string", "description": "the numbered layers, such as 'blocks'"},
+        "factor": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    },
+    required=("container", "factor"),
+    description="learning rates shrink by this factor with every layer towards the input",
+)
+GROUP: Schema = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1},
+        "params": _PATTERNS,
+        "lr": {**_RATE, "description": "the learning rate itself"},
+        "lr_scale": {**_RATE, "description": "times the optimizer's lr"},
+        "layer_decay": LAYER_DECAY,
+    },
+    "required": ["name", "params"],
+    # Everything else is a setting of the optimizer's parameter group.
+    "additionalProperties": {"type": ["number", "boolean", "string", "array", "null"]},
+    "not": {"required": ["lr", "lr_scale"]},
+}
+STAGE: Schema = _object(
+    {
+        "name": {"type": "string", "minLength": 1},
+        "duration": _DURATION,
+        "train": _PATTERNS,
+        "freeze": {**_PATTERNS, "minItems": 0},
+        "groups": {"type": "array", "items": GROUP},
+        "layer_decay": LAYER_DECAY,
+        "scheduler": _TORCH_CLASS,
+        "optimizer_state": {"enum": ["reset", "carry"]},
+    },
+    required=("name",),
+    **{"not": {"required": ["train", "freeze"]}},
+)
+TRAINING: Schema = _object(
+    {
+        "optimizer": _TORCH_CLASS,
+        "teacher": _object(
+            {
+                "model": {"type": "string", "description": "'input' or a model of the recipe"},
+                "outputs": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "description": "the blocks of the old outputs; default: of what was widened",
+                },
+                "temperature": {**_POSITIVE, "default": 2.0},
+                "weight": {**_POSITIVE, "default": 1.0},
+            },
+            required=("model",),
+        ),
+        "stages": {"type": "array", "items": STAGE, "minItems": 1},
+        "unfreeze": _object(
+            {
+                "order": {"type": "array", "items": _PATTERNS, "minItems": 1},
+                "duration": _DURATION,
+                "lr_decay": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            },
+            required=("order",),
+            description="a stage per entry, each training one more entry than the one before",
+        ),
+    },
+    description="how the next training run is to train the result",
+)
+
+RECIPE_SCHEMA: Schema = _object(
+    {
+        "$schema": {"type": "string"},
+        "surgeon": {"const": 1, "description": "the version of the recipe language"},
+        "about": {"type": "string", "description": "what the recipe is for, in a line"},
+        "vars": {
+            "type": "object",
+            "propertyNames": {"pattern": r"^[A-Za-z_]\w*$"},
+            "description": "values for ${name}; a variable that is null must be set",
+        },
+        "models": {
+            "type": "object",
+            "propertyNames": {"minLength": 1},
+            "additionalProperties": {"type": ["string", "null"]},
+            "description": "other checkpoints by name; null is given on the command line",
+        },
+        "seed": {"type": "integer", "minimum": 0, "default": 0},
+        "steps": {"type": "array", "items": {"type": "object", "required": ["op"]}},
+        "training": TRAINING,
+        "output": _object(
+            {
+                "dtype": {
+                    "type": ["string", "null"],
+                    "format": "dtype",
+                    "description": "cast all floating-point tensors",
+                },
+                "shard_size": {
+                    "type": ["string", "integer"],
+                    "format": "size",
+                    "description": "the most bytes in one file of a model folder",
+                    "default": "5GB",
+                },
+                "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+            }
+        ),
+    },
+    required=("surgeon", "steps"),
+)

@@ -1,0 +1,159 @@
+"""An opened checkpoint, and what the readers of every format share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from surgeon.dtypes import DTYPES
+from surgeon.errors import CheckpointError
+from surgeon.lazy import ByteSource, LazyTensor, TensorSpec
+
+# 100 MB of JSON takes 8 s and 1.3 GB to parse; 100 000 tensors need 12 MB.
+LONGEST_HEADER = 25_000_000
+# NumPy 1 has no arrays of more dimensions.
+MOST_DIMENSIONS = 32
+# A file that is wrong throughout should not fill the screen.
+_MOST_PROBLEMS = 20
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run of bytes whose CRC-32 the file states; the executor verifies those it used."""
+
+    file: ByteSource
+    offset: int
+    size_bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """What a torch file holds besides tensors and plain values; none of its code is run.
+
+    `problem` says why a tensor of the file, or an array, cannot be used; it is empty for objects
+    that hold no weights, such as an argparse.Namespace.
+    """
+
+    what: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a checkpoint, none of them read yet, and what else its headers say.
+
+    Names of one tied tensor share one LazyTensor. `header_sha256` is over the safetensors header,
+    over data.pkl, or over the header hashes of a folder's weight files in order. `shards` maps
+    names to weight files where there are several. Nothing may be read after `close`.
+    """
+
+    path: Path
+    tensors: dict[str, LazyTensor]
+    header_sha256: str
+    size_bytes: int
+    metadata: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    records: tuple[Record, ...] = ()
+    weight_files: tuple[Path, ...] = ()
+    folder: Path | None = None
+    shards: dict[str, str] = field(default_factory=dict)
+    closers: tuple[Callable[[], None], ...] = ()
+
+    def close(self) -> None:
+        for closer in self.closers:
+            closer()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a torch file holds: plain containers, scalars, LazyTensors and Opaques.
+
+    `origins` are the records of the storages that the tensors lie in, where the file states them.
+    """
+
+    path: Path
+    value: object
+    header_sha256: str
+    size_bytes: int
+    origins: Mapping[LazyTensor, Record]
+    close: Callable[[], None]
+
+
+def at_most(problems: Sequence[str]) -> CheckpointError:
+    """Return one error of all problems, or of the first ones and a count of the others."""
+    shown = problems[:_MOST_PROBLEMS]
+    if left := len(problems) - len(shown):
+        shown = [*shown, f"and {left} more problems of this kind"]
+    return CheckpointError(*shown)
+
+
+def listed(names: Sequence[str], most: int = _MOST_NAMED) -> str:
+    """Return `'a', 'b' and 3 more`."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def plain_key(value: object) -> object:
+    """Return a key that is cheap to hash: shared tuples in tuples take exponential time."""
+    if type(value) is frozenset or (
+        type(value) is tuple and any(type(item) in (tuple, frozenset) for item in value)
+    ):
+        raise ValueError("found a tuple of tuples as a key")
+    hash(value)
+    return value
+
+
+def spec_of(dtype: str, shape: Sequence[object]) -> TensorSpec:
+    """Return the spec that a header states; raises ValueError with what is wrong with it."""
+    if dtype not in DTYPES:
+        raise ValueError(f"found dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"found {len(shape)} dimensions, expected at most {MOST_DIMENSIONS}")
+    product = 1
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise ValueError(f"found {size!r} in its shape, expected sizes of 0 or more")
+        product *= size or 1
+    if product >= 1 << 60:
+        raise ValueError(f"found shape {tuple(shape)}, expected a product that fits in 64 bits")
+    return TensorSpec(dtype, tuple(shape))  # type: ignore[arg-type]  # checked above
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        seen: set[str] = set()
+        twice = sorted({name for name, _ in pairs if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
+        raise ValueError(f"{listed(twice)} is there twice")
+    return values
+
+
+def _no_constant(word: str) -> object:
+    raise ValueError(f"{word} is not JSON")
+
+
+def strict_json(text: bytes) -> dict[str, Any]:
+    """Return a JSON object; raises ValueError for all that Python's json lets through.
+
+    That is a byte order mark, UTF-16, NaN and infinities, a name twice, lone surrogates, and
+    nesting that exhausts the stack.
+    """
+    if len(text) > LONGEST_HEADER:
+        raise ValueError(f"found {len(text)} bytes of JSON, expected at most {LONGEST_HEADER}")
+    if not text.startswith(b"{"):
+        raise ValueError(f"found {text[:4]!r} where the JSON object should start, expected '{{'")
+    try:
+        decoded = text.decode()
+        value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the JSON is not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    if not isinstance(value, dict):  # pragma: no cover (it starts with a brace)
+        raise ValueError("the JSON is not an object")
+    return value

@@ -1,0 +1,196 @@
+"""Open model folders: one weight file, or shards and the index that maps names to them."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from surgeon.errors import CheckpointError
+from surgeon.files import InputFile
+from surgeon.formats.checkpoint import LONGEST_HEADER, Checkpoint, at_most, listed, strict_json
+from surgeon.lazy import LazyTensor
+
+OpenFile = Callable[[Path], Checkpoint]
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_INDEXES = tuple(f"{name}.index.json" for name in _WEIGHTS)
+# What a process has open besides its shards: the output, libraries, pipes.
+_OTHER_FILES = 64
+
+
+def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:
+    """Open the weights of a model folder; raises CheckpointError where they are not clear."""
+    try:
+        there = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be listed: {error.strerror}") from None
+    found = [name for name in (*_WEIGHTS, *_INDEXES) if name in there]
+    if not found and ".metadata" in there:
+        raise CheckpointError(
+            f"{folder}: found a torch distributed checkpoint, which is not read directly; convert "
+            "it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+        )
+    if not found:
+        holds = listed(there, 10) if there else "nothing"
+        raise CheckpointError(
+            f"{folder}: found none of {', '.join((*_WEIGHTS, *_INDEXES))}; it holds {holds}"
+        )
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{folder}: found {' and '.join(found)}, expected one of them; name the one that is "
+            f"meant: {folder / found[0]}"
+        )
+    path = folder / found[0]
+    if found[0] in _INDEXES:
+        checkpoint = open_index(path, open_file)
+    elif problem := _outside(path):
+        raise CheckpointError(problem)
+    else:
+        checkpoint = open_file(path)
+    return replace(checkpoint, path=folder, folder=folder)
+
+
+def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
+    """Open the shards that an index names; raises CheckpointError listing all that differs."""
+    weight_map, total_size, header = _index(path)
+    folder = path.parent
+    _allow_open_files(len(set(weight_map.values())))
+    problems: list[str] = []
+    shards: dict[str, Checkpoint] = {}
+    try:
+        for name in sorted(set(weight_map.values())):
+            if problem := _misplaced(folder, name):
+                problems.append(f"{path}: {problem}")
+                continue
+            try:
+                shards[name] = open_file(folder / name)
+            except CheckpointError as error:
+                problems += error.problems
+        problems += [f"{path}: {line}" for line in _differences(weight_map, shards)]
+        if not problems and (line := _wrong_size(shards, total_size)):
+            problems.append(f"{path}: {line}")
+        if problems:
+            raise at_most(problems)
+    except BaseException:
+        for shard in shards.values():
+            shard.close()
+        raise
+    return _joined(path, shards, header)
+
+
+def _index(path: Path) -> tuple[dict[str, str], float | None, bytes]:
+    """Return the weight map, the total size where it is stated, and the bytes of the index."""
+    file = InputFile(path)
+    try:
+        if file.size_bytes > LONGEST_HEADER:
+            raise ValueError(f"found {file.size_bytes} bytes, expected at most {LONGEST_HEADER}")
+        text = file.read(0, file.size_bytes)
+        value = strict_json(text.strip())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    finally:
+        file.close()
+    weight_map, metadata = value.get("weight_map"), value.get("metadata", {})
+    if not isinstance(weight_map, dict) or not all(type(v) is str for v in weight_map.values()):
+        raise CheckpointError(
+            f"{path}: found no 'weight_map' of names to files, expected the index of a model folder"
+        )
+    total_size = metadata.get("total_size") if isinstance(metadata, dict) else metadata
+    if total_size is not None and type(total_size) not in (int, float):
+        raise CheckpointError(
+            f"{path}: found total_size {total_size!r}, expected a number of bytes"
+        )
+    return weight_map, total_size, text
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise the soft limit on open files, as far as the hard one allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with suppress(OSError, ValueError):  # opening says what is wrong, should it still fail
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _outside(path: Path) -> str:
+    if path.resolve().parent == path.parent.resolve():
+        return ""
+    return (
+        f"{path}: found a link that leaves the folder, to {path.resolve()}; copy the folder with "
+        "its links resolved (cp -rL)"
+    )
+
+
+def _misplaced(folder: Path, name: str) -> str:
+    """Say what is wrong with where a shard is said to be."""
+    if Path(name).name != name or "\0" in name:
+        return f"shard {name!r}: found a path, expected the name of a file in the folder"
+    if not (folder / name).exists():
+        return f"shard {name!r}: it is named in the index but missing in the folder"
+    return _outside(folder / name)
+
+
+def _differences(weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> list[str]:
+    """List where the index and the shards disagree on which tensors there are, and where."""
+    holders: dict[str, list[str]] = {}
+    for shard, checkpoint in shards.items():
+        tied = {id(checkpoint.tensors[name]) for name in checkpoint.tensors if name in weight_map}
+        for name, tensor in checkpoint.tensors.items():
+            if name in weight_map or id(tensor) not in tied:
+                holders.setdefault(name, []).append(shard)
+    lines = []
+    for name, found in holders.items():
+        if len(found) > 1:
+            lines.append(f"tensor {name!r}: found in shards {' and '.join(found)}, expected one")
+        elif name not in weight_map:
+            lines.append(f"tensor {name!r}: found in shard {found[0]}, but not in the index")
+        elif weight_map[name] != found[0]:
+            lines.append(f"tensor {name!r}: found in {found[0]}, expected in {weight_map[name]}")
+    lines += [
+        f"tensor {name!r}: expected in {shard}, found in no shard"
+        for name, shard in weight_map.items()
+        if name not in holders and shard in shards
+    ]
+    return lines
+
+
+def _wrong_size(shards: dict[str, Checkpoint], total_size: float | None) -> str:
+    """Compare the stated size with tied tensors counted once and counted each: both are in use."""
+    tensors = [tensor for shard in shards.values() for tensor in shard.tensors.values()]
+    once = sum(tensor.spec.size_bytes for tensor in {id(t): t for t in tensors}.values())
+    each = sum(tensor.spec.size_bytes for tensor in tensors)
+    if total_size in (None, once, each):
+        return ""
+    return f"found total_size {total_size}, expected {once}; correct it or take it out"
+
+
+def _joined(path: Path, shards: dict[str, Checkpoint], index: bytes) -> Checkpoint:
+    tensors: dict[str, LazyTensor] = {}
+    metadata: dict[str, str] = {}
+    notes: list[str] = []
+    where: dict[str, str] = {}
+    for name, shard in shards.items():
+        tensors.update(shard.tensors)
+        where.update(dict.fromkeys(shard.tensors, name))
+        for key, value in shard.metadata.items():
+            if metadata.setdefault(key, value) != value:
+                notes.append(f"{name}: metadata {key!r} differs from an earlier shard's; left out")
+        notes += [f"{name}: {note}" for note in shard.notes]
+    hashes = "".join(shard.header_sha256 for shard in shards.values())
+    return Checkpoint(
+        path=path,
+        tensors=tensors,
+        metadata=metadata,
+        header_sha256=hashlib.sha256(hashes.encode()).hexdigest(),
+        size_bytes=sum(shard.size_bytes for shard in shards.values()),
+        notes=tuple(notes),
+        records=tuple(record for shard in shards.values() for record in shard.records),
+        weight_files=(path, *(file for shard in shards.values() for file in shard.weight_files)),
+        folder=path.parent,
+        shards=where,
+        closers=tuple(closer for shard in shards.values() for closer in shard.closers),
+    )

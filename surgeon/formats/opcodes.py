@@ -1,0 +1,372 @@
+"""Read a pickle as data: an opcode reader that never imports, calls or looks up anything.
+
+What a pickle would do with classes and functions is asked of a `World`, which answers with inert
+values or refuses. https://docs.python.org/3/library/pickletools.html documents the opcodes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from surgeon.formats.checkpoint import plain_key
+
+# Real pickles hold small integers; a long one costs quadratic time to print.
+_LONGEST_INTEGER = 255
+_LONGEST_LINE = 4096
+# One byte of pickle can make a container of 64 bytes; 100 000 tensors need 12 MB.
+LONGEST_PICKLE = 256_000_000
+
+
+class World(Protocol):
+    """What a pickle may refer to; each method raises ValueError to refuse."""
+
+    def find(self, module: str, name: str) -> object:
+        """Return what stands for a global."""
+        ...
+
+    def call(self, function: object, arguments: tuple[object, ...]) -> object:
+        """Return what stands for the result of a call."""
+        ...
+
+    def build(self, value: object, state: object) -> None:
+        """Take note of the state of an object."""
+        ...
+
+    def extend(self, value: object, items: Sequence[object]) -> None:
+        """Take note of the items of an object that is no plain container."""
+        ...
+
+    def storage(self, identity: object) -> object:
+        """Return what stands for a persistent id."""
+        ...
+
+
+class _Machine:
+    """The state of a pickle that is being read."""
+
+    def __init__(self, data: bytes, world: World) -> None:
+        self.data = data
+        self.world = world
+        self.stack: list[object] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, object] = {}
+
+    def since_mark(self) -> list[object]:
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def bytes_at(self, start: int, length: int) -> bytes:
+        """Return bytes of the pickle; a length is believed only as far as bytes remain."""
+        if start + length > len(self.data):
+            raise ValueError(
+                f"found a length of {length}, expected at most {len(self.data) - start}"
+            )
+        return self.data[start : start + length]
+
+    def line_at(self, start: int) -> str:
+        end = self.data.find(b"\n", start, start + _LONGEST_LINE)
+        if end < 0:
+            raise ValueError("found a line without an end")
+        return self.data[start:end].decode("utf-8")
+
+
+Handler = Callable[[_Machine, int], int]
+_HANDLERS: dict[int, Handler] = {}
+_INT32 = struct.Struct("<i")
+# What the opcodes below raise where the stack, the memo or the bytes are not what they need.
+_MISPLACED = (IndexError, KeyError, TypeError, AttributeError, UnicodeError, struct.error)
+_PLAIN_KEYS = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+def read(data: bytes, world: World) -> object:
+    """Return what a pickle holds; raises ValueError where it is none, or `world` refuses."""
+    if len(data) > LONGEST_PICKLE:
+        raise ValueError(f"found {len(data)} bytes, expected at most {LONGEST_PICKLE}")
+    machine = _Machine(data, world)
+    handlers = [_HANDLERS.get(code, _unknown) for code in range(256)]
+    place = 0
+    try:
+        while place >= 0:
+            place = handlers[data[place]](machine, place + 1)
+        (value,) = machine.stack
+    except _MISPLACED:
+        name = f"opcode {data[place : place + 1]!r}" if 0 <= place < len(data) else "the end"
+        raise ValueError(f"byte {place}: found {name}, which cannot stand there") from None
+    except ValueError as error:
+        raise ValueError(f"byte {place}: {error}") from None
+    return value
+
+
+def _on(code: bytes) -> Callable[[Handler], Handler]:
+    def register(handler: Handler) -> Handler:
+        _HANDLERS[code[0]] = handler
+        return handler
+
+    return register
+
+
+def _unknown(machine: _Machine, place: int) -> int:
+    code = machine.data[place - 1 : place]
+    raise ValueError(f"found opcode {code!r}, which no checkpoint needs")
+
+
+def _push_constant(code: bytes, make: Callable[[], object]) -> None:
+    @_on(code)
+    def handler(machine: _Machine, place: int) -> int:
+        machine.stack.append(make())
+        return place
+
+
+for _code, _make in (
+    (b"N", lambda: None), (b"\x88", lambda: True), (b"\x89", lambda: False),
+    (b"}", dict), (b"]", list), (b")", tuple), (b"\x8f", set),
+):  # fmt: skip
+    _push_constant(_code, _make)
+
+
+def _push_sized(code: bytes, width: int, convert: Callable[[bytes], object]) -> None:
+    """Register an opcode that a length of `width` bytes and that many bytes follow."""
+
+    @_on(code)
+    def handler(machine: _Machine, place: int) -> int:
+        start = place + width
+        length = int.from_bytes(machine.bytes_at(place, width), "little")
+        machine.stack.append(convert(machine.bytes_at(start, length)))
+        return start + length
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _integer(data: bytes) -> int:
+    if len(data) > _LONGEST_INTEGER:
+        raise ValueError(f"found an integer of {len(data)} bytes")
+    return int.from_bytes(data, "little", signed=True)
+
+
+for _code, _width, _convert in (
+    (b"\x8c", 1, _text), (b"X", 4, _text), (b"\x8d", 8, _text),
+    (b"U", 1, bytes.decode), (b"T", 4, bytes.decode),
+    (b"C", 1, bytes), (b"B", 4, bytes), (b"\x8e", 8, bytes), (b"\x96", 8, bytes),
+    (b"\x8a", 1, _integer), (b"\x8b", 4, _integer),
+):  # fmt: skip
+    _push_sized(_code, _width, _convert)
+
+
+@_on(b"\x80")  # PROTO
+def _protocol(machine: _Machine, place: int) -> int:
+    if machine.data[place] > 5:
+        raise ValueError(f"found pickle protocol {machine.data[place]}, expected at most 5")
+    return place + 1
+
+
+@_on(b"\x95")  # FRAME: how much follows, which we have already
+def _frame(machine: _Machine, place: int) -> int:
+    return place + 8
+
+
+@_on(b".")  # STOP
+def _stop(machine: _Machine, place: int) -> int:
+    if machine.marks:
+        raise ValueError("found the end inside a tuple or a list")
+    return -1
+
+
+@_on(b"(")
+def _mark(machine: _Machine, place: int) -> int:
+    machine.marks.append(len(machine.stack))
+    return place
+
+
+@_on(b"0")
+def _pop(machine: _Machine, place: int) -> int:
+    machine.stack.pop()
+    return place
+
+
+@_on(b"1")
+def _pop_mark(machine: _Machine, place: int) -> int:
+    machine.since_mark()
+    return place
+
+
+@_on(b"q")  # BINPUT
+def _put(machine: _Machine, place: int) -> int:
+    machine.memo[machine.data[place]] = machine.stack[-1]
+    return place + 1
+
+
+@_on(b"r")  # LONG_BINPUT
+def _put_long(machine: _Machine, place: int) -> int:
+    machine.memo[_INT32.unpack_from(machine.data, place)[0]] = machine.stack[-1]
+    return place + 4
+
+
+@_on(b"\x94")
+def _memoize(machine: _Machine, place: int) -> int:
+    machine.memo[len(machine.memo)] = machine.stack[-1]
+    return place
+
+
+@_on(b"h")  # BINGET
+def _get(machine: _Machine, place: int) -> int:
+    machine.stack.append(machine.memo[machine.data[place]])
+    return place + 1
+
+
+@_on(b"j")  # LONG_BINGET
+def _get_long(machine: _Machine, place: int) -> int:
+    machine.stack.append(machine.memo[_INT32.unpack_from(machine.data, place)[0]])
+    return place + 4
+
+
+@_on(b"K")  # BININT1
+def _integer1(machine: _Machine, place: int) -> int:
+    machine.stack.append(machine.data[place])
+    return place + 1
+
+
+def _push_number(code: bytes, form: struct.Struct) -> None:
+    @_on(code)
+    def handler(machine: _Machine, place: int) -> int:
+        machine.stack.append(form.unpack_from(machine.data, place)[0])
+        return place + form.size
+
+
+_push_number(b"M", struct.Struct("<H"))  # BININT2
+_push_number(b"J", _INT32)  # BININT
+_push_number(b"G", struct.Struct(">d"))  # BINFLOAT
+
+
+@_on(b"t")  # TUPLE
+def _tuple(machine: _Machine, place: int) -> int:
+    items = machine.since_mark()
+    machine.stack.append(tuple(items))
+    return place
+
+
+@_on(b"\x85")
+def _tuple1(machine: _Machine, place: int) -> int:
+    machine.stack[-1] = (machine.stack[-1],)
+    return place
+
+
+@_on(b"\x86")
+def _tuple2(machine: _Machine, place: int) -> int:
+    second = machine.stack.pop()
+    machine.stack[-1] = (machine.stack[-1], second)
+    return place
+
+
+@_on(b"\x87")
+def _tuple3(machine: _Machine, place: int) -> int:
+    third, second = machine.stack.pop(), machine.stack.pop()
+    machine.stack[-1] = (machine.stack[-1], second, third)
+    return place
+
+
+def _set(machine: _Machine, value: object, items: list[object]) -> None:
+    if len(items) % 2:
+        raise ValueError("found a key without a value")
+    if type(value) is not dict:
+        machine.world.extend(value, items)
+        return
+    for name, item in zip(items[::2], items[1::2], strict=True):
+        value[name if type(name) in _PLAIN_KEYS else plain_key(name)] = item
+
+
+@_on(b"s")  # SETITEM
+def _set_item(machine: _Machine, place: int) -> int:
+    items = machine.stack[-2:]
+    del machine.stack[-2:]
+    _set(machine, machine.stack[-1], items)
+    return place
+
+
+@_on(b"u")  # SETITEMS
+def _set_items(machine: _Machine, place: int) -> int:
+    items = machine.since_mark()
+    _set(machine, machine.stack[-1], items)
+    return place
+
+
+def _extend(machine: _Machine, value: object, items: list[object]) -> None:
+    if type(value) is list:
+        value.extend(items)
+    elif type(value) is set:
+        value.update(plain_key(item) for item in items)
+    else:
+        machine.world.extend(value, items)
+
+
+@_on(b"a")  # APPEND
+def _append(machine: _Machine, place: int) -> int:
+    item = machine.stack.pop()
+    _extend(machine, machine.stack[-1], [item])
+    return place
+
+
+@_on(b"e")  # APPENDS
+@_on(b"\x90")  # ADDITEMS
+def _append_all(machine: _Machine, place: int) -> int:
+    items = machine.since_mark()
+    _extend(machine, machine.stack[-1], items)
+    return place
+
+
+@_on(b"\x91")
+def _frozenset(machine: _Machine, place: int) -> int:
+    items = machine.since_mark()
+    machine.stack.append(frozenset(plain_key(item) for item in items))
+    return place
+
+
+@_on(b"c")
+def _global(machine: _Machine, place: int) -> int:
+    module = machine.line_at(place)
+    name = machine.line_at(place + len(module.encode()) + 1)
+    machine.stack.append(machine.world.find(module, name))
+    return place + len(module.encode()) + len(name.encode()) + 2
+
+
+@_on(b"\x93")  # STACK_GLOBAL
+def _stack_global(machine: _Machine, place: int) -> int:
+    name, module = machine.stack.pop(), machine.stack.pop()
+    if type(name) is not str or type(module) is not str:
+        raise ValueError("found a global whose name is not text")
+    machine.stack.append(machine.world.find(module, name))
+    return place
+
+
+@_on(b"R")  # REDUCE
+@_on(b"\x81")  # NEWOBJ
+def _call(machine: _Machine, place: int) -> int:
+    arguments = machine.stack.pop()
+    if type(arguments) is not tuple:
+        raise ValueError("found a call without a tuple of arguments")
+    machine.stack[-1] = machine.world.call(machine.stack[-1], arguments)
+    return place
+
+
+@_on(b"\x92")  # NEWOBJ_EX
+def _call_with_keywords(machine: _Machine, place: int) -> int:
+    machine.stack.pop()
+    return _call(machine, place)
+
+
+@_on(b"b")
+def _build(machine: _Machine, place: int) -> int:
+    state = machine.stack.pop()
+    machine.world.build(machine.stack[-1], state)
+    return place
+
+
+@_on(b"Q")  # BINPERSID
+def _persistent(machine: _Machine, place: int) -> int:
+    machine.stack[-1] = machine.world.storage(machine.stack[-1])
+    return place

@@ -1,0 +1,146 @@
+"""Read safetensors files: https://github.com/huggingface/safetensors#format."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from surgeon.dtypes import DTYPES
+from surgeon.errors import CheckpointError
+from surgeon.files import InputFile
+from surgeon.formats.checkpoint import LONGEST_HEADER, Checkpoint, at_most, spec_of, strict_json
+from surgeon.lazy import LazyTensor, Stored, TensorSpec
+
+_TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
+
+
+def has_header(size_bytes: int, start: bytes) -> bool:
+    """Tell by the first bytes of a file whether it is meant to be safetensors.
+
+    That is a header length that may be one, or else a brace where the header begins: what is wrong
+    with such a file is for `open_safetensors` to say.
+    """
+    length = int.from_bytes(start[:8], "little")
+    return start[8:9] == b"{" or size_bytes < 8 or length < size_bytes
+
+
+def open_safetensors(file: InputFile) -> Checkpoint:
+    """Read the header and check all that it says; no tensor is read."""
+    try:
+        header = _header(file)
+        data_offset = 8 + len(header)
+        entries = strict_json(header)
+        metadata = _metadata(entries.pop("__metadata__", {}))
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: {error}") from None
+    tensors = _tensors(file, entries, data_offset)
+    ties = _ties(metadata, tensors)
+    tensors.update((alias, tensors[owner]) for alias, owner in ties.items())
+    return Checkpoint(
+        path=file.path,
+        tensors=tensors,
+        metadata={key: value for key, value in metadata.items() if key not in ties},
+        header_sha256=hashlib.sha256(header).hexdigest(),
+        size_bytes=file.size_bytes,
+        weight_files=(file.path,),
+        closers=(file.close,),
+    )
+
+
+def _header(file: InputFile) -> bytes:
+    if file.size_bytes < 8:
+        raise ValueError(f"found {file.size_bytes} bytes, expected a header length of 8 bytes")
+    length = int.from_bytes(file.read(0, 8), "little")
+    if length == 0:
+        raise ValueError("found a header length of 0, expected at least 2")
+    if length > file.size_bytes - 8:
+        raise ValueError(
+            f"found a header length of {length}, expected at most {file.size_bytes - 8}, "
+            "which is where the file ends"
+        )
+    if length > LONGEST_HEADER:
+        raise ValueError(f"found a header length of {length}, expected at most {LONGEST_HEADER}")
+    return file.read(8, length)
+
+
+def _metadata(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(type(text) is str for text in value.values()):
+        if isinstance(value, dict) and {"dtype", "shape"} <= value.keys():
+            raise ValueError("a tensor is called '__metadata__', which is not a tensor's name")
+        raise ValueError("found '__metadata__' that is not an object of strings")
+    _check_unicode([*value, *value.values()])
+    return value
+
+
+def _check_unicode(texts: list[str]) -> None:
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise ValueError("found half of a surrogate pair in a name, expected Unicode") from None
+
+
+def _ties(metadata: dict[str, str], tensors: dict[str, LazyTensor]) -> dict[str, str]:
+    """Find the names that safetensors.torch.save_model left out because they are tied."""
+    return {
+        alias: owner
+        for alias, owner in metadata.items()
+        if owner in tensors and alias not in tensors and alias != "format"
+    }
+
+
+def _tensors(file: InputFile, entries: dict[str, Any], data_offset: int) -> dict[str, LazyTensor]:
+    problems = []
+    found: list[tuple[int, int, str, TensorSpec]] = []
+    for name, entry in entries.items():
+        try:
+            found.append(_placed(name, entry))
+        except ValueError as error:
+            problems.append(f"{file.path}: tensor {name!r}: {error}")
+    if not problems:
+        problems = _gaps(file, found, file.size_bytes - data_offset)
+    try:
+        _check_unicode(list(entries))
+    except ValueError as error:
+        problems.append(f"{file.path}: {error}")
+    if problems:
+        raise at_most(problems)
+    return {name: Stored(file, data_offset + begin, spec) for begin, _, name, spec in found}
+
+
+def _placed(name: str, entry: object) -> tuple[int, int, str, TensorSpec]:
+    if type(entry) is not dict or entry.keys() != _TENSOR_KEYS:
+        keys = f"the keys {sorted(entry)}" if isinstance(entry, dict) else type(entry).__name__
+        raise ValueError(f"found {keys}, expected dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if type(dtype) is not str or type(shape) is not list:
+        raise ValueError(f"found dtype {dtype!r} and shape {shape!r}, expected a name and a list")
+    spec = spec_of(dtype, shape)
+    match offsets:
+        case [int(begin), int(end)] if type(begin) is type(end) is int and 0 <= begin <= end:
+            pass
+        case _:
+            raise ValueError(f"found data_offsets {offsets!r}, expected [begin, end] in order")
+    bits = spec.count * DTYPES[dtype].bits
+    if bits != (end - begin) * 8:
+        raise ValueError(f"found {end - begin} bytes, expected {bits / 8:g} for {spec}")
+    return begin, end, name, spec
+
+
+def _gaps(
+    file: InputFile, found: list[tuple[int, int, str, TensorSpec]], data_size: int
+) -> list[str]:
+    """List where tensors overlap, leave a hole, or do not end where the file does."""
+    problems = []
+    reached = 0
+    for begin, end, name, _ in sorted(found, key=lambda place: place[:2]):
+        if begin != reached:
+            what = "a hole before it" if begin > reached else "an overlap"
+            problems.append(
+                f"{file.path}: tensor {name!r}: found {what}: it begins at byte {begin} of the "
+                f"data, expected {reached}"
+            )
+        reached = max(reached, end)
+    if reached != data_size:
+        what = "the file is cut off" if reached > data_size else "there are trailing bytes"
+        problems.append(f"{file.path}: found {data_size} bytes of data, expected {reached}; {what}")
+    return problems

@@ -1,0 +1,330 @@
+"""What each named initialisation does, declared once each.
+
+An initialisation is a function of the `Place` where values are missing. Its recipe word, its JSON
+Schema and its checks come from that declaration. Meaning and parameters are those of
+torch.nn.init, and scales come from the final size of the whole tensor. Use them through
+initialisers.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import numpy as np
+
+from surgeon.dtypes import DTYPES, Array
+from surgeon.lazy import Copied, Fresh, LazyTensor, Once, Scratch, Selected, Stream, TensorSpec
+from surgeon.places import (
+    FAR,
+    Bound,
+    Place,
+    check_fits,
+    filled,
+    initialisation,
+    normal_values,
+    positioned,
+    sampled,
+    uniform_values,
+)
+from surgeon.sampling import drawn, mean_of_rows, rows_like, standard_normal, truncated_normal
+
+Mode = Literal["fan_in", "fan_out"]
+_LINEAR = (
+    "linear",
+    *(f"conv{way}{n}d" for way in ("", "_transpose") for n in (1, 2, 3)),
+    "sigmoid",
+)
+# Besides leaky_relu, whose gain depends on its slope; torch.nn.init.calculate_gain
+_GAINS = dict.fromkeys(_LINEAR, 1.0) | {"tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
+Nonlinearity = Annotated[
+    str, "what follows the layer; gives the gain", {"enum": [*_GAINS, "leaky_relu"]}
+]
+
+
+def _fans(place: Place, spec: TensorSpec) -> tuple[int, int]:
+    """Return fan_in and fan_out, counted as torch does: dimension 0 is the output."""
+    if len(spec.shape) < 2:
+        raise place.error("a fan needs at least 2 dimensions; name another init, such as zeros")
+    field = math.prod(spec.shape[2:])
+    return max(1, spec.shape[1] * field), max(1, spec.shape[0] * field)
+
+
+def _xavier_std(place: Place, gain: float) -> float:
+    return gain * math.sqrt(2 / sum(_fans(place, place.spec)))
+
+
+def _kaiming_std(place: Place, a: float, mode: Mode, nonlinearity: str) -> float:
+    fan_in, fan_out = _fans(place, place.spec)
+    gain = _GAINS.get(nonlinearity, math.sqrt(2 / (1 + a**2)))
+    return gain / math.sqrt(fan_in if mode == "fan_in" else fan_out)
+
+
+_ONES = ("weight", "gamma", "scale", "running_var")
+
+
+@initialisation("float", "int", "bool")
+def default(place: Place) -> LazyTensor:
+    """What torch's own layer constructor does for a layer of this size.
+
+    Rank 2 counts as linear and rank 3 to 5 as convolution: uniform within 1 / sqrt(fan_in), for
+    the bias too. Rank 1 counts as normalisation: ones, for the bias zeros. Integers become zeros.
+    """
+    leaf, rank = place.leaf, len(place.spec.shape)
+    if DTYPES[place.spec.dtype].kind != "float" or leaf == "running_mean":
+        return filled(place, "default", 0)
+    if 2 <= rank <= 5:
+        bound = 1 / math.sqrt(_fans(place, place.spec)[0])
+        return uniform_values(place, "default", -bound, bound)
+    if rank <= 1 and (leaf == "beta" or "bias" in leaf):
+        if place.weight is None or len(place.weight.shape) < 2:
+            return filled(place, "default", 0)
+        bound = 1 / math.sqrt(_fans(place, place.weight)[0])
+        return uniform_values(place, "default", -bound, bound)
+    if rank <= 1 and leaf in _ONES:
+        return filled(place, "default", 1)
+    raise place.error(f"'{leaf}' of rank {rank} has no default; name an init")
+
+
+@initialisation("float", "int", "bool")
+def zeros(place: Place) -> LazyTensor:
+    """All zeros."""
+    return filled(place, "zeros", 0)
+
+
+@initialisation("float", "int", "bool")
+def ones(place: Place) -> LazyTensor:
+    """All ones."""
+    return filled(place, "ones", 1)
+
+
+@initialisation("float", "int", "bool")
+def constant(place: Place, *, val: Annotated[float, "every value"]) -> LazyTensor:
+    """One value everywhere."""
+    return filled(place, "constant", val)
+
+
+@initialisation("float")
+def normal(
+    place: Place,
+    *,
+    mean: Annotated[float, "the mean"] = 0.0,
+    std: Annotated[float, "the standard deviation", {"minimum": 0}] = 1.0,
+) -> LazyTensor:
+    """Normal with a mean and a standard deviation."""
+    return normal_values(place, "normal", mean, std)
+
+
+@initialisation("float")
+def trunc_normal(
+    place: Place,
+    *,
+    mean: Annotated[float, "the mean before truncation"] = 0.0,
+    std: Annotated[float, "the deviation before truncation", {"exclusiveMinimum": 0}] = 1.0,
+    a: Annotated[float, "the smallest value"] = -2.0,
+    b: Annotated[float, "the largest value"] = 2.0,
+) -> LazyTensor:
+    """Normal without what lies below a or above b (values, not multiples of std)."""
+    if not a < b:
+        raise place.error(f"'trunc_normal' needs a < b, not {a:g} and {b:g}")
+    check_fits(place, max(a, mean - FAR * std), min(b, mean + FAR * std))
+    standard = truncated_normal((a - mean) / std, (b - mean) / std)
+
+    def sample(generator: np.random.Generator, count: int) -> Array:
+        return np.clip(mean + std * standard(generator, count), a, b)
+
+    return sampled(place, "trunc_normal", sample)
+
+
+@initialisation("float")
+def uniform(
+    place: Place,
+    *,
+    a: Annotated[float, "the lower bound"] = 0.0,
+    b: Annotated[float, "the upper bound"] = 1.0,
+) -> LazyTensor:
+    """Uniform between two bounds."""
+    if a > b:
+        raise place.error(f"'uniform' needs a <= b, not {a:g} and {b:g}")
+    return uniform_values(place, "uniform", a, b)
+
+
+Gain = Annotated[float, "what the values are multiplied by"]
+Slope = Annotated[float, "negative slope of the leaky_relu that follows"]
+
+
+@initialisation("float")
+def xavier_uniform(place: Place, *, gain: Gain = 1.0) -> LazyTensor:
+    """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
+    bound = math.sqrt(3) * abs(_xavier_std(place, gain))
+    return uniform_values(place, "xavier_uniform", -bound, bound)
+
+
+@initialisation("float")
+def xavier_normal(place: Place, *, gain: Gain = 1.0) -> LazyTensor:
+    """Normal with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
+    return normal_values(place, "xavier_normal", 0, abs(_xavier_std(place, gain)))
+
+
+@initialisation("float")
+def kaiming_uniform(
+    place: Place,
+    *,
+    a: Slope = 0.0,
+    mode: Annotated[Mode, "which fan"] = "fan_in",
+    nonlinearity: Nonlinearity = "leaky_relu",
+) -> LazyTensor:
+    """Uniform with deviation gain / sqrt(fan) (He et al. 2015)."""
+    bound = math.sqrt(3) * _kaiming_std(place, a, mode, nonlinearity)
+    return uniform_values(place, "kaiming_uniform", -bound, bound)
+
+
+@initialisation("float")
+def kaiming_normal(
+    place: Place,
+    *,
+    a: Slope = 0.0,
+    mode: Annotated[Mode, "which fan"] = "fan_in",
+    nonlinearity: Nonlinearity = "leaky_relu",
+) -> LazyTensor:
+    """Normal with deviation gain / sqrt(fan) (He et al. 2015)."""
+    return normal_values(place, "kaiming_normal", 0, _kaiming_std(place, a, mode, nonlinearity))
+
+
+@initialisation("float")
+def orthogonal(place: Place, *, gain: Gain = 1.0) -> LazyTensor:
+    """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2013).
+
+    Dimensions after the first are flattened. The matrix of the whole tensor is made at once, in
+    float64: 8 bytes per element stay until the plan is written, some 32 are used meanwhile.
+    """
+    if len(place.spec.shape) < 2:
+        raise place.error("'orthogonal' needs at least 2 dimensions")
+    check_fits(place, gain)
+    size, rows = place.spec.count, place.spec.shape[0]
+
+    def matrix(scratch: Scratch) -> Array:
+        if not size:
+            return np.empty(0)
+        flat = drawn(place.stream, size, 0, size, standard_normal).reshape(rows, -1)
+        wide = rows < flat.shape[1]
+        q, r = np.linalg.qr(flat.T if wide else flat)
+        # Signs as in torch, so that Q is uniform: https://arxiv.org/abs/math-ph/0609050
+        q = q * (gain * np.where(np.diagonal(r) < 0, -1.0, 1.0))
+        return np.ascontiguousarray(q.T if wide else q).reshape(-1)
+
+    known = Once(matrix)
+
+    def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
+        values: Array = known.get(scratch)[start:stop]
+        return values
+
+    return positioned(place, "orthogonal", make)
+
+
+@initialisation("float")
+def eye(place: Place) -> LazyTensor:
+    """The identity matrix, cut or filled up with zeros; rank 2."""
+    if len(place.spec.shape) != 2:
+        raise place.error("'eye' needs 2 dimensions")
+    columns = place.spec.shape[1]
+
+    def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
+        row, column = np.divmod(np.arange(start, stop), columns)
+        values: Array = np.equal(row, column).astype(np.float32)
+        return values
+
+    return positioned(place, "eye", make)
+
+
+@initialisation("float")
+def dirac(
+    place: Place, *, groups: Annotated[int, "of the convolution", {"minimum": 1}] = 1
+) -> LazyTensor:
+    """A convolution that passes its input channels through; rank 3 to 5."""
+    shape = place.spec.shape
+    if not 3 <= len(shape) <= 5:
+        raise place.error("'dirac' needs 3 to 5 dimensions")
+    if shape[0] % groups:
+        raise place.error(f"dimension 0 is not divisible by groups {groups}")
+    per_group = shape[0] // groups
+    field = math.prod(shape[2:])
+    centre = sum(
+        size // 2 * math.prod(shape[dim + 1 :]) for dim, size in enumerate(shape) if dim > 1
+    )
+
+    def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
+        channel, inside = np.divmod(np.arange(start, stop), shape[1] * field)
+        values: Array = np.equal(inside, channel % per_group * field + centre).astype(np.float32)
+        return values
+
+    return positioned(place, "dirac", make)
+
+
+def _from_rows(
+    place: Place, name: str, old: LazyTensor, compute: Callable[[Scratch], Array]
+) -> LazyTensor:
+    """Return a missing part made of a few computed rows: float64 (before, 1 or count, after)."""
+    known = Once(compute)
+    count, after = place.missing.shape[place.dim], math.prod(place.spec.shape[place.dim + 1 :])
+
+    def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
+        rows, index = known.get(scratch), np.arange(start, stop)
+        if rows.shape[1] != count:  # the one row again and again
+            index = index // (count * after) * after + index % after
+        return np.take(rows, index)
+
+    return Fresh(place.missing, Bound(name, make, (old,)), place.stream)
+
+
+@initialisation("float", looks_at_rows=True)
+def mean(place: Place, *, old: LazyTensor) -> LazyTensor:
+    """The mean of the old rows, in every new one."""
+    return _from_rows(place, "mean", old, lambda scratch: mean_of_rows(old, place.dim, scratch))
+
+
+@initialisation("float", looks_at_rows=True)
+def rows_normal(place: Place, *, old: LazyTensor) -> LazyTensor:
+    """Normal with the mean and the covariance of the old rows; of one old row, that row.
+
+    Sampled as mean + (n - 1)^-1/2 Z (X - mean) with X the n old rows and Z standard normal, which
+    has exactly their sample covariance and needs no d x d matrix; see `sampling.rows_like`. All new
+    rows are made at once: 8 bytes per new element stay until the plan is written. Hewitt 2021,
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html
+    """
+    count = place.missing.shape[place.dim]
+    return _from_rows(
+        place,
+        "rows_normal",
+        old,
+        lambda scratch: rows_like(old, place.dim, count, place.stream, scratch),
+    )
+
+
+@initialisation("float", "int", "bool", "complex", "opaque", looks_at_rows=True)
+def copy(
+    place: Place,
+    *,
+    old: LazyTensor,
+    rows: Annotated[
+        list[int],
+        "the old row that each new one is a copy of, or one for all of them",
+        {"items": {"type": "integer", "minimum": 0}, "minItems": 1},
+    ],
+) -> LazyTensor:
+    """Copies of old rows."""
+    if DTYPES[place.spec.dtype].bits < 8:
+        raise place.error("values of less than a byte cannot be copied")
+    size, count = place.old_size, place.missing.shape[place.dim]
+    if outside := [row for row in rows if row >= size]:
+        raise place.error(f"row {outside[0]} cannot be copied; the old rows are 0 to {size - 1}")
+    if len(rows) not in (1, count):
+        raise place.error(f"'copy' names {len(rows)} rows for {count} new ones; name one or each")
+    ranges: list[tuple[int, int]] = []
+    for row in rows * (count // len(rows)):
+        if ranges and ranges[-1][1] == row:
+            ranges[-1] = (ranges[-1][0], row + 1)
+        else:
+            ranges.append((row, row + 1))
+    return Copied(Selected(old, place.dim, tuple(ranges)))

@@ -1,0 +1,128 @@
+"""Which tensor lies where in which output file: known before the first byte is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from surgeon.draft import Tensors
+from surgeon.dtypes import LAYOUT_RANK
+from surgeon.lazy import LazyTensor
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor and its place in the data section of a file."""
+
+    name: str
+    tensor: LazyTensor
+    offset: int
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One safetensors file to be: its header's bytes and its tensors in file order."""
+
+    name: str
+    header: bytes
+    tensors: tuple[Placed, ...]
+    size_bytes: int
+
+    @property
+    def header_sha256(self) -> str:
+        return header_sha256(self.header)
+
+
+def header_sha256(header: bytes) -> str:
+    """Return the hash that pins a file's names, shapes, dtypes and layout.
+
+    Over the JSON text of the header, its padding included, without the eight bytes of its length.
+    """
+    return hashlib.sha256(header[8:]).hexdigest()
+
+
+def ties(tensors: Tensors) -> dict[str, str]:
+    """Return {alias: owner} of tied names; the owner is the first by name.
+
+    So does safetensors' `save_model`, which records the same in the metadata.
+    """
+    owners: dict[int, str] = {}
+    for name in sorted(tensors):
+        owners.setdefault(id(tensors[name]), name)
+    return {name: owner for name in sorted(tensors) if (owner := owners[id(tensors[name])]) != name}
+
+
+def lay_out(
+    tensors: Tensors, metadata: Mapping[str, str], name: str = "model.safetensors"
+) -> OutputFile:
+    """Return the layout of all tensors in one file."""
+    aliases = ties(tensors)
+    return _file(name, [(n, t) for n, t in tensors.items() if n not in aliases], metadata, aliases)
+
+
+def lay_out_shards(
+    tensors: Tensors, metadata: Mapping[str, str], shard_size: int
+) -> list[OutputFile]:
+    """Return the layouts of a model folder's files, none larger than `shard_size` if it can be.
+
+    Tensors fill the files in the order of `tensors`, as transformers does; one that is larger than
+    `shard_size` has a file of its own.
+    """
+    aliases = ties(tensors)
+    shards: list[list[tuple[str, LazyTensor]]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        if name in aliases:
+            continue
+        size = tensor.spec.size_bytes
+        if shards[-1] and filled + size > shard_size:
+            shards.append([])
+            filled = 0
+        shards[-1].append((name, tensor))
+        filled += size
+    if len(shards) == 1:
+        return [_file("model.safetensors", shards[0], metadata, aliases)]
+    return [
+        _file(f"model-{number:05d}-of-{len(shards):05d}.safetensors", shard, metadata, aliases)
+        for number, shard in enumerate(shards, 1)
+    ]
+
+
+def _file(
+    file_name: str,
+    tensors: Iterable[tuple[str, LazyTensor]],
+    metadata: Mapping[str, str],
+    aliases: Mapping[str, str],
+) -> OutputFile:
+    # By dtype, then name: the order save_file uses, so that a no-op recipe is byte-identical.
+    ordered = sorted(tensors, key=lambda item: (LAYOUT_RANK[item[1].spec.dtype], item[0]))
+    held = {name for name, _ in ordered}
+    own_aliases = {alias: owner for alias, owner in aliases.items() if owner in held}
+    header: dict[str, object] = {}
+    if described := {**metadata, **own_aliases}:
+        header["__metadata__"] = dict(sorted(described.items()))
+    placed = []
+    offset = 0
+    for name, tensor in ordered:
+        end = offset + tensor.spec.size_bytes
+        header[name] = {
+            "dtype": tensor.spec.dtype,
+            "shape": tensor.spec.shape,
+            "data_offsets": [offset, end],
+        }
+        placed.append(Placed(name, tensor, offset))
+        offset = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return OutputFile(file_name, head, tuple(placed), len(head) + offset)
+
+
+def index_of(files: Iterable[OutputFile]) -> str:
+    """Return the text of `model.safetensors.index.json`, as transformers writes it."""
+    shards = {placed.name: file.name for file in files for placed in file.tensors}
+    total = sum(placed.tensor.spec.size_bytes for file in files for placed in file.tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": shards}
+    return json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

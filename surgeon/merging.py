@@ -1,0 +1,336 @@
+"""What all merges share: operands, weights, varying parameters, integers, guards.
+
+A merge is arithmetic alone: a function of its parameters that returns the `Arithmetic` of one
+tensor, made when the recipe is planned, so that impossible parameters are found there. `@merge`
+makes an op of it. Kernels get raised operands, the state's first.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import numpy as np
+
+from surgeon import patterns
+from surgeon.depth import fraction, layer_counts
+from surgeon.draft import Draft, Tensors
+from surgeon.dtypes import DTYPES, Array
+from surgeon.errors import PlanError
+from surgeon.lazy import Elementwise, Kernel, LazyTensor, Operands, Scratch
+from surgeon.patterns import Target
+from surgeon.registry import register
+from surgeon.values import require_finite, same_values
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How the blocks of one tensor are combined, and what has to be known of it before."""
+
+    combine: Kernel
+    statistics: Callable[[Operands], Any] | None = None
+
+
+Missing = Literal["error", "keep"]
+Integers = Literal["first", "max", "error"]
+NonFinite = Literal["error", "allow"]
+Models = Annotated[
+    list[str] | Literal["*"], "names of the other models, or '*' for all of them", {"minItems": 1}
+]
+MergeTarget = Annotated[Target, "the tensors to merge; the rest stays as it is"]
+Into = Annotated[
+    str | None,
+    "keep the result as a model of this name instead of replacing the state",
+    {"minLength": 1},
+]
+
+
+@dataclass(frozen=True)
+class Varying:
+    """Marks a parameter that is a number, or varies by layer and by name, within these limits.
+
+    The maker gets the number of its tensor.
+    """
+
+    minimum: float | None = None
+    maximum: float | None = None
+
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        """The schema of what a recipe may say."""
+        limits = {"minimum": self.minimum, "maximum": self.maximum}
+        number = {"type": "number", **{k: v for k, v in limits.items() if v is not None}}
+        curve = {"type": "array", "items": number, "minItems": 1}
+        by_layer = _object({"by_layer": curve}, ["by_layer"])
+        target = {"type": ["string", "array"], "format": "name-pattern"}
+        rule = _object({"target": target, "value": {"anyOf": [number, by_layer]}}, ["value"])
+        return {"anyOf": [number, by_layer, {"type": "array", "items": rule, "minItems": 1}]}
+
+
+def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+Maker = Callable[..., Arithmetic]
+
+
+class _Resolver:
+    """Values of varying parameters, tensor by tensor."""
+
+    def __init__(self, names: Sequence[str], tensors: Tensors) -> None:
+        self._names = names
+        self._counts = layer_counts(tensors)
+        vectors = [name for name, tensor in tensors.items() if len(tensor.spec.shape) <= 1]
+        self._special = {"@vectors": vectors}
+
+    def value(self, given: Any, name: str) -> float:
+        """Return what a number, a `by_layer` curve or a list of rules says for one tensor."""
+        if isinstance(given, dict):
+            curve = given["by_layer"]
+            return float(
+                np.interp(fraction(name, self._counts) * (len(curve) - 1), range(len(curve)), curve)
+            )
+        if isinstance(given, list):
+            return self._by_name(given, name)
+        return float(given)
+
+    def _by_name(self, rules: list[dict[str, Any]], name: str) -> float:
+        for rule in rules:
+            if "target" not in rule or name in self._selected(rule["target"]):
+                return self.value(rule["value"], name)
+        raise PlanError(f"no rule gives a value for '{name}'; end with one that has no 'target'")
+
+    def _selected(self, target: str | list[str]) -> list[str]:
+        return patterns.select(target, self._names, special=self._special, optional=True)
+
+
+def merge(
+    *,
+    example: Mapping[str, Any],
+    paper: str,
+    models: int | None = None,
+) -> Callable[[Maker], Maker]:
+    """Register a function `(*, parameters...) -> Arithmetic` as the merge of its name.
+
+    `models` fixes how many other models it takes. A parameter `weights` arrives as one number per
+    operand, the state's first.
+    """
+
+    def decorate(maker: Maker) -> Maker:
+        hints = get_type_hints(maker, include_extras=True)
+        own = [
+            # Weights always arrive: where the recipe gives none, operands have equal ones.
+            parameter.replace(annotation=hints[parameter.name] | None, default=None)
+            if parameter.name == "weights"
+            else parameter.replace(annotation=hints[parameter.name])
+            for parameter in inspect.signature(maker).parameters.values()
+        ]
+        varied = {
+            parameter.name
+            for parameter in own
+            if any(isinstance(note, Varying) for note in get_args(parameter.annotation))
+        }
+
+        def rewrite(
+            draft: Draft,
+            *,
+            models: Models,
+            target: MergeTarget = "**",
+            into: Into = None,
+            missing: Missing = "error",
+            integers: Integers = "first",
+            nonfinite: NonFinite = "error",
+            **parameters: Any,
+        ) -> None:
+            others = list(draft.models) if models == "*" else list(models)
+            _check_models(draft, others, expected)
+            names = _common_names(draft, others, target, missing)
+            operands = {
+                name: (draft[name], *(draft.model(other)[name] for other in others))
+                for name in names
+            }
+            resolver = _Resolver(list(draft.tensors), draft.tensors)
+            if "weights" in own_names:
+                parameters["weights"] = _weights(parameters.get("weights"), len(others) + 1)
+            made: dict[tuple[Any, ...], LazyTensor] = {}
+            merged: Tensors = {}
+            for name, tensors in operands.items():
+                values = {
+                    word: [resolver.value(item, name) for item in given]
+                    if word == "weights"
+                    else resolver.value(given, name)
+                    if word in varied
+                    else given
+                    for word, given in parameters.items()
+                }
+                # Tied names stay tied where all operands, and what is asked for them, agree.
+                key = (*map(id, tensors), repr(values))
+                if key not in made:
+                    made[key] = _merged(
+                        draft, name, tensors, others, integers, nonfinite, maker(**values)
+                    )
+                merged[name] = made[key]
+            if into is None:
+                draft.tensors = {**draft.tensors, **merged}
+            else:
+                if into in draft.models:
+                    raise PlanError(f"there is a model '{into}' already")
+                draft.models[into] = {**draft.tensors, **merged}
+
+        expected = models
+        own_names = {parameter.name for parameter in own}
+        shared = [
+            parameter
+            for parameter in inspect.signature(rewrite, eval_str=True).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        signature = inspect.Signature(shared + own)
+        rewrite.__signature__ = signature  # type: ignore[attr-defined]
+        rewrite.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        rewrite.__doc__ = maker.__doc__
+        register(rewrite, name=maker.__name__, group="merge", example=example, paper=paper)
+        return maker
+
+    return decorate
+
+
+def _check_models(draft: Draft, others: list[str], expected: int | None) -> None:
+    for other in others:
+        draft.model(other)
+    if not others:
+        raise PlanError("there is no other model to merge with; name one under 'models'")
+    if expected is not None and len(others) != expected:
+        raise PlanError(f"takes {expected} other model(s), not {len(others)}")
+
+
+def _weights(given: Any, count: int) -> list[Any]:
+    """Return one weight per operand, each of which may still vary by tensor."""
+    if given is None:
+        return [1.0] * count
+    if len(given) != count:
+        raise PlanError(
+            f"weights has {len(given)} entries for {count} operands (the state comes first)"
+        )
+    return list(given)
+
+
+def _common_names(
+    draft: Draft, others: list[str], target: str | list[str], missing: Missing
+) -> list[str]:
+    """Return the names to merge; raises PlanError with a line for each difference."""
+    names = draft.select(target)
+    chosen = set(names)
+    problems: list[str] = []
+    lacking: set[str] = set()
+    kept = "; the state's is kept" if missing == "keep" else ""
+    for other in others:
+        tensors = draft.model(other)
+        for name in names:
+            here = draft.spec(name)
+            if name not in tensors:
+                lacking.add(name)
+                problems.append(f"'{name}' is not in model '{other}'" + kept)
+            elif not _alike(here, there := tensors[name].spec):
+                problems.append(f"'{name}' is {here} here but {there} in model '{other}'")
+                missing = "error"  # a wrong shape is never a missing tensor
+        special = {
+            "@vectors": [name for name in tensors if len(tensors[name].spec.shape) <= 1],
+            "@new": (),
+        }
+        extra = patterns.select(target, tensors, special=special, optional=True)
+        problems += [f"'{name}' is in model '{other}' only" for name in extra
+                     if name not in draft.tensors and name not in chosen]  # fmt: skip
+    if problems and missing == "error":
+        raise PlanError(*problems)
+    draft.notes += [
+        f"{problem}; the state's is kept" for problem in problems if "only" not in problem
+    ]
+    return [name for name in names if name not in lacking]
+
+
+def _alike(here: Any, there: Any) -> bool:
+    kinds = DTYPES[here.dtype].kind, DTYPES[there.dtype].kind
+    floats = kinds == ("float", "float")
+    return bool(here.shape == there.shape and (floats or here.dtype == there.dtype))
+
+
+def _merged(
+    draft: Draft,
+    name: str,
+    tensors: tuple[LazyTensor, ...],
+    others: list[str],
+    integers: Integers,
+    nonfinite: NonFinite,
+    arithmetic: Arithmetic,
+) -> LazyTensor:
+    """Return the merged tensor of one name."""
+    spec = tensors[0].spec
+    kind = DTYPES[spec.dtype].kind
+    if kind == "float":
+        kernel = arithmetic.combine
+        if nonfinite == "error":
+            kernel = partial(_guarded, kernel, name, others)
+        return Elementwise(spec, kernel, tensors, arithmetic.statistics)
+    if kind in ("int", "bool") and integers == "max":
+        return Elementwise(spec, _largest, tensors)
+    draft.check(partial(_same_integers, name, tensors, others, integers))
+    return tensors[0]
+
+
+def _largest(blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+    np.copyto(out, blocks[0])
+    for block in blocks[1:]:
+        np.maximum(out, block, out=out)
+    return out
+
+
+def _guarded(
+    kernel: Kernel,
+    name: str,
+    others: list[str],
+    blocks: Sequence[Array],
+    statistics: Any,
+    out: Array,
+) -> Array:
+    """Run a kernel after looking for NaN and Inf in its operands."""
+    for block, model in zip(blocks, [None, *others], strict=True):
+        require_finite(block, f"'{name}'" + (f" in model '{model}'" if model else ""))
+    return kernel(blocks, statistics, out)
+
+
+def _same_integers(
+    name: str,
+    tensors: tuple[LazyTensor, ...],
+    others: list[str],
+    integers: Integers,
+    scratch: Scratch,
+) -> str | None:
+    differing = [
+        other
+        for other, tensor in zip(others, tensors[1:], strict=True)
+        if not same_values(tensors[0], tensor, scratch)
+    ]
+    if not differing:
+        return None
+    listed = ", ".join(f"'{other}'" for other in differing)
+    what = f"'{name}' ({tensors[0].spec.dtype}) differs in model {listed}"
+    if integers == "first":
+        return f"{what}; the state's is kept"
+    raise PlanError(f'{what}; "integers": "first" keeps the state\'s')
+
+
+def total_weight(weights: Iterable[float]) -> float:
+    """Return the sum of weights, to divide by; raises PlanError where it is zero."""
+    values = list(weights)
+    total = float(sum(values))
+    if abs(total) <= 1e-12 * sum(abs(value) for value in values):
+        raise PlanError(f"weights {values} add up to zero")
+    return total

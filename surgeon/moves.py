@@ -1,0 +1,43 @@
+"""From patterns on one side to names on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from surgeon import patterns
+from surgeon.draft import Draft, Tensors
+from surgeon.errors import PlanError
+
+
+def destinations(
+    draft: Draft,
+    sources: str | Sequence[str],
+    to: str | Sequence[str],
+    among: Tensors | None = None,
+) -> Iterator[tuple[str, str]]:
+    """Yield (name, new name) for what patterns match; raises PlanError for a name moved twice."""
+    sources = [sources] if isinstance(sources, str) else sources
+    to = [to] if isinstance(to, str) else to
+    if len(sources) != len(to):
+        raise PlanError(f"'from' has {len(sources)} entries but 'to' has {len(to)}")
+    moved: dict[str, str] = {}
+    for source, destination in zip(sources, to, strict=True):
+        for name, captures in draft.captured(source, among):
+            if name in moved:
+                raise PlanError(f"'{name}' matches both '{moved[name]}' and '{source}'")
+            moved[name] = source
+            yield name, patterns.expand(destination, captures)
+
+
+def require_distinct(moves: Iterable[tuple[str, str]]) -> None:
+    """Raise PlanError, with a line for each, where two sources have one destination."""
+    sources: dict[str, list[str]] = {}
+    for source, destination in moves:
+        sources.setdefault(destination, []).append(source)
+    clashes = [
+        f"{' and '.join(repr(name) for name in names)} would both be '{destination}'"
+        for destination, names in sources.items()
+        if len(names) > 1
+    ]
+    if clashes:
+        raise PlanError(*clashes)

@@ -1,0 +1,29 @@
+"""reinit: fresh values in the same shapes."""
+
+from __future__ import annotations
+
+from surgeon.draft import Draft
+from surgeon.initialisers import Init, for_sibling, fresh
+from surgeon.layers import layers, weight_of
+from surgeon.lazy import LazyTensor
+from surgeon.patterns import Target
+from surgeon.registry import op
+
+
+@op(group="values", example={"target": "classifier", "init": "xavier_uniform"})
+def reinit(draft: Draft, *, target: Target, init: Init = "default") -> None:
+    """Give tensors fresh values; shapes and dtypes stay.
+
+    Of a module, the weight gets `init` and the rest what torch's own constructor gives it; a tensor
+    named by itself gets `init`. Tied names stay tied.
+    """
+    changes: dict[str, LazyTensor] = {}
+    for layer in layers(draft, target):
+        weight = weight_of(draft, layer.module)
+        for name in layer.names:
+            leaf = layer.leaf(name)
+            chosen = for_sibling(init, None, name=leaf) if layer.is_module else init
+            changes[name] = fresh(
+                draft.spec(name), chosen, draft.stream(name), name=leaf, weight=weight
+            )
+    draft.replace(changes)

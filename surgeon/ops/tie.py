@@ -1,0 +1,54 @@
+"""tie: two names, one tensor."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+from surgeon.draft import Draft
+from surgeon.errors import PlanError
+from surgeon.lazy import LazyTensor, Scratch
+from surgeon.moves import destinations
+from surgeon.patterns import Destination, Names
+from surgeon.registry import op
+from surgeon.values import same_values
+
+
+@op(
+    group="structure",
+    example={"target": "encoder.1.weight", "to": "encoder.0.weight", "when": "always"},
+)
+def tie(
+    draft: Draft,
+    *,
+    target: Names,
+    to: Destination,
+    when: Annotated[
+        Literal["equal", "always"], "equal: an error where the values differ"
+    ] = "equal",
+) -> None:
+    """Bind names to the tensor of another name, so that they are stored and trained as one.
+
+    Raises where the specs differ, and with `equal` (before anything is written) where the values
+    do.
+    """
+    targets = [target] if isinstance(target, str) else target
+    for name, owner in destinations(draft, targets, [to] * len(targets)):
+        if owner not in draft.tensors:
+            draft.select(owner)  # says so, with the nearest names
+            raise PlanError(f"'{owner}' is a module; tie '{name}' to a tensor")
+        ours, theirs = draft[name], draft[owner]
+        if ours.spec != theirs.spec:
+            raise PlanError(f"'{name}' is {ours.spec} but '{owner}' is {theirs.spec}")
+        if when == "equal":
+            draft.check(partial(_require_equal, name, owner, ours, theirs))
+        draft.tensors[name] = theirs
+
+
+def _require_equal(
+    name: str, owner: str, ours: LazyTensor, theirs: LazyTensor, scratch: Scratch
+) -> None:
+    if not same_values(ours, theirs, scratch):
+        raise PlanError(
+            f"'{name}' and '{owner}' differ; \"when\": \"always\" ties them all the same"
+        )

@@ -1,0 +1,20 @@
+"""untie: give a name a tensor of its own again."""
+
+from __future__ import annotations
+
+from surgeon.draft import Draft
+from surgeon.errors import PlanError
+from surgeon.lazy import detached
+from surgeon.patterns import Target
+from surgeon.registry import op
+
+
+@op(group="structure", example={"target": "head.weight"})
+def untie(draft: Draft, *, target: Target) -> None:
+    """Give tied names a copy of their own; raises for a tensor that is not tied."""
+    for name in draft.select(target):
+        if len(draft.tied(name)) == 1:
+            if draft.optional:
+                continue
+            raise PlanError(f"'{name}' is not tied to another tensor")
+        draft.tensors[name] = detached(draft[name])

@@ -1,0 +1,159 @@
+"""Where new values go, and the ways of filling such a place; see initial_values.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from surgeon.dtypes import DTYPES, Array, raised, rounded
+from surgeon.errors import PlanError
+from surgeon.lazy import Fresh, LazyTensor, Scratch, Selected, Stream, TensorSpec
+from surgeon.sampling import Sample, drawn
+from surgeon.schema import Schema, of_parameters
+
+Make = Callable[[int, int, Stream, Scratch], Array]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where values are missing: all that an initialisation may look at.
+
+    `spec` is the whole tensor as it will be. `old` is what there is of it, None where nothing is;
+    it comes first along `dim`. `weight` is the final weight of the module that the tensor is in.
+    """
+
+    leaf: str
+    spec: TensorSpec
+    stream: Stream
+    weight: TensorSpec | None
+    old: LazyTensor | None = None
+    dim: int = 0
+
+    @property
+    def old_size(self) -> int:
+        return self.old.spec.shape[self.dim] if self.old else 0
+
+    @property
+    def missing(self) -> TensorSpec:
+        """The spec of the part that has to be made."""
+        if self.old is None:
+            return self.spec
+        return self.spec.resized(self.dim, self.spec.shape[self.dim] - self.old_size)
+
+    def error(self, problem: str) -> PlanError:
+        """Return the error that says what this place is and what is wrong with it."""
+        return PlanError(f"'{self.stream.name}' is {self.spec}: {problem}")
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """One declared initialisation; `make` raises PlanError where it cannot serve a place."""
+
+    name: str
+    about: str
+    make: Callable[..., LazyTensor]
+    kinds: tuple[str, ...]
+    looks_at_rows: bool
+
+    @property
+    def schema(self) -> Schema:
+        """The JSON Schema of the parameters, as an object."""
+        return of_parameters(self.make, leave_out=("place", "old"))
+
+
+INITIALISERS: dict[str, Initialisation] = {}
+
+Declared = Callable[..., LazyTensor]
+
+
+def initialisation(*kinds: str, looks_at_rows: bool = False) -> Callable[[Declared], Declared]:
+    """Register a function of a place (and the old tensor) and parameters under its own name.
+
+    `kinds` are the kinds of dtype that it has values for.
+    """
+
+    def register(make: Declared) -> Declared:
+        name, about = make.__name__, (make.__doc__ or "").partition("\n")[0]
+        INITIALISERS[name] = Initialisation(name, about, make, kinds, looks_at_rows)
+        return make
+
+    return register
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An initialisation for one place: what `Fresh` holds."""
+
+    name: str
+    make: Make
+    operands: tuple[LazyTensor, ...] = ()
+
+    def values(
+        self, spec: TensorSpec, start: int, stop: int, stream: Stream, scratch: Scratch
+    ) -> Array:
+        return self.make(start, stop, stream, scratch)
+
+
+def sampled(place: Place, name: str, sample: Sample) -> LazyTensor:
+    """Return a missing part whose elements are independent draws."""
+    count = place.missing.count
+
+    def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
+        return drawn(stream, count, start, stop, sample)
+
+    return Fresh(place.missing, Bound(name, make), place.stream)
+
+
+def positioned(place: Place, name: str, make: Make) -> LazyTensor:
+    """Return the missing part of a tensor whose elements depend on where in it they are."""
+    all_of_it = Fresh(place.spec, Bound(name, make), place.stream)
+    if place.old is None:
+        return all_of_it
+    return Selected(all_of_it, place.dim, ((place.old_size, place.spec.shape[place.dim]),))
+
+
+def filled(place: Place, name: str, value: float) -> LazyTensor:
+    """Return a missing part that is one value everywhere."""
+    dtype = DTYPES[place.spec.dtype]
+    if dtype.kind == "float":
+        check_fits(place, value)
+        filling = np.dtype(np.float64)
+    else:
+        largest = 1 if dtype.kind == "bool" else np.iinfo(dtype.storage).max
+        smallest = 0 if dtype.kind == "bool" else np.iinfo(dtype.storage).min
+        if value != int(value) or not smallest <= value <= largest:
+            raise place.error(f"{value:g} is not a value of {dtype.name}")
+        value, filling = int(value), dtype.storage
+
+    def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
+        return np.full(stop - start, value, filling)
+
+    return Fresh(place.missing, Bound(name, make), place.stream)
+
+
+def check_fits(place: Place, *values: float) -> None:
+    """Raise where one of the values would be rounded to infinity or NaN."""
+    dtype = DTYPES[place.spec.dtype]
+    block, spare = np.array(values, np.float64), np.empty(len(values), np.uint32)
+    stored = rounded(block, dtype.name, np.empty(len(values), dtype.storage), spare)
+    fits = np.isfinite(raised(stored, dtype.name, np.empty(len(values), np.float64)))
+    if not fits.all():
+        raise place.error(f"values up to {block[~fits][0]:g} do not fit into {dtype.name}")
+
+
+# A standard normal exceeds this once in 10^15 draws.
+FAR = 8
+
+
+def normal_values(place: Place, name: str, mean: float, std: float) -> LazyTensor:
+    """Return a missing part of independent normal values."""
+    check_fits(place, mean - FAR * std, mean + FAR * std)
+    return sampled(place, name, lambda generator, count: generator.normal(mean, std, count))
+
+
+def uniform_values(place: Place, name: str, low: float, high: float) -> LazyTensor:
+    """Return a missing part of independent uniform values."""
+    check_fits(place, low, high)
+    return sampled(place, name, lambda generator, count: generator.uniform(low, high, count))

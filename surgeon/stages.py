@@ -1,0 +1,329 @@
+"""The training section of a recipe, resolved: who is trained when, in which group, exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from surgeon import patterns
+from surgeon.depth import is_before_layers
+from surgeon.draft import Tensors
+from surgeon.dtypes import DTYPES
+from surgeon.errors import PlanError
+from surgeon.layout import ties
+from surgeon.regions import (
+    Region,
+    intersection,
+    parsed,
+    remainder,
+    spelled,
+    split_block,
+    whole,
+    without,
+)
+
+Json = dict[str, Any]
+# What PyTorch's normalisation layers keep as buffers; offline, only the name tells.
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_NAMES_A_GROUP = ("name", "params", "lr", "lr_scale", "layer_decay")
+
+
+def is_parameter(name: str, tensor_dtype: str) -> bool:
+    """Say whether a tensor can be trained: floating-point, and not a layer's statistics."""
+    leaf = name.rpartition(".")[2]
+    return DTYPES[tensor_dtype].kind in ("float", "complex") and leaf not in _STATISTICS
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Some elements of some parameters: disjoint regions by name."""
+
+    regions: Mapping[str, tuple[Region, ...]]
+
+    def plus(self, other: Cover) -> Cover:
+        """Return the union."""
+        extra = other.minus(self)
+        return Cover(
+            {
+                name: self.regions.get(name, ()) + extra.regions.get(name, ())
+                for name in dict.fromkeys([*self.regions, *extra.regions])
+            }
+        )
+
+    def minus(self, other: Cover) -> Cover:
+        """Return what `other` does not hold."""
+        left: dict[str, tuple[Region, ...]] = {}
+        for name, regions in self.regions.items():
+            rest = list(regions)
+            for taken in other.regions.get(name, ()):
+                rest = [piece for region in rest for piece in without(region, taken)]
+            if rest:
+                left[name] = tuple(rest)
+        return Cover(left)
+
+    def shared(self, other: Cover) -> Cover:
+        """Return what both hold."""
+        both: dict[str, tuple[Region, ...]] = {}
+        for name, regions in self.regions.items():
+            found = [intersection(a, b) for a in regions for b in other.regions.get(name, ())]
+            if common := tuple(region for region in found if region is not None):
+                both[name] = common
+        return Cover(both)
+
+
+class Parameters:
+    """The parameters of a plan, and what patterns and row blocks mean among them."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.owners = ties(tensors)
+        self.names = [name for name, t in tensors.items() if is_parameter(name, t.spec.dtype)]
+        self.shapes = {name: tensors[name].spec.shape for name in self.names}
+        self.modules = patterns.modules(tensors)
+        self.statistics = {
+            name.rpartition(".")[0] for name in tensors if name.endswith("running_mean")
+        }
+        owned = [name for name in self.names if name not in self.owners]
+        self.everything = Cover({name: (whole(self.shapes[name]),) for name in owned})
+        self.new = Cover({name: new for name in owned if (new := tensors[name].new())})
+        self._special: Mapping[str, Collection[str]] = {
+            "@vectors": [name for name in self.names if len(self.shapes[name]) <= 1]
+        }
+
+    def cover(self, target: str | Sequence[str]) -> Cover:
+        """Return what a target selects; raises PlanError where a pattern matches nothing."""
+        chosen, removed = Cover({}), Cover({})
+        problems: list[str] = []
+        for pattern in [target] if isinstance(target, str) else target:
+            plain = pattern.removeprefix("!")
+            try:
+                found = self._one(plain)
+            except PlanError as error:
+                problems += error.problems
+                continue
+            if plain == pattern:
+                chosen = chosen.plus(found)
+            else:
+                removed = removed.plus(found)
+        if problems:
+            raise PlanError(*problems)
+        return chosen.minus(removed)
+
+    def _one(self, pattern: str) -> Cover:
+        if pattern == "@new":
+            if not self.new.regions:
+                raise PlanError(patterns.nothing_matches("@new", self.names))
+            return self.new
+        name_pattern, slices = split_block(pattern)
+        names = patterns.select(name_pattern, self.names, special=self._special)
+        regions: dict[str, tuple[Region, ...]] = {}
+        for name in names:
+            try:
+                region = parsed(slices, self.shapes[name])
+            except ValueError as error:
+                raise PlanError(f"'{pattern}': {error}") from None
+            regions[self.owners.get(name, name)] = (region,)
+        return Cover(regions)
+
+    def spelled(self, cover: Cover) -> list[str]:
+        """Return a cover as the manifest lists it."""
+        return [
+            spelled(name, region, self.shapes[name])
+            for name in self.names
+            for region in sorted(self._merged(name, cover.regions.get(name, ())))
+        ]
+
+    def _merged(self, name: str, regions: Sequence[Region]) -> Sequence[Region]:
+        # Complements of complements come in more pieces than they need to.
+        taken = remainder(self.shapes[name], regions)
+        fewer = remainder(self.shapes[name], taken)
+        return fewer if len(fewer) < len(regions) else regions
+
+
+def resolve(training: Mapping[str, Any] | None, tensors: Tensors) -> list[Json]:
+    """Return the manifest's stages; raises PlanError with a line for every contradiction."""
+    parameters = Parameters(tensors)
+    section = training or {}
+    wanted = list(_unfrozen(section)) + [dict(stage) for stage in section.get("stages", [])]
+    if not wanted:
+        wanted = [{"name": "training"}]
+    optimizer_args = section.get("optimizer", {}).get("args", {})
+    problems: list[str] = []
+    stages: list[Json] = []
+    names: set[str] = set()
+    for stage in wanted:
+        place = f"stage '{stage['name']}'"
+        if stage["name"] in names:
+            problems.append(f"{place}: there are two stages of this name")
+        names.add(stage["name"])
+        try:
+            stages.append(_stage(stage, parameters, optimizer_args))
+        except PlanError as error:
+            problems += error.at(place).problems
+    if problems:
+        raise PlanError(*problems)
+    return stages
+
+
+def _unfrozen(section: Mapping[str, Any]) -> Iterable[Json]:
+    """Expand gradual unfreezing: stage k trains the first k entries, deeper ones more slowly."""
+    sugar = section.get("unfreeze")
+    if not sugar:
+        return
+    decay = sugar.get("lr_decay", 1.0)
+    order = [[entry] if isinstance(entry, str) else entry for entry in sugar["order"]]
+    for last in range(len(order)):
+        stage: Json = {
+            "name": f"unfreeze {', '.join(order[last])}",
+            "train": [pattern for entry in order[: last + 1] for pattern in entry],
+            "groups": [
+                {"name": ", ".join(entry), "params": entry}
+                | ({"lr_scale": decay**depth} if decay != 1.0 else {})
+                for depth, entry in enumerate(order[: last + 1])
+            ],
+        }
+        yield stage | ({"duration": sugar["duration"]} if "duration" in sugar else {})
+
+
+def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Json) -> Json:
+    everything = parameters.everything
+    if "train" in stage:
+        trained = parameters.cover(stage["train"])
+    else:
+        frozen_ones = stage.get("freeze") or []
+        trained = everything.minus(parameters.cover(frozen_ones)) if frozen_ones else everything
+    frozen = everything.minus(trained)
+    if not trained.regions:
+        raise PlanError("nothing is left to train")
+    groups, problems = _groups(stage, parameters, trained, frozen)
+    described: list[Json] = []
+    for settings, cover in groups:
+        try:
+            described += _described(settings, cover, parameters, optimizer_args)
+        except PlanError as error:
+            problems += error.problems
+    if problems:
+        raise PlanError(*problems)
+    entry: Json = {"name": stage["name"]}
+    if "duration" in stage:
+        entry["duration"] = stage["duration"]
+    entry["groups"] = described
+    entry["frozen"] = parameters.spelled(frozen)
+    entry["eval_modules"] = _eval_modules(parameters, frozen)
+    if "scheduler" in stage:
+        entry["scheduler"] = {"args": {}, **stage["scheduler"]}
+    entry["optimizer_state"] = stage.get("optimizer_state", "reset")
+    return entry
+
+
+def _groups(
+    stage: Mapping[str, Any], parameters: Parameters, trained: Cover, frozen: Cover
+) -> tuple[list[tuple[Json, Cover]], list[str]]:
+    """Return each group's settings and elements, the rest under `default`; and what is wrong."""
+    problems: list[str] = []
+    groups: list[tuple[Json, Cover]] = []
+    for group in stage.get("groups", []):
+        place = f"group '{group['name']}'"
+        if any(settings["name"] == group["name"] for settings, _ in groups):
+            problems.append(f"{place}: there are two groups of this name")
+        try:
+            cover = parameters.cover(group["params"])
+        except PlanError as error:
+            problems += error.at(place).problems
+            continue
+        if not cover.regions:
+            problems.append(f"{place}: is empty")
+        for name in parameters.spelled(cover.shared(frozen)):
+            problems.append(f"{place}: '{name}' is frozen in this stage")
+        for settings, earlier in groups:
+            problems += [
+                f"{place}: '{name}'{_tied(name, parameters)} is in group '{settings['name']}' too"
+                for name in parameters.spelled(cover.shared(earlier))
+            ]
+        groups.append((group, cover))
+    rest = trained
+    for _, cover in groups:
+        rest = rest.minus(cover)
+    if rest.regions:
+        if any(settings["name"] == "default" for settings, _ in groups):
+            problems.append("group 'default': is the name of the group of everything else")
+        groups.append(({"name": "default", "params": []}, rest))
+    decay = {"layer_decay": stage["layer_decay"]} if "layer_decay" in stage else {}
+    return [({**decay, **settings}, cover) for settings, cover in groups], problems
+
+
+def _tied(spelling: str, parameters: Parameters) -> str:
+    name, _ = split_block(spelling)
+    aliases = [alias for alias, owner in parameters.owners.items() if owner == name]
+    return f" (tied to {', '.join(repr(alias) for alias in aliases)})" if aliases else ""
+
+
+def _described(
+    settings: Json, cover: Cover, parameters: Parameters, optimizer_args: Json
+) -> list[Json]:
+    """Return a group as the manifest lists it; several where rates differ by layer."""
+    place = f"group '{settings['name']}'"
+    base = optimizer_args.get("lr")
+    if "lr_scale" in settings:
+        if base is None:
+            raise PlanError(f"{place}: lr_scale needs an lr in optimizer.args")
+        rate = base * settings["lr_scale"]
+    else:
+        rate = settings.get("lr", base)
+    if rate == 0:
+        raise PlanError(f"{place}: a learning rate of 0 still moves statistics; freeze it instead")
+    own = {key: value for key, value in settings.items() if key not in _NAMES_A_GROUP}
+    if "layer_decay" not in settings:
+        lr = {} if rate is None else {"lr": rate}
+        return [{"name": settings["name"], "params": parameters.spelled(cover), **lr, **own}]
+    if rate is None:
+        raise PlanError(f"{place}: layer_decay needs an lr, its own or in optimizer.args")
+    factor = settings["layer_decay"]["factor"]
+    by_distance: dict[int, dict[str, tuple[Region, ...]]] = {}
+    for name, regions in cover.regions.items():
+        distance = _distance(name, settings["layer_decay"]["container"], parameters)
+        by_distance.setdefault(distance, {})[name] = regions
+    return [
+        {
+            "name": f"{settings['name']} x {factor}^{distance}",
+            "params": parameters.spelled(Cover(regions)),
+            "lr": rate * factor**distance,
+            **own,
+        }
+        for distance, regions in sorted(by_distance.items())
+    ]
+
+
+def _distance(name: str, container: str, parameters: Parameters) -> int:
+    """Return how many layers lie between a tensor and the output: 0 after the container.
+
+    The last layer is at 1, the first at their number, what comes before it one further, as in
+    BEiT's and ELECTRA's layer-wise learning-rate decay.
+    """
+    layers = {
+        int(module.removeprefix(f"{container}."))
+        for module in parameters.modules
+        if module.startswith(f"{container}.") and module.removeprefix(f"{container}.").isdecimal()
+    }
+    if not layers:
+        raise PlanError(f"layer_decay: '{container}' has no numbered layers")
+    last = max(layers)
+    if name.startswith(f"{container}."):
+        index = name.removeprefix(f"{container}.").partition(".")[0]
+        return last + 1 - int(index) if index.isdecimal() else 0
+    return last + 2 if is_before_layers(name) else 0
+
+
+def _eval_modules(parameters: Parameters, frozen: Cover) -> list[str]:
+    """Return the modules with running statistics none of whose parameters is trained."""
+    still = set(parameters.spelled(frozen))
+    found = []
+    for module in sorted(parameters.statistics):
+        own = [
+            parameters.owners.get(name, name)
+            for name in parameters.names
+            if name.rpartition(".")[0] == module
+        ]
+        if own and all(name in still for name in own):
+            found.append(module)
+    return found

@@ -1,0 +1,106 @@
+"""JSON Schema problems in words: where, what was found, and the nearest valid word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.exceptions import ValidationError
+
+from surgeon import patterns
+from surgeon.dtypes import require_dtype
+from surgeon.errors import SurgeonError, UsageError, did_you_mean
+from surgeon.units import parse_size
+
+_FORMATS = FormatChecker(formats=())
+
+
+def _checks(format_name: str, check: Any) -> None:
+    def holds(value: object) -> bool:
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str):
+                check(item)
+        return True
+
+    _FORMATS.checks(format_name, raises=UsageError)(holds)
+
+
+_checks("name-pattern", patterns.check)
+_checks("destination", patterns.check_destination)
+_checks("size", parse_size)
+_checks("dtype", require_dtype)
+
+
+def problems_of(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Yield `place: what is wrong` for everything that a schema finds wrong."""
+    validator = Draft202012Validator(schema, format_checker=_FORMATS)
+    for error in sorted(validator.iter_errors(value), key=lambda error: error.json_path):
+        yield from _worded(error, place)
+
+
+def _worded(error: ValidationError, place: str) -> Iterator[str]:
+    where = place + "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path
+    )
+    prefix = f"{where.lstrip('.')}: " if where else ""
+    wanted: Any = error.validator_value
+    instance: Any = error.instance
+    match error.validator:
+        case "additionalProperties":
+            schema: Any = error.schema
+            known = list(schema["properties"])
+            for key in instance:
+                if key not in known:
+                    hint = did_you_mean(key, known) or f"; known are {', '.join(known)}"
+                    yield f"{prefix}'{key}' is unknown{hint}"
+        case "required":
+            missing = [key for key in wanted if key not in instance]
+            yield from (f"{prefix}'{key}' is missing" for key in missing)
+        case "oneOf" if all(set(option) == {"required"} for option in wanted):
+            choices = [repr(option["required"][0]) for option in wanted]
+            yield f"{prefix}give exactly one of {', '.join(choices)}"
+        case "anyOf" | "oneOf":
+            yield from _closest_branch(error, place, prefix)
+        case "not":
+            words = " and ".join(repr(word) for word in wanted["required"])
+            yield f"{prefix}{words} exclude each other"
+        case "enum":
+            options = [str(option) for option in wanted]
+            hint = did_you_mean(str(instance), options) or f"; known are {', '.join(options)}"
+            yield f"{prefix}{instance!r} is unknown{hint}"
+        case "format" if isinstance(error.cause, SurgeonError):
+            yield f"{prefix}{error.cause}"
+        case "type":
+            names = " or ".join([wanted] if isinstance(wanted, str) else wanted)
+            yield f"{prefix}{_shortened(instance)} is not of type {names}"
+        case _:
+            yield f"{prefix}{error.message}"
+
+
+def _closest_branch(error: ValidationError, place: str, prefix: str) -> Iterator[str]:
+    """Explain by the branch whose type the value has; by all types where none has."""
+    branches: dict[Any, list[ValidationError]] = {}
+    context: list[ValidationError] = list(error.context or [])
+    for problem in context:
+        branches.setdefault(problem.schema_path[0], []).append(problem)
+    fitting = [
+        problems
+        for problems in branches.values()
+        if not any(p.validator == "type" and not p.relative_path for p in problems)
+    ]
+    if fitting:
+        closest = min(fitting, key=len)
+        for problem in closest:
+            yield from _worded(problem, place)
+    else:
+        kinds: list[Any] = [problems[0].validator_value for problems in branches.values()]
+        flat = [kind for kind in kinds for kind in ([kind] if isinstance(kind, str) else kind)]
+        names = " or ".join(dict.fromkeys(map(str, flat)))
+        yield f"{prefix}{_shortened(error.instance)} is not of type {names}"
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

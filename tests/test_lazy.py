@@ -1,0 +1,376 @@
+"""Every form of lazy tensor against the NumPy expression that it stands for."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surgeon import lazy
+from surgeon.dtypes import DTYPES
+from surgeon.lazy import (
+    ByteRange,
+    Copied,
+    Elementwise,
+    Fresh,
+    Joined,
+    LazyTensor,
+    Once,
+    Operands,
+    Scratch,
+    Selected,
+    Stored,
+    Stream,
+    Strided,
+    TensorSpec,
+    forms,
+)
+
+STREAM = Stream(0, "0", "x")
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """A file that is bytes in memory, and how many of them were read."""
+
+    content: bytes
+    path: Path = Path("memory")
+    reads: list[int] = field(default_factory=list)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        taken = self.content[offset : offset + buffer.nbytes]
+        assert len(taken) == buffer.nbytes
+        self.reads.append(buffer.nbytes)
+        buffer.cast("B")[:] = taken
+
+    def mapped(self, offset: int, size_bytes: int) -> np.ndarray:
+        return np.frombuffer(self.content, np.uint8)[offset : offset + size_bytes]
+
+    def fileno(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Counting:
+    """An initialiser whose values are their own positions."""
+
+    name: str = "counting"
+    operands: tuple[LazyTensor, ...] = ()
+
+    def values(self, spec: Any, start: int, stop: int, stream: Any, scratch: Scratch) -> np.ndarray:
+        values = scratch.take(np.float64, stop - start)
+        values[:] = np.arange(start, stop)
+        return values
+
+
+def stored(array: np.ndarray, dtype: str = "I32") -> Stored:
+    return Stored(Memory(b"pad" + array.tobytes()), 3, TensorSpec(dtype, array.shape))
+
+
+def numbered(shape: tuple[int, ...], first: int = 0, dtype: str = "I32") -> np.ndarray:
+    return np.arange(first, first + prod(shape)).reshape(shape).astype(DTYPES[dtype].storage)
+
+
+def from_pieces(tensor: LazyTensor, start: int, stop: int) -> np.ndarray:
+    parts = []
+    for piece in tensor.pieces(start, stop):
+        if isinstance(piece, ByteRange):
+            parts.append(piece.file.content[piece.offset : piece.offset + piece.size_bytes])
+        else:
+            parts.append(piece.tensor.elements(piece.start, piece.stop, Scratch()).tobytes())
+    return np.frombuffer(b"".join(parts), DTYPES[tensor.spec.dtype].storage)
+
+
+def assert_is(tensor: LazyTensor, expected: np.ndarray, start: int, stop: int) -> None:
+    assert tensor.spec.shape == expected.shape
+    window = expected.reshape(-1)[start:stop]
+    np.testing.assert_array_equal(tensor.elements(start, stop, Scratch()), window)
+    np.testing.assert_array_equal(from_pieces(tensor, start, stop), window)
+
+
+Pair = tuple[LazyTensor, np.ndarray]
+SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
+
+
+@st.composite
+def sources(draw: st.DrawFn, shape: tuple[int, ...]) -> Pair:
+    """A tensor of this shape in one of the forms that have no parts, and its values."""
+    array = numbered(shape, draw(st.integers(0, 1000)))
+    match draw(st.sampled_from(["stored", "fresh", "copied", "strided"])):
+        case "fresh":
+            return Fresh(TensorSpec("I32", shape), Counting(), STREAM), numbered(shape)
+        case "copied":
+            return Copied(stored(array)), array
+        case "strided":
+            flat = stored(array.reshape(-1))
+            strides = tuple(step // 4 for step in array.T.strides)
+            return Strided(flat, strides[::-1], shape), array
+    return stored(array), array
+
+
+def with_size(shape: tuple[int, ...], dim: int, size: int) -> tuple[int, ...]:
+    return (*shape[:dim], size, *shape[dim + 1 :])
+
+
+@st.composite
+def joined(draw: st.DrawFn, shape: tuple[int, ...], depth: int) -> Pair:
+    dim = draw(st.integers(0, len(shape) - 1))
+    ends = [0, *sorted(draw(st.lists(st.integers(0, shape[dim]), max_size=2))), shape[dim]]
+    sizes = [stop - start for start, stop in itertools.pairwise(ends)]
+    parts = [draw(tensors(with_size(shape, dim, size), depth - 1)) for size in sizes]
+    tensor = Joined(tuple(part for part, _ in parts), dim)
+    return tensor, np.concatenate([array for _, array in parts], dim)
+
+
+@st.composite
+def selected(draw: st.DrawFn, shape: tuple[int, ...], depth: int) -> Pair:
+    dim = draw(st.integers(0, len(shape) - 1))
+    size, middle = shape[dim], draw(st.integers(0, shape[dim]))
+    first, second = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    source, array = draw(tensors(with_size(shape, dim, size + 2), depth - 1))
+    ranges = ((first, first + middle), (second, second + size - middle))
+    index = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+    return Selected(source, dim, ranges), np.take(array, index, dim)
+
+
+@st.composite
+def doubled(draw: st.DrawFn, shape: tuple[int, ...], depth: int) -> Pair:
+    source, array = draw(tensors(shape, depth - 1))
+
+    def double(blocks: Any, statistics: Any, out: np.ndarray) -> np.ndarray:
+        return np.multiply(blocks[0], 2, out=out)
+
+    return Elementwise(source.spec, double, (source,)), array * 2
+
+
+def tensors(shape: tuple[int, ...], depth: int) -> st.SearchStrategy[Pair]:
+    """Forms nested up to a depth, of this shape, with the values that they stand for."""
+    leaves = sources(shape)
+    if depth == 0:
+        return leaves
+    return st.one_of(joined(shape, depth), selected(shape, depth), doubled(shape, depth), leaves)
+
+
+TREES = SHAPES.flatmap(lambda shape: tensors(shape, 3))
+
+
+def window(draw: st.DataObject, count: int) -> tuple[int, int]:
+    start, stop = sorted(draw.draw(st.tuples(*[st.integers(0, count)] * 2)))
+    return start, stop
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), TREES)
+def test_any_window_of_nested_forms_is_numpys(data: st.DataObject, pair: Pair) -> None:
+    tensor, array = pair
+    assert_is(tensor, array, *window(data, array.size))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), TREES, st.integers(1, 7))
+def test_tiny_blocks_change_nothing(data: st.DataObject, pair: Pair, block: int) -> None:
+    tensor, array = pair
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lazy, "BLOCK", block)
+        assert_is(tensor, array, *window(data, array.size))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), TREES)
+def test_scratch_is_used_again_without_harm(data: st.DataObject, pair: Pair) -> None:
+    tensor, array = pair
+    scratch, flat = Scratch(), array.reshape(-1)
+    for _ in range(3):
+        start, stop = window(data, array.size)
+        with scratch.scope():
+            first = tensor.elements(start, stop, scratch)
+            second = tensor.elements(0, array.size, scratch)
+            np.testing.assert_array_equal(first, flat[start:stop])
+            np.testing.assert_array_equal(second, flat)
+
+
+def new_mask(tensor: LazyTensor) -> np.ndarray:
+    """How often each element is in a new region."""
+    mask = np.zeros(tensor.spec.shape, int)
+    for region in tensor.new():
+        mask[tuple(slice(*side) for side in region)] += 1
+    return mask
+
+
+def naive_new(tensor: LazyTensor) -> np.ndarray:
+    match tensor:
+        case Fresh() | Copied():
+            return np.ones(tensor.spec.shape, int)
+        case Joined(parts, dim):
+            return np.concatenate([naive_new(part) for part in parts], dim)
+        case Selected(source, dim, ranges):
+            index = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+            return np.take(naive_new(source), index, dim)
+        case Elementwise():
+            return naive_new(tensor.operands[0])
+    return np.zeros(tensor.spec.shape, int)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TREES)
+def test_new_regions_follow_what_is_new(pair: Pair) -> None:
+    np.testing.assert_array_equal(new_mask(pair[0]), naive_new(pair[0]))
+
+
+def test_a_result_of_several_operands_has_no_new_regions() -> None:
+    fresh = Fresh(TensorSpec("F32", (2, 2)), Counting(), STREAM)
+    assert Elementwise(fresh.spec, add, (fresh, fresh)).new() == ()
+
+
+def add(blocks: Any, statistics: Any, out: np.ndarray) -> np.ndarray:
+    return np.add(blocks[0], blocks[1], out=out)
+
+
+def test_joined_and_selected_rows_are_byte_ranges() -> None:
+    array = numbered((10, 3))
+    tensor = Joined((Selected(stored(array), 0, ((7, 9), (2, 3))), stored(array)), 0)
+    pieces = list(tensor.pieces(0, 39))
+    assert [type(piece) for piece in pieces] == [ByteRange] * 3
+    assert [piece.size_bytes for piece in pieces] == [24, 12, 120]
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (2, 3, 4)], ids=str)
+def test_strided_views_are_those_of_numpy(shape: tuple[int, ...]) -> None:
+    array = numbered(shape)
+    for view in [array.T, array[::2], np.broadcast_to(array[:, :1], shape), array[..., 1:3]]:
+        first = (view.ctypes.data - array.ctypes.data) // 4
+        strides = tuple(step // 4 for step in view.strides)
+        reach = 1 + sum((size - 1) * step for size, step in zip(view.shape, strides, strict=True))
+        run = Stored(Memory(array.tobytes()), first * 4, TensorSpec("I32", (reach,)))
+        assert_is(Strided(run, strides, view.shape), view, 0, view.size)
+        assert_is(Strided(run, strides, view.shape), view, 1, view.size - 1)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "I64", "BF16", "F16", "F8_E4M3", "BOOL", "C64"])
+def test_stored_bytes_are_given_as_they_are(dtype: str) -> None:
+    array = numbered((4, 6), 0, dtype)
+    assert_is(stored(array, dtype), array, 0, 24)
+    assert_is(stored(array, dtype), array, 5, 17)
+
+
+def less_mean(blocks: Any, statistics: Any, out: np.ndarray) -> np.ndarray:
+    return np.subtract(blocks[0], statistics, out=out)
+
+
+@pytest.mark.parametrize("window", [(0, 300), (7, 250), (299, 300), (5, 5)])
+def test_statistics_are_known_before_the_first_block(
+    window: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazy, "BLOCK", 64)
+    array = numbered((20, 15), 3, "F32")
+    asked: list[int] = []
+
+    def mean(operands: Operands) -> float:
+        asked.append(1)
+        return sum(float(blocks[0].sum()) for blocks in operands.blocks()) / 300
+
+    tensor = Elementwise(TensorSpec("F32", (20, 15)), less_mean, (stored(array, "F32"),), mean)
+    assert_is(tensor, array - np.float32(array.mean()), *window)
+    assert asked == [1]
+
+
+def test_mixed_floats_are_combined_in_float32_and_rounded_once() -> None:
+    one = stored(np.array([1.0, 257.0], np.float32), "F32")
+    other = stored(np.array([0x3F80, 0x3F80], np.uint16), "BF16")  # 1 and 1
+    total = Elementwise(TensorSpec("BF16", (2,)), add, (one, other))
+    np.testing.assert_array_equal(total.elements(0, 2, Scratch()), [0x4000, 0x4381])  # 2 and 258
+
+
+EMPTY = [(0,), (0, 3), (3, 0), (2, 0, 3)]
+
+
+@pytest.mark.parametrize("shape", EMPTY, ids=str)
+def test_empty_tensors_have_no_elements(shape: tuple[int, ...]) -> None:
+    empty = stored(numbered(shape))
+    fresh = Fresh(TensorSpec("F32", shape), Counting(), STREAM)
+    strided = Strided(Stored(Memory(b""), 0, TensorSpec("I32", (0,))), (1,) * len(shape), shape)
+    whole = tuple((0, size) for size in shape)
+    forms = [empty, fresh, strided, Copied(empty), Elementwise(fresh.spec, add, (fresh, fresh))]
+    for dim in range(len(shape)):
+        forms += [Joined((empty, empty), dim), Selected(empty, dim, (whole[dim], (0, 0)))]
+    for tensor in forms:
+        assert tensor.elements(0, 0, Scratch()).size == 0
+        assert from_pieces(tensor, 0, 0).size == 0
+        assert new_mask(tensor).size == 0
+
+
+def test_one_selected_row_reads_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lazy, "BLOCK", 64)
+    source = stored(numbered((500, 8)))
+    tensor = Selected(source, 0, ((499, 500), (3, 4)))
+    assert_is(tensor, numbered((500, 8))[[499, 3]], 0, 16)
+    assert max(source.file.reads) == 8 * 4
+
+
+def test_scalars_are_tensors_of_one_element() -> None:
+    assert_is(stored(np.array(7, "<i4")), np.array(7), 0, 1)
+    assert_is(Copied(stored(np.array(7, "<i4"))), np.array(7), 0, 1)
+    fresh = Fresh(TensorSpec("F32", ()), Counting(), STREAM)
+    assert fresh.new() == ((),)
+    assert_is(fresh, np.array(0, np.float32), 0, 1)
+
+
+def test_forms_are_listed_once_each() -> None:
+    base = stored(numbered((2, 2)))
+    twice = Joined((base, Copied(base)), 0)
+    assert list(forms(twice)) == [twice, base, twice.parts[1]]
+
+
+def test_forms_are_equal_by_identity() -> None:
+    array = numbered((2, 2))
+    file = Memory(array.tobytes())
+    one, other = (Stored(file, 0, TensorSpec("I32", (2, 2))) for _ in range(2))
+    assert one != other
+    assert len({one, other, one}) == 2
+
+
+def test_once_computes_for_the_first_of_many_threads() -> None:
+    computed: list[int] = []
+    once = Once(lambda scratch: computed.append(1) or 42)
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(once.get(Scratch()))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (found, computed) == ([42] * 8, [1])
+
+
+def test_streams_are_keyed_by_seed_step_name_and_chunk() -> None:
+    keys = [
+        (0, "0", "x"),
+        (1, "0", "x"),
+        (0, "1", "x"),
+        (0, "0", "y"),
+        (0, "0\0x", ""),
+        (10, "", "x"),
+    ]
+    streams = [Stream(*key) for key in keys]
+    first = {stream.generator(chunk).random() for stream in streams for chunk in (0, 1, 2**40)}
+    assert len(first) == 3 * len(keys)
+    assert STREAM.generator(3).random() == Stream(0, "0", "x").generator(3).random()
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (TensorSpec("F32", (4, 3)), "F32 (4, 3)"),
+        (TensorSpec("BF16", (4,)), "BF16 (4,)"),
+        (TensorSpec("I64", ()), "I64 ()"),
+    ],
+)
+def test_specs_are_written_as_shapes_are(spec: TensorSpec, text: str) -> None:
+    assert str(spec) == text
