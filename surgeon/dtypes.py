@@ -126,20 +126,19 @@ def raised(block: Array, dtype: str, out: Array) -> Array:
 
 
 def _raise_into(block: Array, dtype: str, out: Array) -> None:
-    if dtype == "BF16":
-        if out.dtype == np.float32:
-            bits = out.view(np.uint32)
-            np.copyto(bits, block)
-            np.left_shift(bits, 16, out=bits)
-        else:
-            np.copyto(out, (block.astype(np.uint32) << 16).view(np.float32))
+    if dtype == "BF16" and out.dtype == np.float32:
+        bits = out.view(np.uint32)
+        np.copyto(bits, block)
+        np.left_shift(bits, 16, out=bits)
+    elif dtype == "BF16":
+        np.copyto(out, (block.astype(np.uint32) << 16).view(np.float32))
     elif dtype in _FLOAT8:
         np.copyto(out, _FLOAT8[dtype][block])
     else:
         np.copyto(out, block)
 
 
-def _round_to_bfloat16(block: Array, out: Array, spare: Array) -> None:
+def _round_to_bfloat16(block: Array, out: Array, spare: Array, finite: bool) -> None:
     # Adding 0x7FFF plus the lowest kept bit rounds to nearest even; on a NaN the sum could carry
     # into Inf or 0, so NaNs are put back afterwards as quiet NaNs of the same sign.
     bits = block.view(np.uint32)
@@ -149,9 +148,25 @@ def _round_to_bfloat16(block: Array, out: Array, spare: Array) -> None:
     np.add(spare, bits, out=spare)
     np.right_shift(spare, 16, out=spare)
     np.copyto(out, spare, casting="unsafe")
-    if np.isnan(np.add.reduce(block)):  # a cheap necessary condition
+    if not finite:
         nans = np.isnan(block)
         out[nans] = ((bits[nans] >> 16) | 0x40).astype(np.uint16)
+
+
+def _narrowed(block: Array) -> Array:
+    """Return float64 values as float32 from which rounding to bfloat16 is correct.
+
+    Rounding twice errs only where the first rounding lands halfway between two bfloat16 values;
+    there, one step of float32 towards the exact value decides the second one.
+    """
+    narrow: Array = block.astype(np.float32)
+    bits = narrow.view(np.uint32)
+    halfway = np.flatnonzero((bits & 0xFFFF) == 0x8000)
+    if len(halfway):
+        exact, found = np.abs(block[halfway]), np.abs(narrow[halfway].astype(np.float64))
+        bits[halfway] += exact > found
+        bits[halfway] -= exact < found
+    return narrow
 
 
 def _round_to_float8(block: Array, dtype: str) -> Array:
@@ -174,41 +189,20 @@ def _round_to_float8(block: Array, dtype: str) -> Array:
     return code | (np.signbit(block).astype(np.uint8) << 7)
 
 
-def rounded(block: Array, dtype: str, out: Array, spare: Array) -> Array:
+def rounded(block: Array, dtype: str, out: Array, spare: Array, *, finite: bool = False) -> Array:
     """Round a working block to `dtype` into the storage block `out` and return it.
 
     Values that round beyond the largest finite one become what the format has for it: an infinity,
     or NaN in F8_E4M3 (where torch saturates to 448, even infinities); whoever must not let that
     pass checks against `LARGEST` first. `spare` is uint32 scratch of the same length, used for
-    BF16. `block` is not changed.
+    BF16. `finite` spares a look for NaNs that are known not to be there. `block` is not changed.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        _round_into(block, dtype, out, spare)
+        if dtype == "BF16":
+            narrow = block if block.dtype == np.float32 else _narrowed(block)
+            _round_to_bfloat16(narrow, out, spare, finite)
+        elif dtype in _FLOAT8:
+            np.copyto(out, _round_to_float8(block, dtype))
+        else:
+            np.copyto(out, block, casting="unsafe")
     return out
-
-
-def _round_into(block: Array, dtype: str, out: Array, spare: Array) -> None:
-    if dtype == "BF16":
-        narrow = block if block.dtype == np.float32 else _round_to_odd_float32(block)
-        _round_to_bfloat16(narrow, out, spare)
-    elif dtype in _FLOAT8:
-        narrow = block if block.dtype == np.float32 else _round_to_odd_float32(block)
-        np.copyto(out, _round_to_float8(narrow, dtype))
-    else:
-        np.copyto(out, block, casting="unsafe")
-
-
-def _round_to_odd_float32(block: Array) -> Array:
-    """Narrow float64 to float32 so that a second rounding gives the correctly rounded result.
-
-    Round-to-odd (Boldo and Melquiond 2008, https://doi.org/10.1109/TC.2007.70819): wherever the
-    float32 is inexact, its last bit is made one, towards the exact value's side of zero.
-    """
-    nearest = block.astype(np.float32)
-    # Step back where rounding went away from zero, so that `bits` truncates the exact value.
-    bits = nearest.view(np.uint32).copy()
-    went_up = np.abs(nearest.astype(np.float64)) > np.abs(block)
-    bits[went_up] -= 1
-    inexact = np.isfinite(block) & (bits.view(np.float32).astype(np.float64) != block)
-    bits[inexact] |= 1
-    return bits.view(np.float32)

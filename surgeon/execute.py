@@ -24,7 +24,7 @@ from surgeon.lazy import BLOCK, ByteRange, Computed, Scratch
 # Bytes that one worker takes at a time; a multiple of every block.
 _UNIT = 16 << 20
 # Reads and writes of at most this much; larger ones leave the processor's cache.
-_BUFFER = 1 << 20
+COPY_BUFFER = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2
 
 Progress = Callable[[int], None]
@@ -78,7 +78,7 @@ class _Worker(threading.local):
 
     def __init__(self) -> None:
         self.scratch = Scratch()
-        self.buffer = memoryview(bytearray(_BUFFER))
+        self.buffer = memoryview(bytearray(COPY_BUFFER))
 
 
 class Executor:
@@ -213,9 +213,9 @@ class Executor:
     def _copy(self, piece: ByteRange, descriptor: int, offset: int, running: Running) -> None:
         if self._options.checksums == "none" and self._copied_in_kernel(piece, descriptor, offset):
             return
-        for start in range(0, piece.size_bytes, _BUFFER):
+        for start in range(0, piece.size_bytes, COPY_BUFFER):
             self._raise_if_stopped()
-            block = self._worker.buffer[: min(_BUFFER, piece.size_bytes - start)]
+            block = self._worker.buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
             piece.file.read_into(piece.offset + start, block)
             running.update(block)
             _write_all(descriptor, block, offset + start)
@@ -255,9 +255,9 @@ class Executor:
 
     def _crc32_of(self, record: Record) -> int:
         running = Running("crc32")
-        for start in range(0, record.size_bytes, _BUFFER):
+        for start in range(0, record.size_bytes, COPY_BUFFER):
             self._raise_if_stopped()
-            block = self._worker.buffer[: min(_BUFFER, record.size_bytes - start)]
+            block = self._worker.buffer[: min(COPY_BUFFER, record.size_bytes - start)]
             record.file.read_into(record.offset + start, block)
             running.update(block)
         return running.crc32

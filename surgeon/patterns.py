@@ -40,6 +40,9 @@ Destinations = Annotated[
     {"minLength": 1, "minItems": 1, "format": "destination"},
 ]
 
+# Each of them multiplies the time that a name takes which does not match in the end.
+_MOST_WILDCARDS = 6
+_SEVERAL = re.compile(r"\*{3,}|\*\*(?:\.\*\*)+")
 _TOKEN = re.compile(r"\*\*|\*|\{(?P<capture>[A-Za-z_]\w*)(?P<many>\*\*)?\}|[().|{}]|[^*().|{}]+")
 # What follows the name of a module that a pattern matched; not a name that a user can write.
 _UNDER = "_under_"
@@ -49,10 +52,24 @@ def _segment_edge(tokens: Sequence[str], index: int) -> bool:
     return not 0 <= index < len(tokens) or tokens[index] in "(|)"
 
 
+def _excess(tokens: Sequence[str]) -> str | None:
+    """Say which wildcards are too many, None where none are."""
+    in_segment = 0
+    for token in tokens:
+        in_segment = 0 if token in ".|" else in_segment + (token[0] in "*{")
+        if in_segment > _MOST_WILDCARDS:
+            return f"more than {_MOST_WILDCARDS} wildcards in one segment"
+    if sum(token.endswith(("**", "**}")) for token in tokens) > _MOST_WILDCARDS:
+        return f"more than {_MOST_WILDCARDS} times '**'"
+    return None
+
+
 def _translated(pattern: str) -> str:
     """Return the regular expression that a pattern means."""
-    found = list(_TOKEN.finditer(pattern))
+    found = list(_TOKEN.finditer(_SEVERAL.sub("**", pattern)))
     tokens = [token[0] for token in found]
+    if problem := _excess(tokens):
+        raise UsageError(f"'{pattern}': {problem}")
     written: list[str] = []
     captured: set[str] = set()
     depth = skip = 0
@@ -189,7 +206,7 @@ _OPERATIONS = {
 
 def _calculated(node: ast.expr, captures: Captures) -> int:
     match node:
-        case ast.Constant(value=int(value)):
+        case ast.Constant(value=int(value)) if type(value) is int:
             return value
         case ast.Name(id=name) if name in captures:
             if not captures[name].isdecimal():

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgeon import lazy
 from surgeon.dtypes import DTYPES
 from surgeon.lazy import (
     ByteRange,
@@ -77,6 +76,11 @@ def stored(array: np.ndarray, dtype: str = "I32") -> Stored:
 
 def numbered(shape: tuple[int, ...], first: int = 0, dtype: str = "I32") -> np.ndarray:
     return np.arange(first, first + prod(shape)).reshape(shape).astype(DTYPES[dtype].storage)
+
+
+def use_blocks_of(size: int, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("surgeon.lazy.joined.BLOCK", size)
+    patch.setattr("surgeon.lazy.elementwise.BLOCK", size)
 
 
 def from_pieces(tensor: LazyTensor, start: int, stop: int) -> np.ndarray:
@@ -179,7 +183,7 @@ def test_any_window_of_nested_forms_is_numpys(data: st.DataObject, pair: Pair) -
 def test_tiny_blocks_change_nothing(data: st.DataObject, pair: Pair, block: int) -> None:
     tensor, array = pair
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lazy, "BLOCK", block)
+        use_blocks_of(block, patch)
         assert_is(tensor, array, *window(data, array.size))
 
 
@@ -269,7 +273,7 @@ def less_mean(blocks: Any, statistics: Any, out: np.ndarray) -> np.ndarray:
 def test_statistics_are_known_before_the_first_block(
     window: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lazy, "BLOCK", 64)
+    use_blocks_of(64, monkeypatch)
     array = numbered((20, 15), 3, "F32")
     asked: list[int] = []
 
@@ -308,7 +312,7 @@ def test_empty_tensors_have_no_elements(shape: tuple[int, ...]) -> None:
 
 
 def test_one_selected_row_reads_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lazy, "BLOCK", 64)
+    use_blocks_of(64, monkeypatch)
     source = stored(numbered((500, 8)))
     tensor = Selected(source, 0, ((499, 500), (3, 4)))
     assert_is(tensor, numbered((500, 8))[[499, 3]], 0, 16)

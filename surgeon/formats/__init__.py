@@ -15,7 +15,7 @@ from surgeon.files import InputFile
 from surgeon.formats.checkpoint import Checkpoint, Contents, Opaque, Record
 from surgeon.formats.containers import choose, unwrapped
 from surgeon.formats.folders import open_folder, open_index
-from surgeon.formats.foreign import foreign
+from surgeon.formats.foreign import foreign, is_foreign
 from surgeon.formats.opcodes import read as read_pickle
 from surgeon.formats.safetensors import has_header, open_safetensors
 from surgeon.formats.torch_legacy import is_legacy, read_legacy
@@ -52,7 +52,7 @@ def _collection_paused() -> Iterator[None]:
 def _open(path: Path, inner: str) -> Checkpoint:
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: no such file")
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where it may not look)
         checkpoint = _open_file(path, inner)
     elif inner:
         raise CheckpointError(f"{path}: a folder has no containers; leave '#{inner}' away")
@@ -109,7 +109,7 @@ def _open_file(path: Path, inner: str = "") -> Checkpoint:
             raise CheckpointError(
                 f"{path}: only torch files have containers; leave '#{inner}' away"
             )
-        if has_header(file.size_bytes, start):
+        if has_header(file.size_bytes, start) and not is_foreign(start):
             return open_safetensors(file)
         if start.lstrip().startswith(b"{") and b'"' in start:
             file.close()

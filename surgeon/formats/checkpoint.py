@@ -84,11 +84,11 @@ class Contents:
     close: Callable[[], None]
 
 
-def at_most(problems: Sequence[str]) -> CheckpointError:
+def at_most(problems: Sequence[str], place: object) -> CheckpointError:
     """Return one error of all problems, or of the first ones and a count of the others."""
     shown = problems[:_MOST_PROBLEMS]
     if left := len(problems) - len(shown):
-        shown = [*shown, f"and {left} more problems of this kind"]
+        shown = [*shown, f"{place}: and {left} more problems"]
     return CheckpointError(*shown)
 
 
@@ -96,6 +96,13 @@ def listed(names: Sequence[str], most: int = _MOST_NAMED) -> str:
     """Return `'a', 'b' and 3 more`."""
     shown = ", ".join(repr(name) for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def plain(value: object) -> str:
+    """Return a scalar as it would be written; of anything else, which may nest, the type."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return f"{value!r:.200}"
+    return type(value).__name__
 
 
 def plain_key(value: object) -> object:
@@ -117,7 +124,7 @@ def spec_of(dtype: str, shape: Sequence[object]) -> TensorSpec:
     product = 1
     for size in shape:
         if type(size) is not int or size < 0:
-            raise ValueError(f"found {size!r} in its shape, expected sizes of 0 or more")
+            raise ValueError(f"found {plain(size)} in its shape, expected sizes of 0 or more")
         product *= size or 1
     if product >= 1 << 60:
         raise ValueError(f"found shape {tuple(shape)}, expected a product that fits in 64 bits")

@@ -44,6 +44,8 @@ def unwrapped(names: Mapping[str, Value]) -> tuple[dict[str, Value], str]:
         wrapper := next((w for w in _WRAPPERS if all(_starts(n, removed + w) for n in names)), "")
     ):
         removed += wrapper
+    if not removed:
+        return dict(names), ""
     return {name[len(removed) :]: value for name, value in names.items()}, removed
 
 
@@ -94,9 +96,11 @@ def _is_optimizer(value: Mapping[object, object]) -> bool:
 def _is_state_dict(value: dict[object, object]) -> bool:
     """Mostly tensors under names, not all of them random generators' states, and few beside."""
     count = _tensor_count(value)
+    # What torch.nn.Module.get_extra_state returned may be anything, once per layer.
+    extra = sum(isinstance(key, str) and key.endswith("_extra_state") for key in value)
     inner = max((_tensor_count(item) for item in value.values()), default=0)
     return (
-        count * 2 > len(value)
+        count * 2 > len(value) - extra
         and count > inner
         and all(isinstance(key, str) for key in value)
         and not all(map(_is_random_state, value.values()))
@@ -134,9 +138,14 @@ def _inside(value: object) -> str:
         return f"; it holds a {_kind(value)}"
     if not value:
         return "; it holds an empty dict"
-    entries = [f"{key!s:.60} ({_kind(item)})" for key, item in list(value.items())[:10]]
+    entries = [f"{key!r:.60} ({_kind(item)})" for key, item in list(value.items())[:10]]
     more = f" and {len(value) - 10} more" if len(value) > 10 else ""
     return f"; it holds {', '.join(entries)}{more}"
+
+
+def _is_name(name: str) -> bool:
+    """Safetensors has a meaning of its own for one name, and no way to write half a character."""
+    return name != "__metadata__" and name.encode(errors="ignore").decode() == name
 
 
 def _tensors(
@@ -149,12 +158,12 @@ def _tensors(
             problems.append(f"{place}: tensor {name!r}: {value.problem}")
         elif not isinstance(value, Stored | Strided):
             left_out.append(f"{name} ({_kind(value)})")
-        elif not isinstance(name, str) or name == "__metadata__" or not name.isprintable():
+        elif not isinstance(name, str) or not _is_name(name):
             problems.append(f"{place}: tensor {name!r}: found a key that cannot be a tensor's name")
         else:
             tensors[name] = value
     if problems:
-        raise at_most(problems)
+        raise at_most(problems, place)
     if left_out:
         notes.append(f"left out {len(left_out)} entries that are not tensors: {listed(left_out)}")
     return tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,7 +74,7 @@ def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
         if not problems and (line := _wrong_size(shards, total_size)):
             problems.append(f"{path}: {line}")
         if problems:
-            raise at_most(problems)
+            raise at_most(problems, path)
     except BaseException:
         for shard in shards.values():
             shard.close()
@@ -117,19 +118,20 @@ def _allow_open_files(count: int) -> None:
 
 
 def _outside(path: Path) -> str:
-    if path.resolve().parent == path.parent.resolve():
+    target = os.path.realpath(path)
+    if os.path.dirname(target) == os.path.realpath(path.parent):  # noqa: PTH120
         return ""
     return (
-        f"{path}: found a link that leaves the folder, to {path.resolve()}; copy the folder with "
+        f"{path}: found a link that leaves the folder, to {target}; copy the folder with "
         "its links resolved (cp -rL)"
     )
 
 
 def _misplaced(folder: Path, name: str) -> str:
     """Say what is wrong with where a shard is said to be."""
-    if Path(name).name != name or "\0" in name:
+    if Path(name).name != name or name in ("", "..") or "\0" in name:
         return f"shard {name!r}: found a path, expected the name of a file in the folder"
-    if not (folder / name).exists():
+    if not os.path.exists(folder / name):  # noqa: PTH110 (Path.exists raises where it may not look)
         return f"shard {name!r}: it is named in the index but missing in the folder"
     return _outside(folder / name)
 

@@ -27,8 +27,13 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 def is_foreign(start: bytes) -> bool:
-    """Tell whether the first bytes of a file are those of a format that is not read."""
-    return any(start.startswith(magic, offset) for offset, magic, _, _ in _MAGIC)
+    """Tell whether the first bytes of a file are those of a format that is not read.
+
+    Where a brace follows them, they are the header length of a safetensors file.
+    """
+    return start[8:9] != b"{" and any(
+        start.startswith(magic, offset) for offset, magic, _, _ in _MAGIC
+    )
 
 
 def foreign(start: bytes) -> tuple[str, str]:

@@ -92,13 +92,14 @@ def read(data: bytes, world: World) -> object:
     try:
         while place >= 0:
             place = handlers[data[place]](machine, place + 1)
-        (value,) = machine.stack
     except _MISPLACED:
-        name = f"opcode {data[place : place + 1]!r}" if 0 <= place < len(data) else "the end"
+        name = f"opcode {data[place : place + 1]!r}" if place < len(data) else "the end"
         raise ValueError(f"byte {place}: found {name}, which cannot stand there") from None
     except ValueError as error:
         raise ValueError(f"byte {place}: {error}") from None
-    return value
+    if len(machine.stack) != 1:
+        raise ValueError(f"found {len(machine.stack)} values at its end, expected one")
+    return machine.stack[0]
 
 
 def _on(code: bytes) -> Callable[[Handler], Handler]:

@@ -21,7 +21,8 @@ def has_header(size_bytes: int, start: bytes) -> bool:
     with such a file is for `open_safetensors` to say.
     """
     length = int.from_bytes(start[:8], "little")
-    return start[8:9] == b"{" or size_bytes < 8 or length < size_bytes
+    is_json = start.startswith(b"{") and length > size_bytes
+    return not is_json and (start[8:9] == b"{" or size_bytes < 8 or length < size_bytes)
 
 
 def open_safetensors(file: InputFile) -> Checkpoint:
@@ -103,7 +104,7 @@ def _tensors(file: InputFile, entries: dict[str, Any], data_offset: int) -> dict
     except ValueError as error:
         problems.append(f"{file.path}: {error}")
     if problems:
-        raise at_most(problems)
+        raise at_most(problems, file.path)
     return {name: Stored(file, data_offset + begin, spec) for begin, _, name, spec in found}
 
 
@@ -113,13 +114,13 @@ def _placed(name: str, entry: object) -> tuple[int, int, str, TensorSpec]:
         raise ValueError(f"found {keys}, expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(dtype) is not str or type(shape) is not list:
-        raise ValueError(f"found dtype {dtype!r} and shape {shape!r}, expected a name and a list")
+        raise ValueError(
+            f"found dtype {dtype!r:.100} and shape {shape!r:.100}, expected a name and a list"
+        )
     spec = spec_of(dtype, shape)
-    match offsets:
-        case [int(begin), int(end)] if type(begin) is type(end) is int and 0 <= begin <= end:
-            pass
-        case _:
-            raise ValueError(f"found data_offsets {offsets!r}, expected [begin, end] in order")
+    begin, end = offsets if type(offsets) is list and len(offsets) == 2 else (None, None)
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+        raise ValueError(f"found data_offsets {offsets!r:.200}, expected [begin, end] in order")
     bits = spec.count * DTYPES[dtype].bits
     if bits != (end - begin) * 8:
         raise ValueError(f"found {end - begin} bytes, expected {bits / 8:g} for {spec}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 _MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
-# Older ones have known holes in weights_only: CVE-2025-32434 and what was mended up to 2.10.
+# Heap corruption in weights_only before 2.10: https://github.com/advisories/GHSA-63cw-57p8-fm3p
 _OLDEST_TORCH = (2, 10)
 _RESAVE = (
     "load it where it was made and save its weights alone: torch.save(model.state_dict(), ...)"
@@ -89,10 +89,12 @@ def _sha256(file: InputFile) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return one line of what torch has to say."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    line = next((line for line in lines if "WeightsUnpickler error" in line), lines[0])
-    line = line.strip().removeprefix("WeightsUnpickler error:").strip()
+    """Return one line of what torch has to say, but not its advice to load without care."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Weights only load failed")]
+    line = next((line for line in lines if "GLOBAL" in line or "Unpickler" in line), "")
+    line = line or (lines[0] if lines else type(error).__name__)
+    line = line.removeprefix("WeightsUnpickler error:").strip()
     return f"torch cannot read this legacy file: {line:.300}; {_RESAVE}"
 
 
@@ -118,7 +120,8 @@ class _Conversion:
             return mapping
         if isinstance(value, list | tuple):
             items = [self.plain(item) for item in value]
-            return items if isinstance(value, list) else tuple(items)
+            self._seen[id(value)] = items if isinstance(value, list) else tuple(items)
+            return self._seen[id(value)]
         if value is None or isinstance(value, bool | int | float | complex | str | bytes | set):
             return value
         return Opaque(f"{type(value).__module__}.{type(value).__qualname__}")

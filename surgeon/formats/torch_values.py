@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from surgeon.dtypes import DTYPES
-from surgeon.formats.checkpoint import Opaque, Record, plain_key, spec_of
+from surgeon.formats.checkpoint import Opaque, Record, plain, plain_key, spec_of
 from surgeon.lazy import ByteSource, LazyTensor, Stored, Strided, TensorSpec
 
 _RESAVE = (
@@ -46,8 +46,9 @@ _UNUSABLE_TENSORS = {
     "_rebuild_device_tensor_from_numpy": "it was pickled as a NumPy array; save tensor.cpu()",
     "_rebuild_xla_tensor": "it was pickled as a NumPy array; save tensor.cpu()",
 }
-_TENSOR_CLASSES = {("torch", "Tensor"), ("torch.nn.parameter", "Parameter"),
-                   ("torch.nn.parameter", "Buffer"), ("torch.nn", "Parameter")}  # fmt: skip
+_TENSOR_CLASSES = frozenset(
+    {"torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
+)
 # Harmless, and common in training checkpoints; nothing of them is kept but the name.
 _OPAQUE = frozenset(
     [
@@ -170,15 +171,15 @@ class TorchWorld:
         kind, storage_type, name, location, count = cast(tuple[Any, ...], identity)
         if kind != "storage" or not isinstance(storage_type, _Global) or not storage_type.dtype:
             raise TypeError
+        if type(name) is not str or type(count) is not int or count < 0:
+            raise TypeError
         found = self._storages.get((storage_type, name, count))
         if found is None:
             found = self._located(storage_type.dtype, name, location, count)
             self._storages[(storage_type, name, count)] = found
         return found
 
-    def _located(self, torch_dtype: str, name: object, location: object, count: object) -> _Storage:
-        if type(name) is not str or type(count) is not int or count < 0:
-            raise TypeError
+    def _located(self, torch_dtype: str, name: str, location: object, count: int) -> _Storage:
         dtype = _TORCH_DTYPES.get(torch_dtype, "")
         record = self._members.get(f"data/{name}")
         if location == "meta":
@@ -207,7 +208,7 @@ class TorchWorld:
                 return _Global(full, dtype="uint8")
             if name in _TORCH_DTYPES or name in _OTHER_DTYPES:
                 return _Global(full, dtype=name)
-        if (module, name) in _TENSOR_CLASSES:
+        if full in _TENSOR_CLASSES:
             return _Global(full)
         if module == "torch._utils" and name in _UNUSABLE_TENSORS:
             unusable = Opaque("a tensor", _UNUSABLE_TENSORS[name])
@@ -235,7 +236,7 @@ class TorchWorld:
             "torch._utils._rebuild_device_tensor_from_cpu_tensor": _parameter,
             "torch._tensor._rebuild_from_type_v2": self._typed,
             "torch.Size": _items_of(tuple),
-            "torch.device": lambda *parts: ":".join(map(str, parts)),
+            "torch.device": lambda *parts: ":".join(map(plain, parts)),
             "collections.OrderedDict": _mapping,
             "collections.Counter": _mapping,
             "collections.defaultdict": lambda factory=None, items=(): _mapping(items),
@@ -290,8 +291,9 @@ class TorchWorld:
         return self._view(storage, _TORCH_DTYPES[dtype.dtype], offset, size, stride)
 
     def _typed(self, function: object, kind: _Global, arguments: Any, state: object) -> object:
-        tensor = self.call(function, arguments)
-        return tensor if isinstance(kind, _Global) else None
+        if kind.name not in _TENSOR_CLASSES:
+            return Opaque("a tensor", "it is a tensor subclass; save plain tensors instead")
+        return self.call(function, arguments)
 
     def _view(
         self,
@@ -304,6 +306,11 @@ class TorchWorld:
         """Return the one LazyTensor of this view, or why there cannot be one."""
         if storage.problem:
             return Opaque("a tensor", storage.problem)
+        # Before anything is hashed or shown: what shares tuples in tuples would take for ever.
+        numbers = (offset, *shape, *strides)
+        if {type(number) for number in numbers} != {int}:
+            odd = next(number for number in numbers if type(number) is not int)
+            return Opaque("a tensor", f"found {plain(odd)}, expected whole numbers")
         view = (storage, dtype, offset, shape, strides)
         if view in self._tensors:
             return self._tensors[view]
@@ -324,11 +331,10 @@ def _lazy(
 ) -> LazyTensor:
     """Return a view of a storage, once all that it states is found to lie inside."""
     shape = spec.shape
-    if type(strides) is not tuple or len(shape) != len(strides):
-        raise ValueError(f"found strides {strides!r} for shape {shape}")
-    for number in (offset, *strides):
-        if type(number) is not int or number < 0:
-            raise ValueError(f"found offset {offset!r} and strides {strides!r}, expected 0 or more")
+    if len(shape) != len(strides):
+        raise ValueError(f"found strides {strides} for shape {shape}")
+    if min(offset, *strides, 0) < 0:
+        raise ValueError(f"found offset {offset} and strides {strides}, expected 0 or more")
     if 0 in shape:
         return Stored(file, 0, spec)
     item_bytes = DTYPES[spec.dtype].bits // 8
@@ -383,7 +389,7 @@ def _bytes(text: object = b"", encoding: str = "latin-1") -> bytes:
 
 def _refusal(module: str, name: str) -> str:
     """Return why a global is not looked up, and what to do about it."""
-    full = f"{module}.{name}"
+    full = repr(f"{module}.{name}"[:200])
     if module.startswith("torch.nn.modules") or module.startswith("torch.nn.parallel"):
         return f"it is a whole pickled model (found {full}); {_RESAVE}"
     if "DTensor" in name or module.startswith("torch.distributed"):

@@ -1,6 +1,7 @@
 """Weighted mean of models."""
 
 from collections.abc import Sequence
+from math import frexp
 from typing import Annotated
 
 import numpy as np
@@ -26,11 +27,19 @@ def average(
     that are to be divided by their sum add up to zero.
     """
     total = total_weight(weights) if normalize else 1.0
+    shares = [weight / total for weight in weights]
+    # A power of two times a float is exact, so that float32 rounds the sum alone.
+    exact = all(frexp(share)[0] in (0.5, -0.5, 0.0) for share in shares)
 
     def combine(blocks: Sequence[Array], statistics: None, out: Array) -> Array:
-        np.multiply(blocks[0], weights[0] / total, out=out)
-        for block, weight in zip(blocks[1:], weights[1:], strict=True):
-            out += block * (weight / total)
+        if len(set(shares)) == 1:
+            np.add(blocks[0], blocks[1], out=out)
+            for block in blocks[2:]:
+                np.add(out, block, out=out)
+            return np.multiply(out, shares[0], out=out)
+        np.multiply(blocks[0], shares[0], out=out)
+        for block, share in zip(blocks[1:], shares[1:], strict=True):
+            out += block * share
         return out
 
-    return Arithmetic(combine)
+    return Arithmetic(combine, exact_in_float32=exact)

@@ -29,9 +29,10 @@ def expect(
     ] = None,
     tied: Annotated[bool | None, "whether each tensor shares its values with another"] = None,
 ) -> None:
-    """Stop the run, before anything is written, unless tensors are as they should be.
+    """Stop the run unless tensors are as they should be.
 
-    What looks at values is checked by `apply`, everything else by `plan` already.
+    Nothing is written then. What looks at values is checked by `apply`, everything else by `plan`
+    already.
     """
     names = _selected(draft, target, exists=exists, count=count)
     problems: list[str] = []

@@ -24,9 +24,9 @@ def match(
     ] = None,
     like: Annotated[str | None, "a model of the recipe, or a checkpoint's path"] = None,
 ) -> None:
-    """Stop the run unless names and shapes are exactly these, with a line for each difference.
+    """Stop the run unless names and shapes are exactly these.
 
-    A dtype is compared where the shapes file states one, not with `like`.
+    There is a line for each difference. A dtype is compared where the shapes file states one, not with `like`.
     """
     expected = _expected(draft, shapes, like)
     problems = []

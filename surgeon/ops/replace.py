@@ -23,10 +23,11 @@ def replace(
     init: Init = "default",
     bias_init: BiasInit = None,
 ) -> None:
-    """Put a fresh layer of a new size in a layer's place; nothing trained is kept.
+    """Put a fresh layer of a new size in a layer's place.
 
-    All tensors directly in the module are made anew: those with one entry per row get `rows` of
-    them. Raises for a tied tensor, since the other name would lose its values too: untie it first.
+    Nothing trained is kept. All tensors directly in the module are made anew: those with one entry
+    per row get `rows` of them. Raises for a tied tensor, since the other name would lose its values
+    too: untie it first.
     """
     changes: dict[str, LazyTensor] = {}
     for layer in layers(draft, target):

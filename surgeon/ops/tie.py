@@ -27,10 +27,10 @@ def tie(
         Literal["equal", "always"], "equal: an error where the values differ"
     ] = "equal",
 ) -> None:
-    """Bind names to the tensor of another name, so that they are stored and trained as one.
+    """Bind names to the tensor of another name.
 
-    Raises where the specs differ, and with `equal` (before anything is written) where the values
-    do.
+    They are then stored and trained as one. Raises where the specs differ, and with `equal` (before
+    anything is written) where the values do.
     """
     targets = [target] if isinstance(target, str) else target
     for name, owner in destinations(draft, targets, [to] * len(targets)):

@@ -11,7 +11,10 @@ from surgeon.registry import op
 
 @op(group="structure", example={"target": "head.weight"})
 def untie(draft: Draft, *, target: Target) -> None:
-    """Give tied names a copy of their own; raises for a tensor that is not tied."""
+    """Give tied names a copy of their own.
+
+    Raises for a tensor that is not tied, unless the step is optional.
+    """
     for name in draft.select(target):
         if len(draft.tied(name)) == 1:
             if draft.optional:

@@ -1,0 +1,26 @@
+"""The training side: reads a manifest, imports torch, and sets up each stage of a training run.
+
+    from surgeon.training import Manifest
+
+    run = Manifest.load("out.manifest.json").bind(model)
+    for stage in run.stages:
+        optimizer, scheduler = run.start(stage.name)
+        ...  # your loop
+
+Nothing else of surgeon imports this package.
+"""
+
+from surgeon.training.errors import ManifestError
+from surgeon.training.manifest import Group, Manifest, Stage, Teacher, TensorEntry, TorchClass
+from surgeon.training.run import Run
+
+__all__ = [
+    "Group",
+    "Manifest",
+    "ManifestError",
+    "Run",
+    "Stage",
+    "Teacher",
+    "TensorEntry",
+    "TorchClass",
+]

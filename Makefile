@@ -1,0 +1,34 @@
+# Everything here works on a fresh clone: the environment is made when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test slow lint docs bench clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install -q -c constraints.txt --group dev -e .
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/python examples/digits_new_class/demo.py demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest -n 2
+
+slow: .venv/ready
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: .venv/ready
+	$(BIN)/python -m tests.docs
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .bench demo

@@ -1,0 +1,354 @@
+"""The command line: click commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from surgeon import __version__
+from surgeon.errors import SurgeonError, UsageError
+
+if TYPE_CHECKING:
+    from surgeon.apply import Opened
+
+# Results must not depend on the number of threads, and parallelism is ours. NumPy reads these when
+# it is imported, which no line above does; what is heavy is imported by the command that needs it.
+for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+# More threads than this wait for the memory bus or the disk.
+_MOST_WORKERS = 8
+# As a shell reports a program that ended by SIGINT, and by SIGPIPE.
+_INTERRUPTED, _PIPE_CLOSED = 130, 141
+
+
+class _Commands(click.Group):
+    """Commands whose errors become lines on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SurgeonError as error:
+            for problem in error.problems:
+                click.echo(problem, err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
+        except BrokenPipeError:
+            # Python flushes stdout once more when it ends, which must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(_PIPE_CLOSED)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExample:\n  surgeon plan grow.json model.pt",
+)
+@click.version_option(__version__, message="surgeon %(version)s")
+def commands() -> None:
+    """Change trained networks between training stages, by recipe."""
+
+
+def main() -> None:
+    """Run the command line; exits the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A tensor's name may hold what the terminal's encoding has no character for.
+            stream.reconfigure(errors="backslashreplace")
+    commands(prog_name="surgeon")
+
+
+def _pairs(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> dict[str, str]:
+    """Split each NAME=VALUE."""
+    pairs: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"'{text}' is not {parameter.metavar}")
+        if name in pairs:
+            raise click.BadParameter(f"'{name}' is given twice")
+        pairs[name] = value
+    return pairs
+
+
+def _json_pairs(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> dict[str, Any]:
+    """Split each NAME=JSON; what is not JSON is a string."""
+    return {n: _json_or_text(text) for n, text in _pairs(context, parameter, values).items()}
+
+
+def _json_or_text(text: str) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _size(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> int | None:
+    from surgeon.units import parse_size
+
+    try:
+        return None if value is None else parse_size(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _command(name: str, example: str) -> Any:
+    return commands.command(name, epilog=f"\b\nExample:\n  {example}")
+
+
+_set = click.option(
+    "--set", "variables", metavar="VAR=JSON", multiple=True, callback=_json_pairs,
+    help="Give a variable of the recipe a value; what is not JSON is a string.",
+)  # fmt: skip
+_model = click.option(
+    "--model", "named", metavar="NAME=PATH", multiple=True, callback=_pairs,
+    help="Say where a model of the recipe is.",
+)  # fmt: skip
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def _print(document: Any) -> None:
+    click.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        click.echo(line, err=True)
+
+
+@contextmanager
+def _planned(
+    recipe: str, source: str, extra: Sequence[str], named: Mapping[str, str],
+    variables: Mapping[str, Any],
+) -> Iterator[Opened]:  # fmt: skip
+    from surgeon.apply import bind_models, opened
+    from surgeon.recipe import load
+
+    loaded = load(recipe, variables)
+    with opened(loaded, source, bind_models(loaded, extra, named)) as made:
+        yield made
+
+
+@_command("apply", "surgeon apply grow.json model.pt grown.safetensors --set rows=1")
+@click.argument("recipe")
+@click.argument("source", metavar="INPUT")
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.argument("output", type=click.Path(path_type=Path))
+@_model
+@_set
+@click.option("--force", is_flag=True, help="Replace an output that exists.")
+@_json
+@click.option("--quiet", is_flag=True, help="Print nothing but the answer and errors.")
+@click.option(
+    "--checksums", type=click.Choice(["crc32", "sha256", "none"]), default="crc32",
+    show_default=True, help="Which checksum of each tensor the manifest gets.",
+)  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: cores, up to 8]")
+@click.option("--max-memory", metavar="SIZE", callback=_size,
+              help="Use fewer threads where more scratch than this, such as 512MB, is needed.")  # fmt: skip
+def _apply(
+    recipe: str, source: str, models: Sequence[str], output: Path, named: dict[str, str],
+    variables: dict[str, Any], force: bool, as_json: bool, quiet: bool,
+    checksums: Literal["crc32", "sha256", "none"], workers: int | None, max_memory: int | None,
+) -> None:  # fmt: skip
+    """Apply RECIPE to the checkpoint INPUT and write OUTPUT with its manifest.
+
+    OUTPUT is a .safetensors file, or else a model folder. MODELs fill the models that the recipe
+    leaves open, in order.
+    """
+    import time
+
+    from surgeon import report
+    from surgeon.apply import write
+    from surgeon.execute import Options
+    from surgeon.memory import workers_within
+
+    began = time.monotonic()
+    with _planned(recipe, source, models, named, variables) as opened:
+        threads = workers or _default_workers()
+        if max_memory is not None:
+            threads = workers_within(max_memory, opened.plan, threads)
+        total = report.written_bytes(opened.plan)
+        with _progress(total, silent=quiet) as progress:
+            result = write(opened, output, Options(threads, checksums, progress), force=force)
+        if not quiet:
+            _say(report.applied(opened, result, time.monotonic() - began))
+        if as_json:
+            _print(report.applied_as_json(opened, result))
+        else:
+            click.echo(os.fsencode(result.output))
+            click.echo(os.fsencode(result.manifest))
+
+
+def _default_workers() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # pragma: no cover (macOS)
+        cores = os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS)
+
+
+@contextmanager
+def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
+    """Give what shows progress on a terminal, None where nobody would see it."""
+    if silent or os.environ.get("CI") or not sys.stderr.isatty():
+        yield None
+        return
+    with click.progressbar(length=total_bytes, label="writing", file=sys.stderr) as bar:
+        yield bar.update
+
+
+@_command("plan", "surgeon plan grow.json model.pt --set rows=1")
+@click.argument("recipe")
+@click.argument("source", metavar="INPUT")
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@_model
+@_set
+@_json
+def _plan(
+    recipe: str, source: str, models: Sequence[str], named: dict[str, str],
+    variables: dict[str, Any], as_json: bool,
+) -> None:  # fmt: skip
+    """Say what RECIPE would make of INPUT; reads no tensor data."""
+    from surgeon import report
+
+    with _planned(recipe, source, models, named, variables) as opened:
+        if as_json:
+            _print(report.planned_as_json(opened))
+        else:
+            _say([f"note: {note}" for note in opened.notes])
+            click.echo(report.planned(opened))
+
+
+@_command("validate", "surgeon validate grow.json --set layer=fc")
+@click.argument("recipe")
+@_set
+def _validate(recipe: str, variables: dict[str, Any]) -> None:
+    """Check RECIPE by itself: schema, variables, unknown words."""
+    from surgeon.recipe import load
+
+    loaded = load(recipe, variables)
+    count = len(loaded.steps)
+    click.echo(f"{loaded.label}: valid, {count} step{'' if count == 1 else 's'}")
+
+
+@_command("inspect", "surgeon inspect model.pt 'layers.*.attention' --stats")
+@click.argument("checkpoint")
+@click.argument("pattern", metavar="[PATTERN]...", nargs=-1)
+@click.option("--tree", is_flag=True, help="Show modules; numbered ones that are alike, once.")
+@click.option("--stats", is_flag=True, help="Read the values: range, mean, norm, zeros, NaN.")
+@_json
+def _inspect(
+    checkpoint: str, pattern: Sequence[str], tree: bool, stats: bool, as_json: bool
+) -> None:
+    """List the tensors of CHECKPOINT: names, dtypes, shapes, sizes, ties, metadata."""
+    if tree and stats:
+        raise UsageError("--tree and --stats exclude each other")
+    from surgeon import inspection
+    from surgeon.formats import open_checkpoint
+
+    opened = open_checkpoint(checkpoint)
+    try:
+        found = inspection.inspected(opened.tensors, pattern, stats=stats)
+        if as_json:
+            _print(inspection.as_json(opened, found, as_tree=tree))
+        else:
+            _say([f"note: {note}" for note in opened.notes])
+            click.echo(inspection.as_text(opened, found, as_tree=tree))
+    finally:
+        opened.close()
+
+
+@_command("diff", "surgeon diff before.pt after.safetensors '!head'")
+@click.argument("a")
+@click.argument("b")
+@click.argument("pattern", metavar="[PATTERN]...", nargs=-1)
+@_json
+@click.pass_context
+def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_json: bool) -> None:
+    """Compare the tensors of two checkpoints; exits with 1 where they differ."""
+    from surgeon import diff
+
+    found = diff.compare(a, b, pattern)
+    if as_json:
+        _print(found.as_json())
+    else:
+        click.echo(found.as_text())
+    context.exit(0 if found.equal else 1)
+
+
+@_command("verify", "surgeon verify grown.safetensors")
+@click.argument("output", type=click.Path(path_type=Path))
+@_json
+@click.pass_context
+def _verify(context: click.Context, output: Path, as_json: bool) -> None:
+    """Hash OUTPUT again and compare with its manifest; exits with 1 where they differ.
+
+    OUTPUT is a .safetensors file, a model folder, or the manifest itself.
+    """
+    from surgeon.verify import verify
+
+    found = verify(output, _default_workers())
+    if as_json:
+        _print(found.as_json())
+    else:
+        click.echo(found.as_text())
+    context.exit(1 if found.mismatches else 0)
+
+
+@_command("ops", "surgeon ops widen")
+@click.argument("name", required=False)
+@_json
+def _ops(name: str | None, as_json: bool) -> None:
+    """List the ops, or show the page of one."""
+    import surgeon.merges
+    import surgeon.ops
+    from surgeon import catalogue
+
+    if name is None:
+        everything = catalogue.as_json()
+        _print(everything) if as_json else click.echo(catalogue.table_of_ops())
+    elif as_json:
+        _print(catalogue.one_as_json(name))
+    else:
+        click.echo(catalogue.page(name))
+
+
+@_command("schema", "surgeon schema > recipe.schema.json")
+@click.option("--manifest", is_flag=True, help="Print the schema of manifests instead.")
+def _schema(manifest: bool) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from surgeon.published import manifest_schema, recipe_schema
+
+    _print(manifest_schema() if manifest else recipe_schema())
+
+
+@_command("recipes", "surgeon recipes")
+@_json
+def _recipes(as_json: bool) -> None:
+    """List the ready-made recipes, which go by their names alone."""
+    from surgeon import catalogue
+
+    if as_json:
+        _print(catalogue.recipes())
+    else:
+        click.echo(catalogue.table_of_recipes())

@@ -1,0 +1,319 @@
+"""Tensors that are not computed yet: a spec known now, values made when they are written.
+
+Two names bound to one LazyTensor are tied, so forms compare by identity. Blocks travel as flat
+arrays in the dtype's *storage* (see dtypes.py); they are read-only for whoever asked for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from surgeon.dtypes import DTYPES, Array, rounded
+from surgeon.regions import Region, whole
+
+# Elements per block: 256 KiB of bf16, small enough that a kernel's operands stay in the cache.
+BLOCK = 128 * 1024
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A dtype (by its safetensors name) and a shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.count * DTYPES[self.dtype].bits // 8
+
+    def resized(self, dim: int, size: int) -> TensorSpec:
+        """Return the spec with one dimension of another size."""
+        return TensorSpec(self.dtype, (*self.shape[:dim], size, *self.shape[dim + 1 :]))
+
+    def __str__(self) -> str:
+        sizes = ", ".join(map(str, self.shape))
+        return f"{self.dtype} ({sizes}{',' if len(self.shape) == 1 else ''})"
+
+
+class ByteSource(Protocol):
+    """An open input file that any thread may read at any place."""
+
+    path: Path
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer with the bytes from `offset` on."""
+        ...
+
+    def mapped(self, offset: int, size_bytes: int) -> Array:
+        """Return a read-only uint8 view of bytes of the file, for scattered reads."""
+        ...
+
+    def fileno(self) -> int | None:
+        """The file descriptor, for byte-range copies; None where the bytes are in memory."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Bytes of an input file that are, unchanged, bytes of a tensor."""
+
+    file: ByteSource
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Elements of a tensor that have to be evaluated."""
+
+    tensor: LazyTensor
+    start: int
+    stop: int
+
+
+Piece = ByteRange | Computed
+
+
+class Scratch:
+    """Arrays that one worker uses again for every block; `take` never zeroes."""
+
+    def __init__(self) -> None:
+        self._slots: list[Array] = []
+        self._used = 0
+
+    def take(self, dtype: np.dtype[Any] | type, count: int) -> Array:
+        """Return an array of `count` elements, valid until the enclosing scope ends."""
+        size_bytes = np.dtype(dtype).itemsize * count
+        if self._used == len(self._slots):
+            self._slots.append(np.empty(size_bytes, np.uint8))
+        elif self._slots[self._used].nbytes < size_bytes:
+            self._slots[self._used] = np.empty(size_bytes, np.uint8)
+        slot = self._slots[self._used]
+        self._used += 1
+        return slot[:size_bytes].view(dtype)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Give back, at the end, what was taken inside."""
+        before = self._used
+        try:
+            yield
+        finally:
+            self._used = before
+
+
+class LazyTensor(Protocol):
+    """What every form answers; the executor asks for nothing else."""
+
+    @property
+    def spec(self) -> TensorSpec: ...
+
+    @property
+    def operands(self) -> tuple[LazyTensor, ...]:
+        """The tensors that this one is made of."""
+        ...
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """Elements start to stop as byte ranges of input files, or as work to be done."""
+        ...
+
+    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+        """The storage of elements start to stop, flat."""
+        ...
+
+    def new(self) -> tuple[Region, ...]:
+        """The disjoint regions that a recipe created."""
+        ...
+
+
+Value = TypeVar("Value")
+
+
+class Once(Generic[Value]):
+    """A value that the first thread to ask computes while the others wait."""
+
+    def __init__(self, compute: Callable[[Scratch], Value]) -> None:
+        self._compute = compute
+        self._lock = threading.Lock()
+        self._values: list[Value] = []
+
+    def get(self, scratch: Scratch) -> Value:
+        with self._lock:
+            if not self._values:
+                with scratch.scope():
+                    self._values.append(self._compute(scratch))
+        return self._values[0]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A random stream of its own: keyed by recipe seed, step and tensor name, never by order."""
+
+    seed: int
+    step: str
+    name: str
+
+    def generator(self, chunk: int) -> np.random.Generator:
+        """Return the generator of one chunk; chunks are independent, so blocks may be too."""
+        text = f"surgeon 1\0{self.seed}\0{self.step}\0{self.name}"
+        key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+        return np.random.Generator(np.random.Philox(key=key, counter=chunk << 128))
+
+
+class Initialiser(Protocol):
+    """Named initial values; see initialisers.py."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def operands(self) -> tuple[LazyTensor, ...]: ...
+
+    def values(
+        self, spec: TensorSpec, start: int, stop: int, stream: Stream, scratch: Scratch
+    ) -> Array:
+        """Elements start to stop of a tensor of this spec, as float64 or float32."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Bytes that lie in an input file."""
+
+    file: ByteSource
+    offset: int
+    spec: TensorSpec
+    operands: tuple[LazyTensor, ...] = ()
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        bits = DTYPES[self.spec.dtype].bits
+        yield ByteRange(self.file, self.offset + start * bits // 8, (stop - start) * bits // 8)
+
+    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+        bits = DTYPES[self.spec.dtype].bits
+        first, last = start * bits // 8, stop * bits // 8
+        buffer = scratch.take(np.uint8, last - first)
+        self.file.read_into(self.offset + first, buffer.data)
+        return buffer.view(DTYPES[self.spec.dtype].storage)
+
+    def new(self) -> tuple[Region, ...]:
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Strided:
+    """A view with strides (in elements) over stored bytes: transposed, expanded, overlapping.
+
+    `storage` is the flat run of elements that the view reaches, from its first one.
+    """
+
+    storage: Stored
+    strides: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.storage.spec.dtype, self.shape)
+
+    @property
+    def operands(self) -> tuple[LazyTensor, ...]:
+        return (self.storage,)
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        yield Computed(self, start, stop)
+
+    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+        out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
+        index = np.arange(start, stop)
+        address = np.zeros(stop - start, np.int64)
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            index, digit = np.divmod(index, size)
+            address += digit * stride
+        # Mapped, since a block of a transposed view reaches over all of its storage.
+        mapped = self.storage.file.mapped(self.storage.offset, self.storage.spec.size_bytes)
+        np.take(mapped.view(out.dtype), address, out=out)
+        return out
+
+    def new(self) -> tuple[Region, ...]:
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Fresh:
+    """Values that an initialiser makes."""
+
+    spec: TensorSpec
+    initialiser: Initialiser
+    stream: Stream
+
+    @property
+    def operands(self) -> tuple[LazyTensor, ...]:
+        return self.initialiser.operands
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        yield Computed(self, start, stop)
+
+    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+        out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
+        with scratch.scope():
+            values = self.initialiser.values(self.spec, start, stop, self.stream, scratch)
+            rounded(values, self.spec.dtype, out, scratch.take(np.uint32, stop - start))
+        return out
+
+    def new(self) -> tuple[Region, ...]:
+        return (whole(self.spec.shape),)
+
+
+@dataclass(frozen=True, eq=False)
+class Copied:
+    """The values of another tensor under an identity of its own; created by the recipe."""
+
+    source: LazyTensor
+
+    @property
+    def spec(self) -> TensorSpec:
+        return self.source.spec
+
+    @property
+    def operands(self) -> tuple[LazyTensor, ...]:
+        return (self.source,)
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        return self.source.pieces(start, stop)
+
+    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+        return self.source.elements(start, stop, scratch)
+
+    def new(self) -> tuple[Region, ...]:
+        return (whole(self.spec.shape),)
+
+
+def forms(tensor: LazyTensor) -> Iterator[LazyTensor]:
+    """Yield a tensor and everything it is made of, each once, outermost first."""
+    seen: set[int] = set()
+    pending = [tensor]
+    while pending:
+        form = pending.pop()
+        if id(form) not in seen:
+            seen.add(id(form))
+            yield form
+            pending.extend(reversed(form.operands))
+
+
+def detached(tensor: LazyTensor) -> LazyTensor:
+    """Return the same tensor under an identity of its own."""
+    return copy(tensor)

@@ -1,0 +1,94 @@
+"""How much scratch a plan needs: what `--max-memory` bounds.
+
+Counted are the arrays that values pass through, block by block, and the matrices that some
+initialisations make at once; not Python itself, headers, and the mapped pages of input files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from surgeon.dtypes import DTYPES
+from surgeon.errors import PlanError
+from surgeon.execute import COPY_BUFFER
+from surgeon.lazy import BLOCK, ByteRange, Elementwise, Fresh, LazyTensor, Strided, forms
+from surgeon.plan import Plan
+from surgeon.units import spoken_size
+
+# Initialisations that make all of their values at once, in float64: bytes per element that stay
+# until the plan is written, and those that are used meanwhile; see initial_values.py.
+_AT_ONCE = {"orthogonal": (8, 32), "rows_normal": (8, 8)}
+# Per element of a block. An initialiser: float64 values, the chunk they are drawn in, what was
+# rejected; and uint32 to round with. An index into a strided view: five int64.
+_FRESH, _STRIDED = 3 * 8 + 4, 5 * 8
+# A kernel's own arrays beside its operands and its result, and uint32 to round with.
+_KERNEL_ARRAYS, _ROUNDING = 2, 4
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that all workers share, and those of each one; `largest` is who needs the most."""
+
+    shared_bytes: int
+    worker_bytes: int
+    largest: str
+
+
+def scratch_bytes(plan: Plan) -> Need:
+    """Return what writing a plan takes."""
+    shared, worker, largest, most = 0, COPY_BUFFER, "", -1
+    seen: set[int] = set()
+    for name, tensor in plan.tensors.items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        blocks = held = 0
+        for form in forms(tensor) if _is_computed(tensor) else ():
+            blocks += _block_bytes(form)
+            stays, meanwhile = _at_once_bytes(form)
+            held += stays
+            blocks += meanwhile
+        shared += held
+        worker = max(worker, COPY_BUFFER + blocks)
+        if held + blocks > most:
+            largest, most = name, held + blocks
+    return Need(shared, worker, largest)
+
+
+def _is_computed(tensor: LazyTensor) -> bool:
+    pieces = tensor.pieces(0, tensor.spec.count) if tensor.spec.count else ()
+    return not all(isinstance(piece, ByteRange) for piece in pieces)
+
+
+def _block_bytes(form: LazyTensor) -> int:
+    """Return an upper bound of what one form takes for a block, its operands not counted."""
+    count = min(form.spec.count, BLOCK)
+    own = DTYPES[form.spec.dtype].storage.itemsize
+    if isinstance(form, Fresh):
+        return count * (own + _FRESH)
+    if isinstance(form, Strided):
+        return count * (own + _STRIDED)
+    if isinstance(form, Elementwise):
+        widths = [max(4, DTYPES[operand.spec.dtype].storage.itemsize) for operand in form.operands]
+        arrays = sum(widths) + (1 + _KERNEL_ARRAYS) * max(widths)
+        return count * (own + arrays + _ROUNDING)
+    return count * own
+
+
+def _at_once_bytes(form: LazyTensor) -> tuple[int, int]:
+    if not isinstance(form, Fresh):
+        return 0, 0
+    stays, meanwhile = _AT_ONCE.get(form.initialiser.name, (0, 0))
+    return form.spec.count * stays, form.spec.count * meanwhile
+
+
+def workers_within(most_bytes: int, plan: Plan, workers: int) -> int:
+    """Return how many of the workers a bound leaves room for; raises PlanError where none."""
+    need = scratch_bytes(plan)
+    if need.shared_bytes + need.worker_bytes > most_bytes:
+        raise PlanError(
+            f"--max-memory {spoken_size(most_bytes)}: the plan needs "
+            f"{spoken_size(need.shared_bytes + need.worker_bytes)} for one worker, "
+            f"most of it for '{need.largest}'"
+        )
+    return min(workers, (most_bytes - need.shared_bytes) // need.worker_bytes)

@@ -1,0 +1,273 @@
+"""What apply, plan, inspect, diff and verify say: text for people, and the same as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from surgeon.apply import Opened, Result, layouts
+from surgeon.draft import is_wholly_new
+from surgeon.layout import OutputFile, ties
+from surgeon.lazy import ByteRange, LazyTensor
+from surgeon.plan import Change, Plan, StepSummary
+from surgeon.regions import count, parsed, split_block
+from surgeon.registry import OPS
+from surgeon.tables import indented, number, plural, shape_text, shown, table
+from surgeon.units import spoken_size
+
+Json = dict[str, Any]
+# A group of optimizer settings is shown in columns of its own for these, the rest in one.
+_OWN_COLUMNS = ("name", "params", "lr", "weight_decay")
+
+
+def written_bytes(plan: Plan) -> int:
+    """Return the bytes of all tensors that a plan writes, tied ones once."""
+    return sum(tensor.spec.size_bytes for tensor in _owned(plan).values())
+
+
+def _owned(plan: Plan) -> dict[str, LazyTensor]:
+    aliases = ties(plan.tensors)
+    return {name: tensor for name, tensor in plan.tensors.items() if name not in aliases}
+
+
+def lost(plan: Plan) -> list[str]:
+    """Return the input's tensors that are in no tensor of the output, under whatever name."""
+    used = {name for changes in plan.lineage.values() for change in changes for name in change.from_}
+    return [name for name in plan.dropped if name not in used]
+
+
+# apply
+
+
+def applied(opened: Opened, result: Result, seconds: float) -> list[str]:
+    """Return what apply did: notes, a line per step, totals."""
+    plan, written = opened.plan, result.written
+    lines = [f"note: {shown(note)}" for note in [*opened.notes, *written.notes]]
+    lines += [_step_line(index, step) for index, step in enumerate(plan.steps)]
+    kinds = [_kind(tensor) for tensor in plan.tensors.values()]
+    parts = [f"{kinds.count(kind):,} {kind}" for kind in ("copied", "computed", "created")]
+    parts += [f"{len(lost(plan)):,} dropped"]
+    lines.append(f"{plural(len(kinds), 'tensor')}: {', '.join(parts)}")
+    total = written.copied_bytes + written.computed_bytes
+    lines.append(
+        f"{spoken_size(total)}: {spoken_size(written.copied_bytes)} copied, "
+        f"{spoken_size(written.computed_bytes)} computed, in {seconds:.1f} s"
+    )
+    return lines
+
+
+def _kind(tensor: LazyTensor) -> str:
+    if tensor.new() and is_wholly_new(tensor):
+        return "created"
+    pieces = tensor.pieces(0, tensor.spec.count) if tensor.spec.count else ()
+    return "copied" if all(isinstance(piece, ByteRange) for piece in pieces) else "computed"
+
+
+def _step_line(index: int, step: StepSummary) -> str:
+    named = step.op if step.step == str(index) else f"{step.step} ({step.op})"
+    counts = {"added": step.added, "changed": step.changed, "removed": step.removed}
+    parts = [f"{len(names):,} {word}" for word, names in counts.items() if names]
+    return f"[{index}] {named}: {', '.join(parts) or 'no tensor changed'}"
+
+
+def _steps_as_json(plan: Plan) -> list[Json]:
+    return [
+        {
+            "step": step.step,
+            "op": step.op,
+            "added": list(step.added),
+            "changed": list(step.changed),
+            "removed": list(step.removed),
+            "notes": list(step.notes),
+        }
+        for step in plan.steps
+    ]
+
+
+def _files_as_json(files: Iterable[OutputFile]) -> list[Json]:
+    return [
+        {"file": file.name, "bytes": file.size_bytes, "header_sha256": file.header_sha256}
+        for file in files
+    ]
+
+
+def applied_as_json(opened: Opened, result: Result) -> Json:
+    """Return what apply did; the same for the same recipe and inputs."""
+    return {
+        "output": str(result.output),
+        "manifest": str(result.manifest),
+        "files": _files_as_json(result.files),
+        "tensors": len(opened.plan.tensors),
+        "copied_bytes": result.written.copied_bytes,
+        "computed_bytes": result.written.computed_bytes,
+        "dropped": lost(opened.plan),
+        "steps": _steps_as_json(opened.plan),
+        "notes": [*opened.notes, *result.written.notes],
+    }
+
+
+# plan
+
+
+def planned(opened: Opened) -> str:
+    """Return what a recipe would do: changed tensors, checks, training stages."""
+    plan = opened.plan
+    parts = [_changes_table(opened), _unchanged_line(plan)]
+    places: dict[str, int] = {}
+    for place, _ in plan.checks:
+        places[place] = places.get(place, 0) + 1
+    if places:
+        lines = [f"  {place}: {plural(n, 'look')} at tensor values" for place, n in places.items()]
+        parts.append("\n".join(["apply checks first", *lines]))
+    if opened.stages.optimizer:
+        parts.append(f"optimizer {_called(opened.stages.optimizer)}")
+    if teacher := opened.stages.teacher:
+        parts.append(
+            f"teacher {shown(teacher['model'])}, temperature {teacher['temperature']}, "
+            f"weight {teacher['weight']}: {', '.join(map(shown, teacher['outputs']))}"
+        )
+    parts += [_stage(stage, plan) for stage in opened.stages.stages]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _called(wanted: Mapping[str, Any]) -> str:
+    arguments = ", ".join(f"{key}={value!r}" for key, value in wanted["args"].items())
+    return shown(f"{wanted['class']}({arguments})")
+
+
+def _changes_table(opened: Opened) -> str:
+    plan, before = opened.plan, opened.input.tensors
+    aliases = ties(plan.tensors)
+    rows = []
+    for name, tensor in plan.tensors.items():
+        if not (changes := plan.lineage[name]):
+            continue
+        old = before.get(_earlier_name(name, changes))
+        spec, old_spec = tensor.spec, old.spec if old else None
+        what = [_change(change, name) for change in changes]
+        if name in aliases:
+            what.append(f"tied to {aliases[name]}")
+        rows.append(
+            (
+                name,
+                _before_after(old_spec and old_spec.dtype, spec.dtype),
+                _before_after(old_spec and shape_text(old_spec.shape), shape_text(spec.shape)),
+                "; ".join(dict.fromkeys(what)),
+            )
+        )
+    for name in lost(plan):
+        spec = before[name].spec
+        rows.append((name, spec.dtype, shape_text(spec.shape), "dropped"))
+    return table(("name", "dtype", "shape", "what"), rows) if rows else ""
+
+
+def _before_after(before: str | None, after: str) -> str:
+    return after if before in (None, after) else f"{before} -> {after}"
+
+
+def _earlier_name(name: str, changes: Sequence[Change]) -> str:
+    """Return what the input calls a tensor that was perhaps renamed."""
+    for change in reversed(changes):
+        if change.op == "rename" and change.from_:
+            name = change.from_[0]
+    return name
+
+
+def _change(change: Change, name: str) -> str:
+    """Return one item of a lineage in words."""
+    inits = f" ({', '.join(change.init)})" if change.init else ""
+    words = [f"{_block(block)} new{inits}".lstrip() for block in change.new]
+    if change.from_:
+        sources = ", ".join(change.from_)
+        merges = change.op in OPS and OPS[change.op].group == "merge"
+        verb = {"rename": "renamed from", "copy": "copied from", "tie": "tied with"}.get(change.op)
+        words.append(f"{verb or (f'{change.op} with' if merges else f'{change.op} from')} {sources}")
+    return ", ".join(words) or change.op
+
+
+def _block(block: str) -> str:
+    """Return `rows 7:8` for `fc.weight[7:8]`, nothing for a whole tensor."""
+    _, slices = split_block(block)
+    if slices is None:
+        return ""
+    parts = slices.split(",")
+    if len(parts) == 1:
+        return f"rows {slices}"
+    return f"columns {parts[1]}" if len(parts) == 2 and parts[0] == ":" else f"[{slices}]"
+
+
+def _unchanged_line(plan: Plan) -> str:
+    same = [plan.tensors[name] for name, changes in plan.lineage.items() if not changes]
+    size = sum(tensor.spec.size_bytes for tensor in {id(tensor): tensor for tensor in same}.values())
+    stay = "stays as it is" if len(same) == 1 else "stay as they are"
+    return f"{plural(len(same), 'tensor')} ({spoken_size(size)}) {stay}"
+
+
+def _stage(stage: Json, plan: Plan) -> str:
+    duration = ", ".join(f"{n} {unit}" for unit, n in stage.get("duration", {}).items())
+    title = f"stage {shown(stage['name'])}{f', {duration}' if duration else ''}"
+    rows = [
+        (
+            group["name"],
+            f"{len(group['params']):,}",
+            f"{_elements(group['params'], plan):,}",
+            number(group.get("lr")),
+            number(group.get("weight_decay")),
+            ", ".join(f"{k}={v!r}" for k, v in group.items() if k not in _OWN_COLUMNS),
+        )
+        for group in stage["groups"]
+    ]
+    frozen = stage["frozen"]
+    rows.append(("(frozen)", f"{len(frozen):,}", f"{_elements(frozen, plan):,}", "", "", ""))
+    headers = ("group", "parameters", "elements", "lr", "weight_decay", "settings")
+    lines = [title, indented(table(headers, rows, right=headers[1:5]))]
+    if stage["eval_modules"]:
+        lines.append(f"  in eval mode: {', '.join(map(shown, stage['eval_modules']))}")
+    if "scheduler" in stage:
+        lines.append(f"  scheduler {_called(stage['scheduler'])}")
+    return "\n".join(lines)
+
+
+def _elements(params: Iterable[str], plan: Plan) -> int:
+    def of_one(param: str) -> int:
+        if param in plan.tensors:
+            return plan.tensors[param].spec.count
+        name, slices = split_block(param)
+        return count(parsed(slices, plan.tensors[name].spec.shape))
+
+    return sum(map(of_one, params))
+
+
+def planned_as_json(opened: Opened) -> Json:
+    """Return a plan as a document for CI."""
+    recipe, plan = opened.recipe, opened.plan
+    tensors: Json = {}
+    for name, tensor in plan.tensors.items():
+        lineage = [change.as_json() for change in plan.lineage[name]]
+        tensors[name] = {
+            "dtype": tensor.spec.dtype,
+            "shape": list(tensor.spec.shape),
+            "lineage": lineage,
+        }
+    # Any folder will do: what is asked for is the shards' names and sizes.
+    folder = Path("out") if "shard_size" in recipe.output else None
+    return {
+        "recipe": {
+            "file": recipe.label,
+            "sha256": recipe.sha256,
+            "about": recipe.about,
+            "vars": dict(recipe.variables),
+            "seed": recipe.seed,
+        },
+        "steps": _steps_as_json(plan),
+        "tensors": tensors,
+        "ties": ties(plan.tensors),
+        "dropped": lost(plan),
+        "files": _files_as_json(layouts(opened, folder)),
+        "checks": [place for place, _ in plan.checks],
+        "optimizer": opened.stages.optimizer,
+        "teacher": opened.stages.teacher,
+        "stages": opened.stages.stages,
+        "notes": opened.notes,
+    }

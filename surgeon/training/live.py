@@ -1,0 +1,135 @@
+"""A live model seen by the manifest's names, and all in which the two can differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from surgeon.errors import did_you_mean
+from surgeon.formats.checkpoint import LONGEST_HEADER
+from surgeon.layout import header_sha256
+from surgeon.training.manifest import CheckpointFile, Manifest
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a model holds, by every one of its names; tied names lead to one Parameter."""
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    buffers: Mapping[str, Tensor]
+    modules: Mapping[str, nn.Module]
+
+    def holder(self, name: str) -> tuple[nn.Module, str]:
+        """Return the module that holds a parameter, and the attribute it is held under."""
+        module, _, attribute = name.rpartition(".")
+        return self.modules[module], attribute
+
+
+def seen(model: nn.Module, manifest: Manifest) -> Live:
+    """Return a model's contents under the names they had before any wrapping.
+
+    Removed are torch.compile's `_orig_mod.` and, where the manifest has no such names, the
+    `module.` of DataParallel and its kind.
+    """
+    parameters = {_plain(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    prefix = ""
+    while (
+        parameters
+        and all(name.startswith(f"{prefix}module.") for name in parameters)
+        and not any(name.startswith(f"{prefix}module.") for name in manifest.tensors)
+    ):
+        prefix += "module."
+    buffers = model.named_buffers(remove_duplicate=False)
+    modules = model.named_modules(remove_duplicate=False)
+    return Live(
+        model,
+        {name.removeprefix(prefix): parameter for name, parameter in parameters.items()},
+        {_plain(name).removeprefix(prefix): buffer for name, buffer in buffers},
+        {f"{_plain(n)}.".removeprefix(prefix).rstrip("."): module for n, module in modules},
+    )
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def checkpoint_problems(manifest: Manifest) -> Iterator[str]:
+    """Say what differs between the manifest and the checkpoint beside it; reads headers only."""
+    folder = manifest.path.parent
+    named = {part.file for part in manifest.files}
+    if manifest.file not in named and not (folder / manifest.file).is_file():
+        yield f"{folder / manifest.file}: the checkpoint is not beside its manifest"
+    for part in manifest.files:
+        yield from _file_problems(folder / part.file, part)
+
+
+def _file_problems(path: Path, stated: CheckpointFile) -> Iterator[str]:
+    try:
+        with path.open("rb") as file:
+            size_bytes = path.stat().st_size
+            header = file.read(8)
+            length = int.from_bytes(header, "little")
+            # Any other length is no header's; the hash of what was read so far then differs.
+            header += file.read(length) if length <= min(size_bytes, LONGEST_HEADER) else b""
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            yield f"{path}: the checkpoint is not beside its manifest"
+        else:
+            yield f"{path}: cannot be read: {(error.strerror or str(error)).lower()}"
+        return
+    if size_bytes != stated.size_bytes:
+        yield f"{path}: has {size_bytes} bytes, and the manifest says {stated.size_bytes}"
+    if header_sha256(header) != stated.header_sha256:
+        yield f"{path}: its header is not the one that the manifest was written for"
+
+
+def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
+    """Say which parameters and buffers are missing, unexpected or of another shape."""
+    tensors = manifest.tensors
+    here = {**live.buffers, **live.parameters}
+    unknown = [name for name in tensors if name not in here]
+    unlisted = [name for name in live.parameters if name not in tensors]
+    for name in unknown:
+        yield f"'{name}' is in the manifest, not in the model{did_you_mean(name, unlisted)}"
+    for name in unlisted:
+        yield f"'{name}' is in the model, not in the manifest{did_you_mean(name, unknown)}"
+    for name, tensor in here.items():
+        if is_lazy(tensor):
+            yield f"'{name}' has no shape yet; run a forward pass before bind"
+        elif name in tensors and tuple(tensor.shape) != tensors[name].shape:
+            yield (
+                f"'{name}' is {tuple(tensor.shape)} in the model and {tensors[name].shape} in the "
+                "manifest"
+            )
+
+
+def tie_problems(manifest: Manifest, live: Live) -> Iterator[str]:
+    """Say which parameters are tied on one side only; which name is the owner does not matter."""
+    owner_here: dict[int, str] = {}
+    for name, parameter in live.parameters.items():
+        if name not in manifest.tensors:
+            continue
+        first = owner_here.setdefault(id(parameter), name)
+        if owner(manifest, first) != owner(manifest, name):
+            yield f"'{name}' and '{first}' are one parameter in the model, not in the manifest"
+    for alias, name in manifest.ties.items():
+        pair = live.parameters.get(alias), live.parameters.get(name)
+        if pair[0] is not pair[1] and None not in pair:
+            yield f"'{alias}' and '{name}' are tied in the manifest, two parameters in the model"
+
+
+def module_problems(names: Iterable[str], live: Live) -> Iterator[str]:
+    """Say which modules of a stage are not in the model."""
+    for name in names:
+        if name not in live.modules:
+            yield f"eval_modules: there is no module '{name}'{did_you_mean(name, live.modules)}"
+
+
+def owner(manifest: Manifest, name: str) -> str:
+    """Return the one name of a tensor that the manifest's own lists use."""
+    return manifest.ties.get(name, name)

@@ -1,0 +1,163 @@
+"""The example network that every op's example runs on, and short ways to operate on checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from surgeon import apply, recipe
+from surgeon.execute import Options
+from surgeon.formats import open_checkpoint
+from surgeon.plan import Plan
+
+Tensors = Mapping[str, torch.Tensor]
+Json = dict[str, Any]
+
+TIES = {"head.weight": "embed.weight"}
+
+
+def example_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    """The example network without its tied name: small, of many dtypes, of ranks 0 to 4."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    return {
+        "embed.weight": normal(5, 8, dtype=torch.bfloat16),
+        "stem.weight": normal(4, 2, 3, 3, dtype=torch.float16),
+        "encoder.0.weight": normal(8, 8),
+        "encoder.0.bias": normal(8),
+        "encoder.0.norm.weight": normal(8),
+        "encoder.0.norm.bias": normal(8),
+        "encoder.1.weight": normal(8, 8),
+        "encoder.1.bias": normal(8),
+        "encoder.1.norm.weight": normal(8),
+        "encoder.1.norm.bias": normal(8),
+        "encoder.1.norm.running_mean": normal(8),
+        "encoder.1.norm.running_var": normal(8).abs() + 0.5,
+        "encoder.1.norm.num_batches_tracked": torch.tensor(100 + seed),
+        "classifier.weight": normal(7, 8),
+        "classifier.bias": normal(7),
+        "position.ids": torch.arange(6).view(1, 6),
+        "position.mask": torch.tensor([True, False, True]),
+        "quantised.weight": normal(3, 4, dtype=torch.float8_e4m3fn),
+        "temperature": torch.tensor(0.07 + seed, dtype=torch.float64),
+        "unused.weight": normal(0, 8),
+    }
+
+
+def write(path: Path, tensors: Tensors, ties: Mapping[str, str] | None = None) -> Path:
+    """Write a checkpoint as save_model does: ties are metadata entries."""
+    save_file(dict(tensors), path, {"format": "pt", **(ties or {})})
+    return path
+
+
+def write_recipe(folder: Path, *steps: Json, **rest: Any) -> Path:
+    """Write a recipe beside the checkpoints."""
+    path = folder / "recipe.json"
+    path.write_text(json.dumps({"surgeon": 1, "steps": list(steps), **rest}))
+    return path
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """Read a checkpoint with the safetensors library; tied names share one tensor."""
+    tensors = load_file(path)
+    with safe_open(path, "pt") as opened:
+        metadata = opened.metadata() or {}
+    return tensors | {a: tensors[o] for a, o in metadata.items() if o in tensors}
+
+
+def raw_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def assert_identical(found: Tensors, expected: Tensors) -> None:
+    """Same names, dtypes, shapes and bits."""
+    assert sorted(found) == sorted(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert found[name].shape == tensor.shape, name
+        assert raw_bytes(found[name]) == raw_bytes(tensor), name
+
+
+@dataclass
+class Operated:
+    """What a recipe made of a checkpoint."""
+
+    path: Path
+    manifest: Json
+    notes: list[str]
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return read(self.path)
+
+    def lineage(self, name: str) -> list[Json]:
+        return self.manifest["tensors"][name].get("lineage", [])
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+
+class Bench:
+    """A folder with an input, models and a recipe, and what can be done with them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.input = folder / "in.safetensors"
+        self.output = folder / "out.safetensors"
+        self.models: dict[str, str] = {}
+
+    def given(self, tensors: Tensors, ties: Mapping[str, str] | None = None, **models: Tensors):
+        """Write the input and the models; returns the bench."""
+        write(self.input, tensors, ties)
+        for name, others in models.items():
+            self.models[name] = str(write(self.folder / f"{name}.safetensors", others))
+        return self
+
+    def recipe(self, *steps: Json, **rest: Any) -> recipe.Recipe:
+        return recipe.load(str(write_recipe(self.folder, *steps, **rest)), {})
+
+    def plan(self, *steps: Json, **rest: Any) -> Plan:
+        """Plan a recipe; the plan's tensors can no longer be read."""
+        with apply.opened(self.recipe(*steps, **rest), str(self.input), self.models) as opened:
+            return opened.plan
+
+    def operate(
+        self,
+        *steps: Json,
+        options: Options | None = None,
+        force: bool = True,
+        output: Path | None = None,
+        **rest: Any,
+    ) -> Operated:
+        """Apply a recipe of these steps; `rest` are the recipe's other sections."""
+        target = output or self.output
+        with apply.opened(self.recipe(*steps, **rest), str(self.input), self.models) as opened:
+            result = apply.write(opened, target, options or Options(), force=force)
+            notes = [*opened.notes, *result.written.notes]
+        return Operated(target, json.loads(result.manifest.read_text()), notes)
+
+
+def evaluated(tensor: Any, window: int, scratch: Any) -> bytes:
+    """The storage of a lazy tensor, asked for in windows of this many elements."""
+    count = tensor.spec.count
+    blocks = []
+    for start in range(0, count, window):
+        with scratch.scope():
+            block = tensor.elements(start, min(start + window, count), scratch)
+            blocks.append(np.ascontiguousarray(block).view(np.uint8).tobytes())
+    return b"".join(blocks)
+
+
+def opened_tensors(path: Path) -> Any:
+    return open_checkpoint(str(path))

@@ -1,0 +1,338 @@
+"""Laws over the registry: each op and merge is tested by its existing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from network import (
+    TIES,
+    assert_identical,
+    evaluated,
+    example_tensors,
+    raw_bytes,
+    read,
+)
+from safetensors.torch import save_file
+
+from surgeon import apply, lazy
+from surgeon.dtypes import DTYPES
+from surgeon.execute import Options
+from surgeon.layout import lay_out, ties
+from surgeon.lazy import Elementwise, Scratch, forms
+from surgeon.recipe import OPS
+from surgeon.registry import COMMON
+from surgeon.validation import problems_of
+
+EVERY_OP = [pytest.param(op, id=name) for name, op in OPS.items()]
+MERGES = [pytest.param(op, id=name) for name, op in OPS.items() if op.group == "merge"]
+KEEPS_DTYPES = [pytest.param(op, id=name) for name, op in OPS.items() if name != "cast"]
+
+
+def step(op):
+    return {"op": op.name, **op.example}
+
+
+def header_of(path):
+    content = path.read_bytes()
+    return content[: 8 + int.from_bytes(content[:8], "little")]
+
+
+def folder_of(op):
+    return "merges" if op.group == "merge" else "ops"
+
+
+# --- Each op is declared well ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_example_fits_the_schema(op):
+    assert list(problems_of(step(op), op.step_schema, "")) == []
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_summary_is_a_short_sentence(op):
+    assert 10 < len(op.summary) <= 72
+    assert op.summary.endswith(".")
+    assert op.summary[0].isupper()
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_every_parameter_is_described(op):
+    for name, schema in op.parameters["properties"].items():
+        assert schema.get("description"), name
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_parameters_leave_the_common_words_alone(op):
+    assert not COMMON.keys() & op.parameters["properties"].keys()
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_file_function_and_recipe_word_are_one(op):
+    module = importlib.import_module(f"surgeon.{folder_of(op)}.{op.name}")
+    declared = getattr(module, op.name, None) or getattr(module, f"{op.name}_")
+    assert declared.__module__ == module.__name__
+    assert Path(module.__file__).stem == op.name
+
+
+@pytest.mark.parametrize("folder", ["ops", "merges"])
+def test_every_file_declares_the_op_of_its_name(folder):
+    package = Path(importlib.import_module(f"surgeon.{folder}").__file__).parent
+    files = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    assert files == {name for name, op in OPS.items() if folder_of(op) == folder}
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_unknown_parameters_are_refused(op):
+    (problem,) = problems_of({**step(op), "no_such": 1}, op.step_schema, "steps[0]")
+    assert problem.startswith("steps[0]: 'no_such' is unknown")
+
+
+@pytest.mark.parametrize("op", MERGES)
+def test_merges_name_their_paper(op):
+    assert "http" in op.paper
+
+
+# --- Each op does what its plan says --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_written_header_equals_the_plan(op, example):
+    plan = example.plan(step(op))
+    example.operate(step(op))
+    assert header_of(example.output) == lay_out(plan.tensors, plan.metadata).header
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_library_reads_what_was_planned(op, example):
+    plan = example.plan(step(op))
+    found = example.operate(step(op)).tensors
+    torch_dtypes = {name: getattr(torch, row.torch, None) for name, row in DTYPES.items()}
+    assert {name: (t.dtype, tuple(t.shape)) for name, t in found.items()} == {
+        name: (torch_dtypes[t.spec.dtype], t.spec.shape) for name, t in plan.tensors.items()
+    }
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_untouched_tensors_keep_their_bits(op, example):
+    plan = example.plan(step(op))
+    before, after = read(example.input), example.operate(step(op)).tensors
+    untouched = [name for name in before if plan.lineage.get(name) == ()]
+    assert_identical({n: after[n] for n in untouched}, {n: before[n] for n in untouched})
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_input_files_are_never_changed(op, example):
+    files = [example.input, *map(Path, example.models.values())]
+    before = [path.read_bytes() for path in files]
+    example.operate(step(op))
+    assert [path.read_bytes() for path in files] == before
+
+
+@pytest.mark.parametrize("op", KEEPS_DTYPES)
+def test_dtypes_are_kept(op, example):
+    before, after = read(example.input), example.operate(step(op)).tensors
+    assert {n: after[n].dtype for n in after if n in before} == {
+        n: before[n].dtype for n in before if n in after
+    }
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_ties_survive(op, example):
+    plan = example.plan(step(op))
+    kept = op.name in ("untie",) or "head.weight" not in plan.tensors
+    assert kept or ties(plan.tensors).items() >= TIES.items()
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_manifest_lists_exactly_the_planned_tensors(op, example):
+    plan = example.plan(step(op))
+    assert example.operate(step(op)).manifest["tensors"].keys() == plan.tensors.keys()
+
+
+# --- Same recipe, same inputs, same bytes ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_bytes_do_not_depend_on_workers(op, workers, example):
+    expected = example.operate(step(op), options=Options(workers=3))
+    written, manifest = expected.path.read_bytes(), expected.manifest
+    again = example.operate(step(op), options=Options(workers=workers))
+    assert again.path.read_bytes() == written
+    assert again.manifest == manifest
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_bytes_do_not_depend_on_checksums(op, example):
+    written = example.operate(step(op)).path.read_bytes()
+    for checksums in ("none", "sha256"):
+        again = example.operate(step(op), options=Options(checksums=checksums))
+        assert again.path.read_bytes() == written
+
+
+OTHER_PROCESS = """
+import hashlib, json, sys
+from pathlib import Path
+from surgeon import apply, recipe
+from surgeon.execute import Options
+source, other, *paths = sys.argv[1:]
+hashes = {}
+for path in map(Path, paths):
+    with apply.opened(recipe.load(str(path), {}), source, {"other": other}) as opened:
+        target = path.with_suffix(".other.safetensors")
+        result = apply.write(opened, target, Options(), force=True)
+    hashes[path.stem] = [hashlib.sha256(target.read_bytes()).hexdigest(), result.manifest.read_text()]
+json.dump(hashes, sys.stdout)
+"""
+
+
+def test_bytes_do_not_depend_on_the_process(example):
+    expected, recipes = {}, []
+    for name, op in OPS.items():
+        recipes.append(example.folder / f"{name}.json")
+        recipes[-1].write_text(json.dumps({"surgeon": 1, "steps": [step(op)]}))
+        made = example.operate(step(op), output=example.folder / f"{name}.other.safetensors")
+        digest = hashlib.sha256(made.path.read_bytes()).hexdigest()
+        expected[name] = [digest, made.manifest]
+    found = in_another_process(example, recipes)
+    assert {name: [digest, json.loads(text)] for name, (digest, text) in found.items()} == expected
+
+
+def in_another_process(example, recipes):
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", OTHER_PROCESS, example.input, example.models["other"]]
+    done = subprocess.run(
+        [*map(str, command), *map(str, recipes)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def test_no_step_imports_torch(example):
+    code = OTHER_PROCESS + "\nassert 'torch' not in sys.modules\n"
+    path = example.folder / "average.json"
+    path.write_text(json.dumps({"surgeon": 1, "steps": [{"op": "average", "models": ["other"]}]}))
+    command = [sys.executable, "-c", code, example.input, example.models["other"], path]
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
+
+
+# --- Kernels --------------------------------------------------------------------------------------
+
+
+def planned_and_open(example, op):
+    return apply.opened(example.recipe(step(op)), str(example.input), example.models)
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+@pytest.mark.parametrize("window", [1, 3, 64])
+def test_streaming_equals_evaluating_at_once(op, window, example):
+    with planned_and_open(example, op) as opened:
+        for tensor in opened.plan.tensors.values():
+            whole = evaluated(tensor, tensor.spec.count or 1, Scratch())
+            assert evaluated(tensor, window, Scratch()) == whole
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_written_bytes_equal_evaluating_at_once(op, example):
+    found = example.operate(step(op)).tensors
+    with planned_and_open(example, op) as opened:
+        for name, tensor in opened.plan.tensors.items():
+            assert raw_bytes(found[name]) == evaluated(tensor, tensor.spec.count or 1, Scratch())
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_kernels_leave_their_operands_alone(op, example):
+    with planned_and_open(example, op) as opened:
+        for tensor in opened.plan.tensors.values():
+            for form in forms(tensor):
+                if isinstance(form, Elementwise):
+                    run_on_read_only_blocks(form)
+
+
+def run_on_read_only_blocks(form):
+    """Writing to an operand raises."""
+    scratch = Scratch()
+    count = form.spec.count
+    blocks = [block.copy() for block in lazy.raised_blocks(form.operands, 0, count, scratch)]
+    for block in blocks:
+        block.flags.writeable = False
+    statistics = form.statistics(lazy.Operands(form.operands, scratch)) if form.statistics else None
+    form.kernel(blocks, statistics, np.empty_like(blocks[0]))
+
+
+@pytest.mark.parametrize("op", MERGES)
+def test_merging_a_model_with_itself_returns_it(op, example):
+    example.models = {"other": str(example.input)}
+    assert_identical(example.operate(step(op)).tensors, read(example.input))
+
+
+# --- A recipe of no steps -------------------------------------------------------------------------
+
+STORABLE = {
+    name: getattr(torch, row.torch)
+    for name, row in DTYPES.items()
+    if row.bits >= 8 and hasattr(torch, row.torch)
+}
+
+
+def of_every_dtype(shape):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, dtype in STORABLE.items():
+        size = max(1, DTYPES[name].bits // 8) * int(np.prod(shape))
+        raw = torch.randint(0, 2 if name == "BOOL" else 256, (size,), generator=generator)
+        tensors[f"{name}.{len(shape)}"] = raw.to(torch.uint8).view(dtype).view(shape)
+    return tensors
+
+
+def with_sorted_metadata(content):
+    """What save_file wrote, with the metadata (in a hash map's order there) sorted by key."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+@pytest.mark.parametrize("metadata", [{"format": "pt"}, {}, {"zebra": "1", "ångström": 'é\n"x"'}])
+def test_no_steps_write_what_save_file_writes(metadata, bench):
+    shapes = [(), (3,), (0, 4), (5, 3)]
+    tensors = {name: t for shape in shapes for name, t in of_every_dtype(shape).items()}
+    save_file(tensors, bench.input, metadata)
+    written = bench.operate().path.read_bytes()
+    ours = json.loads(header_of(bench.output)[8:])["__metadata__"]["surgeon"]
+    expected = bench.folder / "expected.safetensors"
+    save_file(tensors, expected, {**metadata, "surgeon": ours})
+    assert written == with_sorted_metadata(expected.read_bytes())
+
+
+def test_our_metadata_is_a_version_and_a_hash_of_the_recipe(example):
+    example.operate()
+    ours = json.loads(header_of(example.output)[8:])["__metadata__"]["surgeon"]
+    assert json.loads(ours).keys() == {"version", "recipe_sha256"}
+
+
+def test_metadata_survives(bench):
+    save_file(example_tensors(), bench.input, {"format": "pt", "stage": "1", "note": "ü"})
+    with apply.opened(bench.recipe(), str(bench.input), {}) as opened:
+        metadata = opened.plan.metadata
+    assert metadata.items() >= {"format": "pt", "stage": "1", "note": "ü"}.items()
+
+
+def test_order_of_names_in_the_input_does_not_matter(bench):
+    tensors = example_tensors()
+    bench.given(tensors)
+    first = bench.operate().path.read_bytes()
+    bench.given(dict(reversed(tensors.items())))
+    assert bench.operate().path.read_bytes() == first
