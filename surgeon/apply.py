@@ -118,7 +118,7 @@ def opened(recipe: Recipe, source: str, locations: Mapping[str, str]) -> Iterato
 def layouts(opened: Opened, output: Path | None) -> list[OutputFile]:
     """Return the layout of every file that an output has; raises UsageError on a contradiction."""
     made, wanted = opened.plan, opened.recipe.output.get("shard_size")
-    if output is None or output.suffix == ".safetensors":
+    if output is None or _is_file(output):
         if output is not None and wanted is not None:
             raise UsageError(
                 f"{opened.recipe.label}: output.shard_size is for model folders, and {output} is "
@@ -137,7 +137,7 @@ def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Res
     executor = Executor(options)
     notes = executor.check(opened.plan.checks)
     with publish.writing(output):
-        if output.suffix == ".safetensors":
+        if _is_file(output):
             path, written = _write_file(opened, output, files, executor)
         else:
             path, written = _write_folder(opened, output, files, executor)
@@ -145,15 +145,21 @@ def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Res
     return Result(output, path, tuple(files), written)
 
 
+def _is_file(output: Path) -> bool:
+    return output.suffix == ".safetensors"
+
+
 def _require_free(output: Path, force: bool) -> None:
     """Raise where the output exists without `force`, or is of the wrong kind."""
-    is_file = output.suffix == ".safetensors"
-    if output.exists() or output.is_symlink():
+    beside = output.with_suffix(".manifest.json")
+    for path in (output, beside) if _is_file(output) else (output,):
+        if not path.exists() and not path.is_symlink():
+            continue
         if not force:
-            raise UsageError(f"{output}: exists; --force replaces it")
-        if output.is_dir() == is_file:
-            kind = "a folder" if output.is_dir() else "a file"
-            raise UsageError(f"{output}: is {kind} and cannot be replaced by the other")
+            raise UsageError(f"{path}: exists; --force replaces it")
+        if path.is_dir() == _is_file(output):
+            kind = "a folder" if path.is_dir() else "a file"
+            raise UsageError(f"{path}: is {kind} and cannot be replaced by the other")
     if not output.absolute().parent.is_dir():
         raise WriteError(f"{output}: there is no folder {output.absolute().parent}")
 

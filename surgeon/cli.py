@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -65,6 +66,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             # A tensor's name may hold what the terminal's encoding has no character for.
             stream.reconfigure(errors="backslashreplace")
+    gc.disable()
     commands(prog_name="surgeon")
 
 
@@ -100,9 +102,7 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-def _size(
-    context: click.Context, parameter: click.Parameter, value: str | None
-) -> int | None:
+def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     from surgeon.units import parse_size
 
     try:
@@ -111,7 +111,7 @@ def _size(
         raise click.BadParameter(str(error)) from None
 
 
-def _command(name: str, example: str) -> Any:
+def _command(name: str, example: str) -> Callable[[Callable[..., None]], click.Command]:
     return commands.command(name, epilog=f"\b\nExample:\n  {example}")
 
 
@@ -127,7 +127,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 
 
 def _print(document: Any) -> None:
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+    from surgeon.tables import json_text
+
+    click.echo(json_text(document))
 
 
 def _say(lines: Sequence[str]) -> None:
@@ -163,8 +165,10 @@ def _planned(
     show_default=True, help="Which checksum of each tensor the manifest gets.",
 )  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: cores, up to 8]")
-@click.option("--max-memory", metavar="SIZE", callback=_size,
-              help="Use fewer threads where more scratch than this, such as 512MB, is needed.")  # fmt: skip
+@click.option(
+    "--max-memory", metavar="SIZE", callback=_size,
+    help="Use fewer threads where they would need more scratch, such as 512MB.",
+)  # fmt: skip
 def _apply(
     recipe: str, source: str, models: Sequence[str], output: Path, named: dict[str, str],
     variables: dict[str, Any], force: bool, as_json: bool, quiet: bool,
@@ -320,13 +324,13 @@ def _verify(context: click.Context, output: Path, as_json: bool) -> None:
 @_json
 def _ops(name: str | None, as_json: bool) -> None:
     """List the ops, or show the page of one."""
-    import surgeon.merges
-    import surgeon.ops
     from surgeon import catalogue
 
     if name is None:
-        everything = catalogue.as_json()
-        _print(everything) if as_json else click.echo(catalogue.table_of_ops())
+        if as_json:
+            _print(catalogue.as_json())
+        else:
+            click.echo(catalogue.table_of_ops())
     elif as_json:
         _print(catalogue.one_as_json(name))
     else:

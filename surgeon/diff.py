@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -86,7 +86,7 @@ class Difference:
                     *("" if count is None else f"{count:,}" for count in counts),
                 )
             )
-        kinds = {
+        kinds: dict[str, Mapping[str, object]] = {
             "removed": self.removed,
             "added": self.added,
             "reshaped": self.retyped,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,11 @@ class Draft:
         """Return all names that are bound to the same tensor, the name itself included."""
         tensor = self.tensors[name]
         return [other for other, bound in self.tensors.items() if bound is tensor]
+
+    def shared(self) -> set[str]:
+        """Return all names that are tied to another."""
+        uses = Counter(map(id, self.tensors.values()))
+        return {name for name, tensor in self.tensors.items() if uses[id(tensor)] > 1}
 
     def replace(self, changes: Mapping[str, LazyTensor]) -> None:
         """Bind names, and every name tied to one of them, to other tensors."""

@@ -128,7 +128,14 @@ RECIPE_SCHEMA: Schema = _object(
             "description": "other checkpoints by name; null is given on the command line",
         },
         "seed": {"type": "integer", "minimum": 0, "default": 0},
-        "steps": {"type": "array", "items": {"type": "object", "required": ["op"]}},
+        "steps": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"op": {"type": "string"}},
+                "required": ["op"],
+            },
+        },
         "training": TRAINING,
         "output": _object(
             {
@@ -149,3 +156,133 @@ RECIPE_SCHEMA: Schema = _object(
     },
     required=("surgeon", "steps"),
 )
+
+
+_SHA256: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_BLOCKS: Schema = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "parameters by their final names: whole, or blocks such as 'fc.weight[7:8]'",
+}
+_WEIGHT_FILE: dict[str, Schema] = {
+    "file": {"type": "string", "description": "its name, without a folder"},
+    "bytes": {"type": "integer", "minimum": 0},
+    "header_sha256": {
+        **_SHA256,
+        "description": "pins names, shapes, dtypes and layout; of a folder, over its files' own",
+    },
+}
+_WEIGHT_FILE_KEYS = tuple(_WEIGHT_FILE)
+_CHANGE: Schema = _object(
+    {
+        "step": {"type": "string", "description": "the step's id, or else its position"},
+        "op": {"type": "string"},
+        "from": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "what it was made of: earlier names, and 'model:name'",
+        },
+        "new": {**_BLOCKS, "description": "the blocks that the step created"},
+        "init": {"type": ["string", "array"], "items": {"type": "string"}},
+    },
+    required=("step", "op"),
+)
+_TENSOR: Schema = _object(
+    {
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "dtype": {"type": "string", "description": "the safetensors name, such as 'BF16'"},
+        "crc32": {"type": "string", "pattern": "^[0-9a-f]{8}$"},
+        "sha256": _SHA256,
+        "lineage": {
+            "type": "array",
+            "items": _CHANGE,
+            "description": "what the steps did to it, in order; nothing where it is as it was",
+        },
+    },
+    required=("shape", "dtype"),
+)
+_MANIFEST_STAGE: Schema = _object(
+    {
+        "name": {"type": "string", "minLength": 1},
+        "duration": _DURATION,
+        "groups": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "minLength": 1},
+                    "params": {**_BLOCKS, "minItems": 1},
+                    "lr": _POSITIVE,
+                },
+                "required": ["name", "params"],
+                # Everything else is a setting of the optimizer's parameter group.
+                "additionalProperties": {"type": ["number", "boolean", "string", "array", "null"]},
+            },
+        },
+        "frozen": _BLOCKS,
+        "eval_modules": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "normalisation layers whose running statistics must not move",
+        },
+        "scheduler": _TORCH_CLASS,
+        "optimizer_state": {"enum": ["reset", "carry"]},
+    },
+    required=("name", "groups", "frozen", "eval_modules", "optimizer_state"),
+    description="every element of every parameter is in exactly one group, or frozen",
+)
+MANIFEST_SCHEMA: Schema = _object(
+    {
+        "surgeon_manifest": {"const": 1, "description": "the version of the manifest"},
+        "checkpoint": _object(
+            {
+                **_WEIGHT_FILE,
+                "files": {
+                    "type": "array",
+                    "items": _object(_WEIGHT_FILE, required=_WEIGHT_FILE_KEYS),
+                    "minItems": 2,
+                    "description": "the weight files, where `file` is the index of several",
+                },
+            },
+            required=_WEIGHT_FILE_KEYS,
+            description="the checkpoint that this manifest belongs to",
+        ),
+        "recipe": _object(
+            {
+                "sha256": {**_SHA256, "description": "with its variables filled in"},
+                "vars": {"type": "object", "description": "the values of its variables"},
+                "text": {"type": "object", "description": "the recipe as it was written"},
+            },
+            required=("sha256", "vars", "text"),
+        ),
+        "inputs": {
+            "type": "object",
+            "additionalProperties": _object(_WEIGHT_FILE, required=_WEIGHT_FILE_KEYS),
+            "description": "the checkpoints it was made from: 'input' and the models by name",
+        },
+        "surgeon": {"type": "string", "description": "the version of surgeon that wrote it"},
+        "tensors": {"type": "object", "additionalProperties": _TENSOR},
+        "ties": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "{alias: owner} of names that share one tensor",
+        },
+        "optimizer": _TORCH_CLASS,
+        "teacher": _object(
+            {
+                "file": {"type": "string"},
+                "sha256": _SHA256,
+                "outputs": _BLOCKS,
+                "temperature": _POSITIVE,
+                "weight": _POSITIVE,
+            },
+            required=("file", "sha256", "outputs", "temperature", "weight"),
+        ),
+        "stages": {"type": "array", "items": _MANIFEST_STAGE, "minItems": 1},
+    },
+    required=(
+        "surgeon_manifest", "checkpoint", "recipe", "inputs", "surgeon", "tensors", "ties",
+        "stages",
+    ),
+    description="how the next training run is to train the checkpoint that it lies beside",
+)  # fmt: skip

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,8 +39,7 @@ class Statistics:
     inf: int
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One name of a checkpoint."""
 
     name: str
@@ -82,7 +81,8 @@ def inspected(
         tensor = tensors[name]
         if stats and id(tensor) not in known:
             known[id(tensor)] = statistics(tensor, scratch)
-        entries.append(Entry(name, tensor, aliases.get(name), known.get(id(tensor))))
+        found = known[id(tensor)] if stats else None
+        entries.append(Entry(name, tensor, aliases.get(name), found))
     return entries
 
 
@@ -151,10 +151,13 @@ def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
         if id(entry.tensor) not in seen:
             seen.add(id(entry.tensor))
             spec = entry.tensor.spec
-            row = found.setdefault(spec.dtype, {"tensors": 0, "elements": 0, "bytes": 0})
+            if spec.dtype not in found:
+                found[spec.dtype] = {"tensors": 0, "elements": 0}
+            row = found[spec.dtype]
             row["tensors"] += 1
             row["elements"] += spec.count
-            row["bytes"] += spec.size_bytes
+    for dtype, row in found.items():
+        row["bytes"] = row["elements"] * DTYPES[dtype].bits // 8
     return found
 
 
@@ -209,7 +212,8 @@ def _nodes(branch: _Branch, shapes: dict[Any, int]) -> list[tuple[Node, int]]:
             if content.owner is None:
                 node.elements = content.tensor.spec.count
                 node.size_bytes = content.tensor.spec.size_bytes
-            structure: Any = (content.tensor.spec, content.owner)
+            spec = content.tensor.spec
+            structure: Any = (spec.dtype, spec.shape, content.owner)
         else:
             under = _nodes(content, shapes)
             node = Node(name.removesuffix("."), children=[child for child, _ in under])
@@ -310,28 +314,26 @@ def _meant(key: str, text: str) -> str:
 
 
 def _table_text(entries: Iterable[Entry]) -> str:
-    rows = []
-    for entry in entries:
-        spec, found = entry.tensor.spec, entry.statistics
-        numbers = (
-            (
-                number(found.minimum),
-                number(found.maximum),
-                number(found.mean),
-                number(found.std),
-                number(found.norm),
-                f"{found.zeros:.1%}",
-                f"{found.nan:,}" if found.nan else "",
-                f"{found.inf:,}" if found.inf else "",
-            )
-            if found
-            else ("",) * len(_NUMBERS)
-        )
-        size = spoken_size(spec.size_bytes)
-        tied = entry.owner or ""
-        rows.append((entry.name, spec.dtype, shape_text(spec.shape), size, *numbers, tied))
-    headers = ("name", "dtype", "shape", "size", *_NUMBERS, "tied to")
+    rows: list[tuple[str, ...]] = []
+    for name, tensor, owner, found in entries:
+        spec = tensor.spec
+        row = (name, spec.dtype, shape_text(spec.shape), spoken_size(spec.size_bytes), owner or "")
+        rows.append((*row, *_numbers(found)) if found else row)
+    headers: tuple[str, ...] = ("name", "dtype", "shape", "size", "tied to")
+    with_numbers = any(len(row) > len(headers) for row in rows)
+    if with_numbers:
+        headers += _NUMBERS
+        rows = [(*row, *[""] * (len(headers) - len(row))) for row in rows]
     return table(headers, rows, right=("size", *_NUMBERS))
+
+
+def _numbers(found: Statistics) -> tuple[str, ...]:
+    return (
+        *map(number, (found.minimum, found.maximum, found.mean, found.std, found.norm)),
+        f"{found.zeros:.1%}",
+        f"{found.nan:,}" if found.nan else "",
+        f"{found.inf:,}" if found.inf else "",
+    )
 
 
 _NUMBERS = ("min", "max", "mean", "std", "norm", "zeros", "nan", "inf")

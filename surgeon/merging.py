@@ -134,8 +134,8 @@ def merge(
     def decorate(maker: Maker) -> Maker:
         hints = get_type_hints(maker, include_extras=True)
         own = [
-            # Weights always arrive: where the recipe gives none, operands have equal ones.
-            parameter.replace(annotation=hints[parameter.name] | None, default=None)
+            # Weights always arrive, one per operand; a recipe may give one for all, or none.
+            parameter.replace(annotation=float | hints[parameter.name] | None, default=None)
             if parameter.name == "weights"
             else parameter.replace(annotation=hints[parameter.name])
             for parameter in inspect.signature(maker).parameters.values()
@@ -220,8 +220,8 @@ def _check_models(draft: Draft, others: list[str], expected: int | None) -> None
 
 def _weights(given: Any, count: int) -> list[Any]:
     """Return one weight per operand, each of which may still vary by tensor."""
-    if given is None:
-        return [1.0] * count
+    if given is None or not isinstance(given, list):
+        return [1.0 if given is None else given] * count
     if len(given) != count:
         raise PlanError(
             f"weights has {len(given)} entries for {count} operands (the state comes first)"

@@ -9,7 +9,7 @@ from typing import Any
 
 from surgeon import __version__
 from surgeon.draft import Check, Draft, Outside, Tensors
-from surgeon.errors import SurgeonError
+from surgeon.errors import PlanError, SurgeonError
 from surgeon.lazy import Copied, Fresh, LazyTensor
 from surgeon.recipe import Recipe
 from surgeon.regions import spelled
@@ -83,6 +83,7 @@ def make(
         draft.step, draft.optional = stream, optional
         try:
             OPS[op].apply(draft, parameters)
+            _check_names(draft.tensors.keys() - before.keys())
         except SurgeonError as error:
             raise error.at(f"{recipe.label}: {place}") from None
         checks += [(f"{recipe.label}: {place}", check) for check in draft.checks[checked:]]
@@ -101,6 +102,16 @@ def make(
             "surgeon": json.dumps(about_us, sort_keys=True),
         },
     )
+
+
+def _check_names(created: Iterable[str]) -> None:
+    """Raise PlanError for names that a safetensors file cannot hold, or nobody can type."""
+    if bad := sorted(name for name in created if not _can_be_named(name)):
+        raise PlanError(*(f"{name!r} cannot be a tensor's name" for name in bad))
+
+
+def _can_be_named(name: str) -> bool:
+    return bool(name) and name != "__metadata__" and name.isprintable()
 
 
 def _summary(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -78,12 +79,25 @@ def read_json(path: Path, label: str) -> Any:
     def refuse(constant: str) -> Any:
         raise UsageError(f"{label}: {constant} is not JSON")
 
+    def finite(number: str) -> float:
+        if math.isinf(value := float(number)):
+            raise UsageError(f"{label}: {number} is beyond the largest number")
+        return value
+
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(
+            text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite
+        )
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         raise UsageError(
             f"{label}: line {error.lineno}, column {error.colno}: {error.msg}"
         ) from None
+    except UnicodeEncodeError:
+        raise UsageError(f"{label}: half of a surrogate pair is not Unicode") from None
+    except ValueError:
+        raise UsageError(f"{label}: a number of thousands of digits") from None
     except RecursionError:
         raise UsageError(f"{label}: nested too deeply") from None
 
@@ -152,13 +166,14 @@ def _filled(
             return [fill(item, f"{place}[{index}]") for index, item in enumerate(value)]
         if not isinstance(value, str):
             return value
-        for name in _VARIABLE.findall(value):
-            if name not in values:
-                problems.append(
-                    f"{label}: {place.lstrip('.')}: '${{{name}}}' is not declared under 'vars'"
-                    + did_you_mean(name, values)
-                )
-                return value
+        unknown = [name for name in _VARIABLE.findall(value) if name not in values]
+        for name in unknown:
+            problems.append(
+                f"{label}: {place.lstrip('.')}: '${{{name}}}' is not declared under 'vars'"
+                + did_you_mean(name, values)
+            )
+        if unknown:
+            return value
         if whole := _VARIABLE.fullmatch(value):
             return values[whole[1]]
         return _VARIABLE.sub(lambda found: _as_text(values[found[1]]), value)

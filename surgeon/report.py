@@ -33,7 +33,9 @@ def _owned(plan: Plan) -> dict[str, LazyTensor]:
 
 def lost(plan: Plan) -> list[str]:
     """Return the input's tensors that are in no tensor of the output, under whatever name."""
-    used = {name for changes in plan.lineage.values() for change in changes for name in change.from_}
+    used = {
+        name for changes in plan.lineage.values() for change in changes for name in change.from_
+    }
     return [name for name in plan.dropped if name not in used]
 
 
@@ -144,15 +146,15 @@ def _changes_table(opened: Opened) -> str:
         if not (changes := plan.lineage[name]):
             continue
         old = before.get(_earlier_name(name, changes))
-        spec, old_spec = tensor.spec, old.spec if old else None
+        spec, was = tensor.spec, old.spec if old else tensor.spec
         what = [_change(change, name) for change in changes]
         if name in aliases:
             what.append(f"tied to {aliases[name]}")
         rows.append(
             (
                 name,
-                _before_after(old_spec and old_spec.dtype, spec.dtype),
-                _before_after(old_spec and shape_text(old_spec.shape), shape_text(spec.shape)),
+                _before_after(was.dtype, spec.dtype),
+                _before_after(shape_text(was.shape), shape_text(spec.shape)),
                 "; ".join(dict.fromkeys(what)),
             )
         )
@@ -162,8 +164,8 @@ def _changes_table(opened: Opened) -> str:
     return table(("name", "dtype", "shape", "what"), rows) if rows else ""
 
 
-def _before_after(before: str | None, after: str) -> str:
-    return after if before in (None, after) else f"{before} -> {after}"
+def _before_after(before: str, after: str) -> str:
+    return after if before == after else f"{before} -> {after}"
 
 
 def _earlier_name(name: str, changes: Sequence[Change]) -> str:
@@ -182,7 +184,9 @@ def _change(change: Change, name: str) -> str:
         sources = ", ".join(change.from_)
         merges = change.op in OPS and OPS[change.op].group == "merge"
         verb = {"rename": "renamed from", "copy": "copied from", "tie": "tied with"}.get(change.op)
-        words.append(f"{verb or (f'{change.op} with' if merges else f'{change.op} from')} {sources}")
+        words.append(
+            f"{verb or (f'{change.op} with' if merges else f'{change.op} from')} {sources}"
+        )
     return ", ".join(words) or change.op
 
 
@@ -199,7 +203,9 @@ def _block(block: str) -> str:
 
 def _unchanged_line(plan: Plan) -> str:
     same = [plan.tensors[name] for name, changes in plan.lineage.items() if not changes]
-    size = sum(tensor.spec.size_bytes for tensor in {id(tensor): tensor for tensor in same}.values())
+    size = sum(
+        tensor.spec.size_bytes for tensor in {id(tensor): tensor for tensor in same}.values()
+    )
     stay = "stays as it is" if len(same) == 1 else "stay as they are"
     return f"{plural(len(same), 'tensor')} ({spoken_size(size)}) {stay}"
 
@@ -219,7 +225,8 @@ def _stage(stage: Json, plan: Plan) -> str:
         for group in stage["groups"]
     ]
     frozen = stage["frozen"]
-    rows.append(("(frozen)", f"{len(frozen):,}", f"{_elements(frozen, plan):,}", "", "", ""))
+    if frozen:
+        rows.append(("(frozen)", f"{len(frozen):,}", f"{_elements(frozen, plan):,}", "", "", ""))
     headers = ("group", "parameters", "elements", "lr", "weight_decay", "settings")
     lines = [title, indented(table(headers, rows, right=headers[1:5]))]
     if stage["eval_modules"]:

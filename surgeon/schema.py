@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 Schema = dict[str, Any]
 
@@ -39,10 +39,6 @@ def of_hint(hint: Any) -> Schema:
     if origin is dict:
         return {"type": "object", "additionalProperties": of_hint(arguments[1])}
     if origin in (Union, types.UnionType):
-        if type(None) in arguments:  # leaving a parameter out is how a recipe says none
-            arguments = tuple(argument for argument in arguments if argument is not type(None))
-        if len(arguments) == 1:
-            return of_hint(arguments[0])
         return _union([of_hint(argument) for argument in arguments])
     raise TypeError(f"no JSON Schema for {hint!r}")
 
@@ -65,6 +61,15 @@ def _union(options: list[Schema]) -> Schema:
     return {"anyOf": options}
 
 
+def _given(hint: Any) -> Any:
+    """Return an optional parameter's hint without None: a recipe leaves it out instead."""
+    arguments = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return Annotated[(_given(arguments[0]), *arguments[1:])]
+    rest = tuple(argument for argument in arguments if argument is not type(None))
+    return Union[rest] if rest != arguments else hint  # noqa: UP007 (made at run time)
+
+
 def parameter_name(argument: str) -> str:
     """Return a Python argument's name in recipes: `from_` is `from`."""
     return argument.rstrip("_")
@@ -72,15 +77,14 @@ def parameter_name(argument: str) -> str:
 
 def of_parameters(function: Callable[..., Any], *, leave_out: tuple[str, ...] = ()) -> Schema:
     """Return the schema of a function's (or dataclass's) keyword parameters, as an object."""
-    # A dataclass's own hints are its __init__'s.
-    hints = get_type_hints(function, include_extras=True)
     properties: dict[str, Schema] = {}
     required: list[str] = []
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
         if parameter.name in leave_out:
             continue
         name = parameter_name(parameter.name)
-        properties[name] = of_hint(hints[parameter.name])
+        hint = parameter.annotation
+        properties[name] = of_hint(_given(hint) if parameter.default is None else hint)
         if parameter.default is inspect.Parameter.empty:
             required.append(name)
         elif parameter.default is not None:

@@ -134,6 +134,8 @@ class Parameters:
         ]
 
     def _merged(self, name: str, regions: Sequence[Region]) -> Sequence[Region]:
+        if len(regions) < 2:
+            return regions
         # Complements of complements come in more pieces than they need to.
         taken = remainder(self.shapes[name], regions)
         fewer = remainder(self.shapes[name], taken)
@@ -316,14 +318,12 @@ def _distance(name: str, container: str, parameters: Parameters) -> int:
 
 def _eval_modules(parameters: Parameters, frozen: Cover) -> list[str]:
     """Return the modules with running statistics none of whose parameters is trained."""
-    still = set(parameters.spelled(frozen))
-    found = []
-    for module in sorted(parameters.statistics):
-        own = [
-            parameters.owners.get(name, name)
-            for name in parameters.names
-            if name.rpartition(".")[0] == module
-        ]
-        if own and all(name in still for name in own):
-            found.append(module)
-    return found
+    still = set(parameters.spelled(frozen)) if parameters.statistics else set()
+    own: dict[str, list[str]] = {}
+    for name in parameters.names:
+        own.setdefault(name.rpartition(".")[0], []).append(parameters.owners.get(name, name))
+    return [
+        module
+        for module in sorted(parameters.statistics & own.keys())
+        if all(name in still for name in own[module])
+    ]

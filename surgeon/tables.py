@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 
 def shown(text: str) -> str:
@@ -19,14 +21,15 @@ def table(
 
     Columns in `right` are aligned there. (tabulate takes 4 s for 100 000 rows, this 0.3 s.)
     """
-    cells = [[shown(cell) for cell in row] for row in rows]
+    cells = [row if "".join(row).isprintable() else [shown(cell) for cell in row] for row in rows]
     columns = []
     for header, *column in zip(headers, *cells, strict=True):
         if not cells or any(column):
-            width = max(map(len, [header, *column]))
+            column.insert(0, header)
+            width = max(map(len, column))
             adjust = str.rjust if header in right else str.ljust
-            columns.append([adjust(cell, width) for cell in [header, *column]])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+            columns.append([adjust(cell, width) for cell in column])
+    return "\n".join(["  ".join(line).rstrip() for line in zip(*columns, strict=True)])
 
 
 def indented(text: str, by: int = 2) -> str:
@@ -47,3 +50,25 @@ def shape_text(shape: Sequence[int]) -> str:
 def plural(count: int, noun: str) -> str:
     """Return `1 tensor` or `12,345 tensors`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def json_text(document: Any) -> str:
+    """Return JSON with two levels of it on lines of their own, so that a tensor is one line.
+
+    (Indenting all of it takes json's slow path: 6 s for 100 000 tensors, not 0.5.)
+    """
+    compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+    def lines(value: Any, depth: int) -> str:
+        if depth == 2 or not value or not isinstance(value, dict | list):
+            return compact(value)
+        begin, end = "{}" if isinstance(value, dict) else "[]"
+        items = (
+            [f"{compact(key)}: {lines(item, depth + 1)}" for key, item in value.items()]
+            if isinstance(value, dict)
+            else [lines(item, depth + 1) for item in value]
+        )
+        margin = "\n" + " " * depth
+        return begin + ",".join(f"{margin} {item}" for item in items) + margin + end
+
+    return lines(document, 0)

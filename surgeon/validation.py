@@ -69,7 +69,8 @@ def _worded(error: ValidationError, place: str) -> Iterator[str]:
         case "enum":
             options = [str(option) for option in wanted]
             hint = did_you_mean(str(instance), options) or f"; known are {', '.join(options)}"
-            yield f"{prefix}{instance!r} is unknown{hint}"
+            word = repr(instance) if isinstance(instance, str) else json.dumps(instance)
+            yield f"{prefix}{_cut(word)} is unknown{hint}"
         case "format" if isinstance(error.cause, SurgeonError):
             yield f"{prefix}{error.cause}"
         case "type":
@@ -102,5 +103,8 @@ def _closest_branch(error: ValidationError, place: str, prefix: str) -> Iterator
 
 
 def _shortened(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    return _cut(json.dumps(value, ensure_ascii=False))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -92,18 +92,18 @@ def read_manifest(path: Path) -> Json:
     match manifest:
         case {
             "surgeon_manifest": 1,
-            "checkpoint": {"file": str(), "bytes": int(), "header_sha256": str(), **checkpoint},
+            "checkpoint": dict(checkpoint),
             "tensors": dict(tensors),
-        } if all(_is_file(part) for part in _listed(checkpoint)) and all(
+        } if all(_is_file(part) for part in _parts(checkpoint)) and all(
             _is_tensor(entry) for entry in tensors.values()
         ):
             return dict(manifest)
     raise CheckpointError(f"{path}: not a manifest of version 1")
 
 
-def _listed(checkpoint: Mapping[str, Any]) -> list[Any]:
+def _parts(checkpoint: Json) -> list[Any]:
     parts = checkpoint.get("files", [])
-    return parts if isinstance(parts, list) else [None]
+    return [checkpoint, *parts] if isinstance(parts, list) else [None]
 
 
 def _is_file(part: object) -> bool:
@@ -127,6 +127,8 @@ def verify(output: Path, workers: int) -> Verified:
     found = Verified(path, len(manifest["tensors"]))
     checkpoint = manifest["checkpoint"]
     parts = checkpoint.get("files", [checkpoint])
+    if len(parts) == 1 and output.suffix == ".safetensors":
+        parts = [{**checkpoint, "file": output.name}]  # both may have been renamed
     tensors: dict[str, LazyTensor] = {}
     places: dict[str, str] = {}
     files: list[InputFile] = []

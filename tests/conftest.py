@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from network import TIES, Bench, example_tensors, write
+
+from tests.network import TIES, Bench, example_tensors, write
 
 
 @pytest.fixture

@@ -16,8 +16,10 @@ ROOT = Path(surgeon.__file__).parent
 # From the roof to the ground. A module may import what stands on a floor below its own, never its
 # neighbours. The folders ops, merges and formats are one entry each; see PACKAGES for inside them.
 FLOORS = (
+    ("__main__",),
     ("cli",),
-    ("report",),
+    ("report", "diff", "verify", "memory"),
+    ("inspection",),
     ("tables",),
     ("apply",),
     ("manifest",),
@@ -45,7 +47,7 @@ APART = "training"
 MAY_IMPORT = {
     "click": {"cli", "report"},
     "tabulate": {"cli", "report", "tables"},
-    "jsonschema": {"recipe", "validation", "manifest"},
+    "jsonschema": {"validation"},
     "shutil": {"apply", "publish", "formats"},
     "mmap": {"files"},
     "torch": {"formats.torch_legacy"},

@@ -319,6 +319,24 @@ def test_one_selected_row_reads_one_row(monkeypatch: pytest.MonkeyPatch) -> None
     assert max(source.file.reads) == 8 * 4
 
 
+def test_selected_columns_read_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_blocks_of(64, monkeypatch)
+    source = stored(numbered((500, 8)))
+    assert_is(Selected(source, 1, ((6, 8), (0, 1))), numbered((500, 8))[:, [6, 7, 0]], 0, 1500)
+    assert max(source.file.reads) == 64 * 4
+
+
+def test_scratch_gives_back_what_a_scope_took() -> None:
+    scratch = Scratch()
+    kept = scratch.take(np.float32, 8)
+    with scratch.scope():
+        first = scratch.take(np.float64, 100)
+    with scratch.scope():
+        second = scratch.take(np.uint8, 800)
+    assert np.shares_memory(first, second)
+    assert not np.shares_memory(kept, second)
+
+
 def test_scalars_are_tensors_of_one_element() -> None:
     assert_is(stored(np.array(7, "<i4")), np.array(7), 0, 1)
     assert_is(Copied(stored(np.array(7, "<i4"))), np.array(7), 0, 1)

@@ -8,7 +8,7 @@ from typing import Annotated
 from surgeon.draft import Draft
 from surgeon.dtypes import require_dtype
 from surgeon.errors import CheckFailedError, PlanError
-from surgeon.lazy import LazyTensor, Scratch
+from surgeon.lazy import LazyTensor, Scratch, TensorSpec
 from surgeon.patterns import Target
 from surgeon.registry import op
 from surgeon.values import is_finite_tensor, same_values
@@ -44,8 +44,11 @@ def expect(
         )
     if count is not None and len(names) != count:
         problems.append(f"expected {count} tensors to match {target!r}, found {len(names)}")
+    shared = draft.shared() if tied is not None else set()
     for name in names:
-        problems += _differences(draft, name, shape, dtype, tied)
+        problems += _differences(name, draft.spec(name), shape, dtype)
+        if tied is not None and (name in shared) != tied:
+            problems.append(f"expected '{name}' {'' if tied else 'not '}to be tied")
     models = [equal_to] if isinstance(equal_to, str) else equal_to or []
     for model in models:
         others = draft.model(model)
@@ -78,9 +81,8 @@ def _selected(
 
 
 def _differences(
-    draft: Draft, name: str, shape: list[int | None] | None, dtype: str | None, tied: bool | None
+    name: str, found: TensorSpec, shape: list[int | None] | None, dtype: str | None
 ) -> list[str]:
-    found = draft.spec(name)
     problems = []
     if shape is not None and (
         len(shape) != len(found.shape)
@@ -90,8 +92,6 @@ def _differences(
         problems.append(f"expected '{name}' to have shape ({wanted}), found {found.shape}")
     if dtype is not None and require_dtype(dtype) != found.dtype:
         problems.append(f"expected '{name}' to be {require_dtype(dtype)}, found {found.dtype}")
-    if tied is not None and (len(draft.tied(name)) > 1) != tied:
-        problems.append(f"expected '{name}' {'' if tied else 'not '}to be tied")
     return problems
 
 

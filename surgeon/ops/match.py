@@ -26,7 +26,8 @@ def match(
 ) -> None:
     """Stop the run unless names and shapes are exactly these.
 
-    There is a line for each difference. A dtype is compared where the shapes file states one, not with `like`.
+    There is a line for each difference. A dtype is compared where the shapes file states one, not
+    with `like`.
     """
     expected = _expected(draft, shapes, like)
     problems = []

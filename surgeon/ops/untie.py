@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from surgeon.draft import Draft
 from surgeon.errors import PlanError
 from surgeon.lazy import detached
@@ -15,9 +17,9 @@ def untie(draft: Draft, *, target: Target) -> None:
 
     Raises for a tensor that is not tied, unless the step is optional.
     """
+    shared = Counter(map(id, draft.tensors.values()))
     for name in draft.select(target):
-        if len(draft.tied(name)) == 1:
-            if draft.optional:
-                continue
+        if shared[id(draft[name])] > 1:
+            draft.tensors[name] = detached(draft[name])
+        elif not draft.optional:
             raise PlanError(f"'{name}' is not tied to another tensor")
-        draft.tensors[name] = detached(draft[name])

@@ -7,7 +7,7 @@ from copy import deepcopy
 from pkgutil import resolve_name
 from typing import Any, TypeVar
 
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from surgeon.errors import did_you_mean
@@ -42,10 +42,11 @@ def optimizer_of(
         {
             **deepcopy(dict(group.settings)),
             "name": group.name,
-            "params": [held.parameter for held in members],
+            "params": [held.parameter for held in part],
         }
         for group, members in groups
-        if members
+        for part in _parts(kind, {**args, **group.settings}, members)
+        if part
     ]
     make: Any = kind
     optimizer: Optimizer = _made(make, "optimizer", described, **deepcopy(dict(args)))
@@ -63,6 +64,16 @@ def optimizer_of(
             if held.state:
                 optimizer.state[held.parameter] = held.state
     return optimizer
+
+
+def _parts(
+    kind: type[Optimizer], settings: Json, members: Sequence[Held]
+) -> Sequence[Sequence[Held]]:
+    # torch's fused SGD fails on a group in which only some parameters have momentum (2.13).
+    if issubclass(kind, SGD) and settings.get("fused"):
+        carried = [held for held in members if held.state]
+        return carried, [held for held in members if not held.state]
+    return (members,)
 
 
 def scheduler_of(described: TorchClass, optimizer: Optimizer) -> LRScheduler:

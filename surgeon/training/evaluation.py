@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -20,21 +20,22 @@ class StaysInEvaluation(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made on the fly: by its name pickle would not find it again.
-        _, _, *state = super().__reduce_ex__(max(protocol, 2))
-        return (_made, (original_class(self),), *state)
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
+        return (_made, (original_class(self),), *reduced[2:])
 
 
+# mypy takes no class of modules for hashable: nn.Module annotates its __hash__ otherwise.
 @cache
-def _staying(original: type[nn.Module]) -> type[nn.Module]:
+def _staying(original: Any) -> Any:
     return type(f"{original.__name__}InEvaluation", (StaysInEvaluation, original), {})
 
 
-def _made(original: type[nn.Module]) -> nn.Module:
+def _made(original: Any) -> Any:
     staying = _staying(original)
-    return cast(nn.Module, staying.__new__(staying))
+    return staying.__new__(staying)
 
 
-def original_class(module: nn.Module) -> type[nn.Module]:
+def original_class(module: nn.Module) -> Any:
     """Return the class that a module had before `keep_in_evaluation`."""
     kind = type(module)
     return kind.__mro__[2] if issubclass(kind, StaysInEvaluation) else kind

@@ -124,6 +124,7 @@ class RowBlocks:
         self._copies = [
             held for held in blocks if held.parameter.data_ptr() != self._there(held).data_ptr()
         ]
+        self._released = False
         self._handle = parameter.register_post_accumulate_grad_hook(self)  # type: ignore[no-untyped-call]
 
     def _there(self, held: Held) -> Tensor:
@@ -134,7 +135,12 @@ class RowBlocks:
         self.take_gradients()
 
     def require_parameter(self) -> None:
-        """Raise ManifestError where the model no longer holds the parameter that is trained."""
+        """Raise ManifestError where the model no longer holds what this stage trains."""
+        if self._released:
+            raise ManifestError(
+                f"this optimizer trained a part of '{self.blocks[0].name}' in a stage that has "
+                "ended; step the one of the last start"
+            )
         if self._module._parameters.get(self._attribute) is not self.parameter:
             raise ManifestError(
                 f"'{self.blocks[0].name}' is another parameter than when the stage was started "
@@ -197,6 +203,7 @@ class RowBlocks:
 
     def release(self) -> None:
         """Let go of the parameter: its gradient is whole again, and the blocks have none."""
+        self._released = True
         self._handle.remove()
         for held in self.blocks:
             held.parameter.grad = None

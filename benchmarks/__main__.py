@@ -1,0 +1,175 @@
+"""Measure surgeon; prints the tables and writes RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import mergekit, report
+from benchmarks.jobs import JOBS, CopyJob, HeaderJob, Job, PeerJob, data_of
+from benchmarks.measure import OUTPUT, Command, CommandFailedError, imports, side_by_side
+from benchmarks.report import Row
+
+ROOT = Path(__file__).parent.parent
+# Tiny, but with as many tensors; for what is not timed.
+_TRIAL_SIZE = 0.001
+_TITLES: dict[type[Job], str] = {
+    CopyJob: "Against a copy",
+    HeaderJob: "Headers only",
+    PeerJob: f"Against mergekit {mergekit.VERSION}",
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the data lies and how much is done."""
+
+    folder: Path
+    size: float
+    repeat: int
+
+    @property
+    def data(self) -> Path:
+        return self.folder / f"size-{self.size:g}"
+
+    @property
+    def trial(self) -> Path:
+        return self.folder / f"trial-{_TRIAL_SIZE:g}"
+
+    def provide(self, names: set[str]) -> None:
+        """Make the checkpoints that are missing, in full size and tiny."""
+        for folder, size in ((self.data, self.size), (self.trial, _TRIAL_SIZE)):
+            if missing := sorted(name for name in names if not (folder / name).exists()):
+                _say(f"  making {', '.join(missing)} at size {size:g}")
+                command = [sys.executable, "-m", "benchmarks.data", str(folder), str(size)]
+                subprocess.run([*command, *missing], cwd=ROOT, check=True)
+
+    def discard(self, names: set[str]) -> None:
+        """Delete checkpoints that no later job reads."""
+        for name in names:
+            path = self.data / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the jobs that are asked for; returns 1 where one could not be measured."""
+    options = _options(arguments)
+    bench = Bench(options.folder.resolve(), options.size, options.repeat)
+    jobs = [job for job in JOBS if not options.only or job.name in options.only]
+    tables: dict[type[Job], list[Row]] = {CopyJob: [], HeaderJob: [], PeerJob: []}
+    failed = False
+    for number, job in enumerate(jobs):
+        _say(f"{job.name} ({number + 1} of {len(jobs)})")
+        bench.provide(data_of(job))
+        try:
+            rows = _measured(bench, job)
+        except CommandFailedError as error:
+            failed = True
+            rows = [report.failed_row(_title(job), f"failed: {error}")]
+        tables[type(job)] += rows
+        for row in rows:
+            _say("  " + " | ".join(cell for cell in row.values() if cell))
+        if not options.keep:
+            later = set[str]().union(*(data_of(job) for job in jobs[number + 1 :]))
+            bench.discard(data_of(job) - later)
+    titled = [(_TITLES[kind], rows) for kind, rows in tables.items()]
+    text = report.document(titled, bench.size, bench.repeat, bench.folder)
+    print(text)
+    # A partial run leaves the figures of the last full one alone.
+    full = bench.size == 1 and not options.only
+    results = Path(__file__).with_name("RESULTS.md") if full else bench.folder / "RESULTS.md"
+    results.write_text(text)
+    _say(f"written to {results}")
+    for folder in (bench.data, bench.trial):
+        shutil.rmtree(folder / OUTPUT, ignore_errors=True)
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    return 1 if failed else 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--size", type=float, default=1, help="scale: 1 is a checkpoint of 2 GB")
+    parser.add_argument("--repeat", type=int, default=5, help="runs of each side (default: 5)")
+    parser.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], metavar="NAME",
+                        help="of: " + ", ".join(job.name for job in JOBS))  # fmt: skip
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoints that were made")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".bench",
+                        help="where the data goes (default: .bench)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    if options.size <= 0 or options.repeat < 1:
+        parser.error("--size and --repeat must be positive")
+    return options
+
+
+def _measured(bench: Bench, job: Job) -> list[Row]:
+    match job:
+        case CopyJob():
+            return [_copy(bench, job)]
+        case HeaderJob():
+            return _headers(bench, job)
+        case PeerJob():
+            return [_peer(bench, job)]
+
+
+def _copy(bench: Bench, job: CopyJob) -> Row:
+    surgeon = _surgeon(job.arguments, job.inputs)
+    modules = imports(bench.trial, surgeon)
+    copy = Command(["cp", "--reflink=never", job.copied, f"{OUTPUT}/copy"], [job.copied])
+    copied, operated = side_by_side(bench.data, [copy, surgeon], bench.repeat)
+    return report.copy_row(job, copied, operated, modules)
+
+
+def _headers(bench: Bench, job: HeaderJob) -> list[Row]:
+    label = f"`{job.name}`"
+    if job.alone:
+        command = _surgeon(job.arguments)
+        modules = imports(bench.trial, command)
+        (runs,) = side_by_side(bench.data, [command], bench.repeat)
+        return [report.header_row(label, runs, modules, job.alone)]
+    commands = [_surgeon([*job.arguments, name], [name]) for _, name, _ in job.checkpoints]
+    modules = set[str]().union(*(imports(bench.trial, command) for command in commands))
+    measured = side_by_side(bench.data, commands, bench.repeat)
+    rows = [
+        report.header_row(f"{label}, {title}", runs, modules, limit)
+        for (title, _, limit), runs in zip(job.checkpoints, measured, strict=True)
+    ]
+    return [*rows, report.growth_row(label, *measured)]
+
+
+def _peer(bench: Bench, job: PeerJob) -> Row:
+    environment = bench.folder / "mergekit"
+    _say("  installing mergekit, unless that is done")
+    if reason := mergekit.install(environment):
+        return report.failed_row(job.title, reason)
+    folders = mergekit.prepare(bench.data, bench.size, job.inputs, job.method)
+    try:
+        peer = mergekit.command(environment, folders)
+        surgeon = _surgeon(job.arguments, job.inputs)
+        measured = side_by_side(bench.data, [peer, surgeon], bench.repeat)
+    finally:
+        mergekit.remove(bench.data)
+    return report.peer_row(job, *measured)
+
+
+def _surgeon(arguments: Sequence[str], inputs: Sequence[str] = ()) -> Command:
+    """Run the console script of this environment, as a user does."""
+    program = Path(sys.executable).with_name(arguments[0])
+    return Command([str(program), *arguments[1:]], inputs)
+
+
+def _title(job: Job) -> str:
+    return f"`{job.name}`" if isinstance(job, HeaderJob) else job.title
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

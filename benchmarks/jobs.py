@@ -1,0 +1,139 @@
+"""What is measured: the commands, what stands beside each, and what each must reach.
+
+The targets are those of the project's design; they hold for size 1 on 2 cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.measure import OUTPUT
+
+RESULT = f"{OUTPUT}/result.safetensors"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most that a job may take: `copies` × the copy + `seconds`; and memory, in MB."""
+
+    seconds: float
+    copies: float = 0
+    megabytes: int | None = None
+
+
+@dataclass(frozen=True)
+class CopyJob:
+    """A command that writes a checkpoint, beside `cp` of a file of the same size."""
+
+    name: str
+    title: str
+    arguments: Sequence[str]
+    inputs: Sequence[str]
+    copied: str
+    # None: for information only.
+    limit: Limit | None
+
+
+@dataclass(frozen=True)
+class HeaderJob:
+    """A command that reads headers only: on one file, and on 10 000 and 100 000 tensors."""
+
+    name: str
+    # Each with the input after these words; none where the command takes no checkpoint.
+    arguments: Sequence[str]
+    # None: only there for the growth.
+    checkpoints: Sequence[tuple[str, str, Limit | None]]
+    alone: Limit | None = None
+
+
+@dataclass(frozen=True)
+class PeerJob:
+    """The same merge by surgeon and by a peer."""
+
+    name: str
+    title: str
+    arguments: Sequence[str]
+    inputs: Sequence[str]
+    method: str
+    # At least so many times faster, at most this part of the peer's memory.
+    faster: float
+    memory: float
+
+
+Job = CopyJob | HeaderJob | PeerJob
+
+
+def _apply(recipe: str, *inputs: str, **variables: object) -> list[str]:
+    settings = [word for name, value in variables.items() for word in ("--set", f"{name}={value}")]
+    return ["surgeon", "apply", recipe, *inputs, RESULT, *settings]
+
+
+def _copy_job(
+    name: str, title: str, recipe: str, *inputs: str, limit: Limit | None, copied: str = "",
+    **variables: object,
+) -> CopyJob:  # fmt: skip
+    return CopyJob(
+        name, title, _apply(recipe, *inputs, **variables), inputs, copied or inputs[0], limit
+    )
+
+
+_A, _B, _C, _D = (f"{letter}.safetensors" for letter in "abcd")
+_EDIT = Limit(0.4, 1.2, 60)
+_CHECKPOINTS = (
+    ("200 tensors, one file", "small.safetensors", Limit(0.3)),
+    ("10 000 tensors, 100 shards", "folder-10k", None),
+    ("100 000 tensors, 1000 shards", "folder-100k", Limit(2)),
+)
+# Ten times the tensors, start-up left out, in at most so many times the time: 10 is linear,
+# 100 quadratic, and the rest is room for noise.
+GROWTH_LIMIT = 13
+
+# In the order that lets the data of earlier jobs be deleted early.
+JOBS: tuple[Job, ...] = (
+    HeaderJob(
+        "validate", ["surgeon", "validate", "--set", "layer=lm_head", "add-output-nodes"], (),
+        alone=Limit(0.3),
+    ),
+    HeaderJob("inspect", ["surgeon", "inspect", "--json"], _CHECKPOINTS),
+    HeaderJob(
+        "plan", ["surgeon", "plan", "--json", "--set", "prefix=model", "strip-prefix"], _CHECKPOINTS
+    ),
+    _copy_job(
+        "convert", "`.pt` to safetensors", "convert-to-safetensors", "a.pt",
+        limit=Limit(0.4, 1.5, 60),
+    ),
+    _copy_job(
+        "cast", "cast float32 to bfloat16", "cast-for-export", "float32.safetensors", copied=_A,
+        limit=Limit(0.4, 1.3, 80),
+    ),
+    _copy_job("no-op", "a recipe without steps", "convert-to-safetensors", _A, limit=_EDIT),
+    _copy_job("rename", "rename 299 tensors", "strip-prefix", _A, limit=_EDIT, prefix="model"),
+    _copy_job(
+        "widen", "widen the head by 16 rows", "add-output-nodes", _A, limit=_EDIT,
+        layer="lm_head", new=16,
+    ),
+    PeerJob(
+        "mergekit-linear", "average of 2", _apply("average-checkpoints", _A, _B), (_A, _B),
+        method="linear", faster=5, memory=0.1,
+    ),
+    _copy_job("slerp", "slerp of 2", "interpolate-two-models", _A, _B, limit=None),
+    _copy_job(
+        "average-2", "average of 2", "average-checkpoints", _A, _B, limit=Limit(0.4, 1.4, 80)
+    ),
+    _copy_job(
+        "average-4", "average of 4", "average-checkpoints", _A, _B, _C, _D,
+        limit=Limit(0.4, 1.6, 80),
+    ),
+)  # fmt: skip
+
+
+def data_of(job: Job) -> set[str]:
+    """Return the names of the checkpoints that a job needs."""
+    match job:
+        case CopyJob():
+            return {*job.inputs, job.copied}
+        case HeaderJob():
+            return {name for _, name, _ in job.checkpoints}
+        case PeerJob():
+            return set(job.inputs)

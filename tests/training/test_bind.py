@@ -1,0 +1,208 @@
+"""Binding a manifest to a live model: everything that can differ, all of it named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small import HEAD, NAMES, checkpoint_entry, group, loaded, network, saved, stage
+from torch import nn
+
+from surgeon.training import Manifest, ManifestError
+
+WARM_UP = stage("warm-up", group("head", HEAD))
+
+
+def problems(manifest: Manifest, model: nn.Module) -> tuple[str, ...]:
+    with pytest.raises(ManifestError) as raised:
+        manifest.bind(model)
+    return raised.value.problems
+
+
+def test_bind_changes_nothing(tmp_path: Path) -> None:
+    model = network()
+    run = loaded(model, tmp_path, WARM_UP).bind(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert [entry.name for entry in run.stages] == ["warm-up"]
+
+
+def test_bind_lists_missing_unexpected_and_mismatched_at_once(tmp_path: Path) -> None:
+    manifest = loaded(network(), tmp_path, WARM_UP)
+    model = network()
+    model.body, model.norm, model.head = nn.Linear(5, 6), nn.BatchNorm1d(7), model.fc
+    del model.fc
+    assert set(problems(manifest, model)) == {
+        "out.manifest.json: 'fc.bias' is in the manifest, not in the model; did you mean "
+        "'head.bias'?",
+        "out.manifest.json: 'fc.weight' is in the manifest, not in the model; did you mean "
+        "'head.weight'?",
+        "out.manifest.json: 'head.bias' is in the model, not in the manifest; did you mean "
+        "'fc.bias'?",
+        "out.manifest.json: 'head.weight' is in the model, not in the manifest; did you mean "
+        "'fc.weight'?",
+        "out.manifest.json: 'body.weight' is (6, 5) in the model and (6, 4) in the manifest",
+        *(
+            f"out.manifest.json: 'norm.{name}' is (7,) in the model and (6,) in the manifest"
+            for name in ("weight", "bias", "running_mean", "running_var")
+        ),
+    }
+
+
+def test_bind_refuses_another_checkpoint(tmp_path: Path) -> None:
+    manifest = loaded(network(), tmp_path, WARM_UP)
+    checkpoint = tmp_path / "out.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes().replace(b'"fc.bias"', b'"fc.bios"'))
+    assert problems(manifest, network()) == (
+        f"{checkpoint}: its header is not the one that the manifest was written for",
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 16])
+def test_bind_refuses_a_broken_checkpoint(tmp_path: Path, content: bytes) -> None:
+    manifest = loaded(network(), tmp_path, WARM_UP)
+    (tmp_path / "out.safetensors").write_bytes(content)
+    assert len(problems(manifest, network())) == 2
+
+
+def test_bind_refuses_without_the_checkpoint(tmp_path: Path) -> None:
+    manifest = loaded(network(), tmp_path, WARM_UP)
+    (tmp_path / "out.safetensors").unlink()
+    found = problems(manifest, network())
+    assert found == (f"{tmp_path}/out.safetensors: the checkpoint is not beside its manifest",)
+
+
+def test_bind_checks_every_shard(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path, WARM_UP)
+    shard = tmp_path / "out.safetensors"
+    index = {"file": "model.safetensors.index.json", "bytes": 0, "header_sha256": ""}
+    text = json.loads(path.read_text())
+    text["checkpoint"] = {**index, "files": [checkpoint_entry(shard)]}
+    path.write_text(json.dumps(text))
+    (tmp_path / index["file"]).write_text("{}")
+    Manifest.load(path).bind(network())
+    shard.write_bytes(shard.read_bytes().replace(b'"fc.bias"', b'"fc.bios"'))
+    assert "its header is not the one" in problems(Manifest.load(path), network())[0]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, importing it
+@pytest.mark.parametrize(
+    "wrapped",
+    [nn.DataParallel, torch.compile, lambda model: torch.compile(nn.DataParallel(model))],
+)
+def test_bind_sees_through_wrappers(tmp_path: Path, wrapped) -> None:  # type: ignore[no-untyped-def]
+    manifest = loaded(network(), tmp_path, WARM_UP)
+    model = network()
+    manifest.bind(wrapped(model)).start("warm-up")
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]
+
+
+def test_bind_keeps_a_module_that_is_called_module(tmp_path: Path) -> None:
+    model = nn.Module()
+    model.module = nn.Linear(2, 2)
+    names = ["module.weight", "module.bias"]
+    run = loaded(model, tmp_path, stage("all", group("all", names), frozen=[])).bind(model)
+    optimizer, _ = run.start("all")
+    assert len(optimizer.param_groups[0]["params"]) == 2
+
+
+def test_bind_lets_buffers_be_named(tmp_path: Path) -> None:
+    model = network()
+    model.register_buffer("frequencies", torch.ones(3))
+    wanted = stage("warm-up", group("head", [*HEAD, "frequencies"]))
+    optimizer, _ = loaded(model, tmp_path, wanted).bind(model).start("warm-up")
+    assert len(optimizer.param_groups[0]["params"]) == 2
+
+
+class Tied(nn.Module):
+    """An embedding that is also the output layer."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.output = nn.Linear(3, 5, bias=False)
+        if tied:
+            self.output.weight = self.embedding.weight
+
+
+@pytest.mark.parametrize("name", ["embedding.weight", "output.weight"])
+def test_bind_takes_a_tied_parameter_by_either_name(tmp_path: Path, name: str) -> None:
+    model = Tied(tied=True)
+    run = loaded(model, tmp_path, stage("all", group("all", [name]), frozen=[])).bind(model)
+    optimizer, _ = run.start("all")
+    assert optimizer.param_groups[0]["params"] == [model.embedding.weight]
+
+
+def test_bind_requires_the_manifests_ties(tmp_path: Path) -> None:
+    wanted = stage("all", group("all", ["embedding.weight"]), frozen=[])
+    manifest = loaded(Tied(tied=True), tmp_path, wanted)
+    assert problems(manifest, Tied(tied=False)) == (
+        "out.manifest.json: 'output.weight' and 'embedding.weight' are tied in the manifest, two "
+        "parameters in the model",
+    )
+
+
+def test_bind_requires_ties_to_be_in_the_manifest(tmp_path: Path) -> None:
+    names = ["embedding.weight", "output.weight"]
+    manifest = loaded(Tied(tied=False), tmp_path, stage("all", group("all", names), frozen=[]))
+    assert problems(manifest, Tied(tied=True)) == (
+        "out.manifest.json: 'output.weight' and 'embedding.weight' are one parameter in the "
+        "model, not in the manifest",
+    )
+
+
+def test_bind_refuses_a_tied_tensor_named_twice(tmp_path: Path) -> None:
+    groups = group("a", ["embedding.weight"]), group("b", ["output.weight"])
+    manifest = loaded(Tied(tied=True), tmp_path, stage("all", *groups, frozen=[]))
+    assert problems(manifest, Tied(tied=True)) == (
+        "out.manifest.json: stage 'all': 'embedding.weight' (tied to 'output.weight') is in group "
+        "'a' and again in group 'b'",
+    )
+
+
+REST = [name for name in NAMES if name != "fc.weight"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "frozen", "problem"),
+    [
+        (["fc.weight[7:8]"], REST, "'fc.weight[0:7]' is in no group and not frozen"),
+        (["fc.weight"], REST[1:], "'body.bias' is in no group and not frozen"),
+        (
+            ["fc.weight"],
+            [*REST, "fc.weight[:7]"],
+            "'fc.weight[0:7]' is in group 'head' and again in frozen",
+        ),
+        (
+            ["fc.weight", "fc.weight[2:3]"],
+            REST,
+            "'fc.weight[2:3]' is in group 'head' and again in group 'head'",
+        ),
+        (
+            ["fc.wieght"],
+            REST,
+            "group 'head': there is no parameter 'fc.wieght'; did you mean 'fc.weight'",
+        ),
+        (
+            ["fc.weight[7:9]"],
+            REST,
+            "group 'head': 'fc.weight[7:9]': [7:9] is empty or outside of dimension 0, which has "
+            "8 entries",
+        ),
+    ],
+)
+def test_bind_requires_every_element_exactly_once(
+    tmp_path: Path, trained: list[str], frozen: list[str], problem: str
+) -> None:
+    wanted = stage("warm-up", group("head", trained), frozen=frozen)
+    found = problems(loaded(network(), tmp_path, wanted), network())
+    assert found[0].startswith(f"out.manifest.json: stage 'warm-up': {problem}")
+
+
+def test_bind_names_an_unknown_evaluation_module(tmp_path: Path) -> None:
+    wanted = stage("warm-up", group("head", HEAD), eval_modules=["nrom"])
+    assert problems(loaded(network(), tmp_path, wanted), network()) == (
+        "out.manifest.json: stage 'warm-up': eval_modules: there is no module 'nrom'; did you "
+        "mean 'norm'?",
+    )
