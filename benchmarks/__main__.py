@@ -151,10 +151,11 @@ def _peer(bench: Bench, job: PeerJob) -> Row:
     try:
         peer = mergekit.command(environment, folders)
         surgeon = _surgeon(job.arguments, job.inputs)
-        measured = side_by_side(bench.data, [peer, surgeon], bench.repeat)
+        modules = imports(bench.trial, surgeon)
+        theirs, ours = side_by_side(bench.data, [peer, surgeon], bench.repeat)
     finally:
         mergekit.remove(bench.data)
-    return report.peer_row(job, *measured)
+    return report.peer_row(job, theirs, ours, modules)
 
 
 def _surgeon(arguments: Sequence[str], inputs: Sequence[str] = ()) -> Command:

@@ -99,11 +99,16 @@ def _start(folder: Path, command: Command) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command.arguments,
         cwd=folder,
-        env={**os.environ, **command.environment},
+        env={**_as_for_users(), **command.environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
+
+
+def _as_for_users() -> dict[str, str]:
+    """Leave out what was set for us: without its bytecode, each start compiles surgeon again."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
 def _check(exit_code: int, complaint: bytes) -> None:
@@ -113,7 +118,10 @@ def _check(exit_code: int, complaint: bytes) -> None:
 
 
 def imports(folder: Path, command: Command) -> set[str]:
-    """Return the top-level modules that a Python command imports; not timed."""
+    """Return the top-level modules that a Python command imports.
+
+    Not timed: it also compiles what is not compiled yet, and reads it into the page cache.
+    """
     clear(folder)
     told = Command(
         command.arguments, environment={**command.environment, "PYTHONPROFILEIMPORTTIME": "1"}

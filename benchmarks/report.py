@@ -69,18 +69,19 @@ def growth_row(title: str, small: Runs, fewer: Runs, many: Runs) -> Row:
         "job": f"{title}, growth from 10 000 to 100 000",
         "target": f"≤ {GROWTH_LIMIT} × (10 is linear)",
     }
-    if fewer.seconds < small.seconds + _TELLING_SECONDS:
+    if not small.seconds + _TELLING_SECONDS < fewer.seconds < many.seconds:
         return row | {"time": "too short to tell"}
     growth = (many.seconds - small.seconds) / (fewer.seconds - small.seconds)
     missed = ["growth"] * (growth > GROWTH_LIMIT)
     return row | {"time": f"{growth:.1f} ×", "reached": _reason(missed)}
 
 
-def peer_row(job: PeerJob, peer: Runs, surgeon: Runs) -> Row:
+def peer_row(job: PeerJob, peer: Runs, surgeon: Runs, modules: set[str]) -> Row:
     """Compare a merge with the same merge by mergekit."""
     faster = peer.seconds / surgeon.seconds
     share = surgeon.peak_bytes / peer.peak_bytes
     missed = ["time"] * (faster < job.faster) + ["memory"] * (share > job.memory)
+    missed += ["torch"] * ("torch" in modules)
     return {
         "job": job.title,
         "mergekit": _spread(peer),
@@ -89,7 +90,8 @@ def peer_row(job: PeerJob, peer: Runs, surgeon: Runs) -> Row:
         "mergekit's memory": _memory(peer.peak_bytes),
         "memory": _memory(surgeon.peak_bytes),
         "part of it": f"1/{1 / share:.1f}",
-        "target": f"≥ {job.faster:g} × faster, ≤ 1/{1 / job.memory:.0f} of its memory",
+        "torch": _yes("torch" in modules),
+        "target": f"≥ {job.faster:g} × faster, ≤ 1/{1 / job.memory:.0f} of its memory, no torch",
         "reached": _reason(missed),
     }
 
@@ -104,10 +106,8 @@ def document(tables: Sequence[tuple[str, Sequence[Row]]], size: float, repeat: i
     """Return the whole of RESULTS.md."""
     parts = ["# Measurements", _METHOD, _circumstances(size, repeat, folder)]
     if size != 1:
-        parts.append(
-            f"**A trial at size {size:g}: the targets, and the sizes in names of rows, are those of "
-            "size 1.**"
-        )
+        trial = f"**A trial at size {size:g}: targets and names of rows are those of size 1.**"
+        parts.append(trial)
     for title, rows in tables:
         if rows:
             parts += [f"## {title}", table(rows)]
@@ -115,10 +115,12 @@ def document(tables: Sequence[tuple[str, Sequence[Row]]], size: float, repeat: i
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return rows as a Markdown table with the columns of the fullest."""
+    """Return rows as a Markdown table with the columns of all of them."""
     from tabulate import tabulate
 
-    columns = list(max(rows, key=lambda row: len(row)))
+    # A row that failed has few columns; those of the fullest come first.
+    fullest_first = sorted(rows, key=len, reverse=True)
+    columns = list(dict.fromkeys(column for row in fullest_first for column in row))
     cells = [[row.get(column, "") for column in columns] for row in rows]
     return tabulate(cells, headers=columns, tablefmt="github", disable_numparse=True)
 

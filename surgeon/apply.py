@@ -195,13 +195,14 @@ def _write_folder(
             weights = "model.safetensors.index.json"
             (folder / weights).write_text(index_of(files), "utf-8")
         text = manifest.text(_manifest(opened, weights, files, written))
-        (folder / "surgeon.manifest.json").write_text(text, "utf-8")
+        (folder / "surgeon.manifest.json").write_text(text, "utf-8", "backslashreplace")
         publish_folder()
     return output / "surgeon.manifest.json", written
 
 
 def _write_text(descriptor: int, text: str) -> None:
-    with open(descriptor, "w", encoding="utf-8", closefd=False) as handle:
+    # A file's name may hold bytes that are not UTF-8; what replaces them is JSON's escape of them.
+    with open(descriptor, "w", -1, "utf-8", "backslashreplace", closefd=False) as handle:
         handle.write(text)
 
 

@@ -16,6 +16,7 @@ import click
 
 from surgeon import __version__
 from surgeon.errors import SurgeonError, UsageError
+from surgeon.tables import json_text, shown
 
 if TYPE_CHECKING:
     from surgeon.apply import Opened
@@ -48,6 +49,10 @@ class _Commands(click.Group):
             # Python flushes stdout once more when it ends, which must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(_PIPE_CLOSED)
+        except OSError as error:
+            # What is opened and written has errors of its own; this is a path that cannot be one.
+            click.echo(f"{shown(str(error.filename))}: {error.strerror}", err=True)
+            ctx.exit(UsageError.exit_code)
 
 
 @click.group(
@@ -127,8 +132,6 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 
 
 def _print(document: Any) -> None:
-    from surgeon.tables import json_text
-
     click.echo(json_text(document))
 
 

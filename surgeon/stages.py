@@ -195,7 +195,7 @@ def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Jso
         frozen_ones = stage.get("freeze") or []
         trained = everything.minus(parameters.cover(frozen_ones)) if frozen_ones else everything
     frozen = everything.minus(trained)
-    if not trained.regions:
+    if not trained.regions and everything.regions:
         raise PlanError("nothing is left to train")
     groups, problems = _groups(stage, parameters, trained, frozen)
     described: list[Json] = []

@@ -84,9 +84,7 @@ def find_manifest(output: Path) -> Path:
 def read_manifest(path: Path) -> Json:
     """Read as much of a manifest as verification looks at; raises CheckpointError."""
     try:
-        manifest = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        manifest = json.loads(_read(path))
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: not JSON") from None
     match manifest:
@@ -99,6 +97,14 @@ def read_manifest(path: Path) -> Json:
         ):
             return dict(manifest)
     raise CheckpointError(f"{path}: not a manifest of version 1")
+
+
+def _read(path: Path) -> bytes:
+    file = InputFile(path)
+    try:
+        return file.read(0, file.size_bytes)
+    finally:
+        file.close()
 
 
 def _parts(checkpoint: Json) -> list[Any]:
@@ -185,10 +191,10 @@ def _check_index(path: Path, checkpoint: Json, places: Mapping[str, str], found:
     if hashlib.sha256(joined.encode()).hexdigest() != checkpoint["header_sha256"]:
         found.mismatches.append(f"{found.manifest}: header_sha256 is not that of its files")
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        weight_map = json.loads(_read(path))["weight_map"]
         wrong = [name for name, file in weight_map.items() if places.get(name) != file]
-    except OSError as error:
-        found.mismatches.append(f"{path}: cannot be read: {error.strerror}")
+    except CheckpointError as error:
+        found.mismatches += error.problems
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         found.mismatches.append(f"{path}: not an index")
     else:

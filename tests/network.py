@@ -137,11 +137,11 @@ class Bench:
         *steps: Json,
         options: Options | None = None,
         force: bool = True,
-        output: Path | None = None,
+        to: Path | None = None,
         **rest: Any,
     ) -> Operated:
         """Apply a recipe of these steps; `rest` are the recipe's other sections."""
-        target = output or self.output
+        target = to or self.output
         with apply.opened(self.recipe(*steps, **rest), str(self.input), self.models) as opened:
             result = apply.write(opened, target, options or Options(), force=force)
             notes = [*opened.notes, *result.written.notes]

@@ -31,7 +31,8 @@ def run(*arguments: object) -> Result:
 
 def process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "surgeon", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    decoding = {"encoding": "utf-8", "errors": "surrogateescape"}
+    return subprocess.run(command, capture_output=True, timeout=60, **decoding, **options)
 
 
 @pytest.fixture
@@ -328,7 +329,8 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "surgeon", "apply", recipe, source, output]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         begun = time.monotonic()
-        while not list(tmp_path.glob(".out*")) and time.monotonic() - begun < 30:
+        while not any(path.stat().st_size for path in tmp_path.glob(".out*")):
+            assert time.monotonic() - begun < 30
             time.sleep(0.005)
         running.send_signal(signal.SIGINT)
         stdout, stderr = running.communicate(timeout=30)
@@ -347,11 +349,28 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
 
 def test_a_terminal_that_lacks_characters_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    save_file({"größe": np.zeros(1, np.float32)}, path)
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    save_file({"層": np.zeros(1, np.float32)}, path)
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     result = process("inspect", path, env=environment)
     assert result.returncode == 0
-    assert "gr\\xf6\\xdfe" in result.stdout
+    assert "\\u5c64" in result.stdout
+
+
+@pytest.mark.parametrize("words", ["validate {}", "inspect {}", "verify {}", "diff {} {}"])
+def test_a_path_that_cannot_be_one_is_a_line(words: str) -> None:
+    result = run(*words.format("a" * 5000, "b").split())
+    assert result.exit_code in (2, 3)
+    assert (result.stdout, len(result.stderr.splitlines())) == ("", 1)
+
+
+def test_a_file_name_that_is_not_utf8(grow: tuple[Path, Path, Path]) -> None:
+    recipe, source, output = grow
+    odd_source, odd_output = (path.with_name(f"\udcff{path.name}") for path in (source, output))
+    source.rename(odd_source)
+    result = process("apply", recipe, odd_source, odd_output)
+    assert result.returncode == 0, result.stderr
+    result = process("verify", odd_output, "--json")
+    assert json.loads(result.stdout)["manifest"].endswith("\udcffout.manifest.json")
 
 
 def test_threads_of_numpy_are_pinned_before_it_is_imported() -> None:

@@ -202,7 +202,7 @@ def test_bytes_do_not_depend_on_the_process(example):
     for name, op in OPS.items():
         recipes.append(example.folder / f"{name}.json")
         recipes[-1].write_text(json.dumps({"surgeon": 1, "steps": [step(op)]}))
-        made = example.operate(step(op), output=example.folder / f"{name}.other.safetensors")
+        made = example.operate(step(op), to=example.folder / f"{name}.other.safetensors")
         digest = hashlib.sha256(made.path.read_bytes()).hexdigest()
         expected[name] = [digest, made.manifest]
     found = in_another_process(example, recipes)

@@ -116,7 +116,7 @@ class Elementwise:
         if DTYPES[self.spec.dtype].kind != "float" or not len(values):
             return values, True
         largest = LARGEST[self.spec.dtype]
-        fits = bool(values.max() <= largest and values.min() >= -largest)  # false for NaN
+        fits = float(values.max()) <= largest and float(values.min()) >= -largest  # false for NaN
         if not fits and self.explain and values.dtype != np.float32:
             self.explain(blocks)
         return values, fits

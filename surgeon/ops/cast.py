@@ -70,9 +70,11 @@ def _converted(
     storage = DTYPES[dtype].storage
     limits = (0, 1) if dtype == "BOOL" else (np.iinfo(storage).min, np.iinfo(storage).max)
     with np.errstate(invalid="ignore"):
-        fits = (block >= limits[0]) & (block <= limits[1])
         if block.dtype.kind == "f":
-            fits &= np.rint(block) == block
+            # The largest integer may be no float; the one after it is a power of two.
+            fits = (block >= limits[0]) & (block < limits[1] + 1) & (np.rint(block) == block)
+        else:
+            fits = (block >= limits[0]) & (block <= limits[1])
     if not fits.all():
         first = block[np.flatnonzero(~fits)[0]]
         raise PlanError(f"'{name}' holds {first}, which {dtype} cannot hold exactly")
@@ -87,7 +89,9 @@ def _within(name: str, dtype: str, overflow: str, values: Array, out: Array) -> 
     if high <= largest and low >= -largest:
         return values
     finite = np.isfinite(values)
-    beyond = finite & (np.abs(values) > _rounds_up_from(dtype))
+    halfway, magnitude = _rounds_up_from(dtype), np.abs(values)
+    # Of two neighbours at the same distance the even one wins: in E4M3 that is the largest value.
+    beyond = finite & (magnitude > halfway if dtype == "F8_E4M3" else magnitude >= halfway)
     if overflow == "error" and beyond.any():
         first = values[np.flatnonzero(beyond)[0]]
         raise PlanError(
@@ -100,7 +104,7 @@ def _within(name: str, dtype: str, overflow: str, values: Array, out: Array) -> 
 
 
 def _rounds_up_from(dtype: str) -> float:
-    """Return the magnitude beyond which rounding to nearest leaves the finite values."""
+    """Return the magnitude halfway from the largest value to the next, which there is not."""
     mantissa = {"F16": 11, "BF16": 8, "F32": 24, "F8_E4M3": 4, "F8_E5M2": 3}[dtype]
     exponent = frexp(LARGEST[dtype])[1]
     return LARGEST[dtype] + ldexp(1.0, exponent - mantissa - 1)

@@ -17,9 +17,10 @@ from surgeon.training.construct import class_of, optimizer_of, scheduler_of
 from surgeon.training.cover import Block, ResolvedStage, resolved
 from surgeon.training.errors import ManifestError
 from surgeon.training.evaluation import keep_in_evaluation, release
-from surgeon.training.held import Held, RowBlocks, State, carried, connect, hold, release_all
+from surgeon.training.held import Held, State, carried, hold
 from surgeon.training.live import Live, checkpoint_problems, name_problems, seen, tie_problems
 from surgeon.training.manifest import Manifest, Stage
+from surgeon.training.row_blocks import RowBlocks, connect, release_all
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,15 @@ class Run:
     def _held(
         self, stage: ResolvedStage, blocks: Sequence[Block], kind: type[Optimizer]
     ) -> list[Held]:
-        pieces: Iterator[tuple[Block, State]] = ((block, {}) for block in blocks)
-        if stage.stage.optimizer_state == "carry":
-            earlier = self._earlier(kind)
-            pieces = chain.from_iterable(
-                carried(block, earlier.get(block.name, ())) for block in blocks
-            )
-        return [hold(piece, self._live.parameters[piece.name], state) for piece, state in pieces]
+        parameters = self._live.parameters
+        if stage.stage.optimizer_state == "reset":
+            return [hold(block, parameters[block.name], {}) for block in blocks]
+        earlier = self._earlier(kind)
+        return [
+            held
+            for block in blocks
+            for held in carried(block, parameters[block.name], earlier.get(block.name, ()))
+        ]
 
     def _earlier(self, kind: type[Optimizer]) -> Mapping[str, list[tuple[Held, State]]]:
         """Return what the stage before held, and the state it has by now, by name."""
