@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES
+from surgeon.dtypes import DTYPES, Array
 from surgeon.formats import open_checkpoint
 from surgeon.inspection import selected
 from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, raised_blocks
@@ -22,7 +22,7 @@ class Distance:
     """How far apart two tensors of one shape are; None where the dtype or the values have none.
 
     `relative` is the norm of the difference by the norm of A. `differing` counts elements whose
-    bytes differ; those where a NaN or Inf is involved are in `nonfinite` and in no other figure.
+    bytes differ; those with a NaN or Inf on either side are in `nonfinite` too, and nowhere else.
     """
 
     max_abs: float | None
@@ -168,52 +168,54 @@ def distance(a: LazyTensor, b: LazyTensor, scratch: Scratch) -> Distance | None:
     if _is_same_place(a, b) or same_values(a, b, scratch):
         return None
     dtype = DTYPES[a.spec.dtype]
-    if dtype.kind not in ("float", "int", "bool"):
-        whole_bytes = dtype.bits >= 8
-        return Distance(None, None, None, _differing(a, b, scratch) if whole_bytes else None, 0)
+    has_values = dtype.kind in ("float", "int", "bool")
+    if dtype.bits < 8:
+        return Distance(None, None, None, None, 0)
     largest = 0.0
     squares = np.zeros(4)  # of a, of b, of b - a; and the product of a and b
-    nonfinite = 0
+    differing = nonfinite = 0
     for start in range(0, a.spec.count, BLOCK):
         stop = min(start + BLOCK, a.spec.count)
         with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
-            x, y = (
-                block.astype(np.float64)
-                for tensor in (a, b)
-                for block in raised_blocks([tensor], start, stop, scratch)
+            unequal = _unequal(a, b, start, stop, scratch)
+            differing += (count := int(np.count_nonzero(unequal)))
+            if not has_values:
+                continue
+            # Of blocks that are equal, as most of them mostly are, only the norm is missing.
+            tensors = (a, b) if count else (a,)
+            x, *others = (
+                block.astype(np.float64) for block in raised_blocks(tensors, start, stop, scratch)
             )
+            y = others[0] if others else x
             finite = np.isfinite(x) & np.isfinite(y)
             if not finite.all():
-                same = (x == y) | (np.isnan(x) & np.isnan(y))
-                nonfinite += int(np.count_nonzero(~(finite | same)))
+                nonfinite += int(np.count_nonzero(unequal & ~finite))
                 x, y = x[finite], y[finite]
-            if x.size:
+            if y is x or not count:
+                squares += np.dot(x, x) * np.array([1, 1, 0, 1])
+            elif x.size:
                 delta = y - x
                 largest = max(largest, float(np.abs(delta).max()))
-                for index, (u, v) in enumerate(((x, x), (y, y), (delta, delta), (x, y))):
-                    squares[index] += np.add.reduce(u * v)
+                squares += [np.dot(u, v) for u, v in ((x, x), (y, y), (delta, delta), (x, y))]
+    if not has_values:
+        return Distance(None, None, None, differing, 0)
     norm_a, norm_b, norm_delta = (math.sqrt(value) for value in squares[:3])
     return Distance(
         _known(largest),
         _known(norm_delta / norm_a) if norm_a else None,
         _known(float(squares[3]) / (norm_a * norm_b)) if norm_a and norm_b else None,
-        _differing(a, b, scratch),
+        differing,
         nonfinite,
     )
 
 
-def _differing(a: LazyTensor, b: LazyTensor, scratch: Scratch) -> int:
-    """Count elements whose bytes differ."""
-    count, bits = 0, DTYPES[a.spec.dtype].bits
-    for start in range(0, a.spec.count, BLOCK):
-        stop = min(start + BLOCK, a.spec.count)
-        with scratch.scope():
-            x, y = (
-                tensor.elements(start, stop, scratch).view(np.uint8).reshape(-1, bits // 8)
-                for tensor in (a, b)
-            )
-            count += int(np.count_nonzero((x != y).any(axis=1)))
-    return count
+def _unequal(a: LazyTensor, b: LazyTensor, start: int, stop: int, scratch: Scratch) -> Array:
+    """Return which elements differ in their bytes."""
+    words = f"u{DTYPES[a.spec.dtype].bits // 8}"
+    with scratch.scope():
+        x, y = (tensor.elements(start, stop, scratch).view(words) for tensor in (a, b))
+        unequal: Array = x != y
+        return unequal
 
 
 def _known(value: float) -> float | None:

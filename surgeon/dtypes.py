@@ -7,6 +7,7 @@ Rounding is to nearest, ties to even, and keeps NaN; see `rounded` for what over
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,8 +112,8 @@ _FLOAT8 = {
 LARGEST = {
     "F16": 65504.0,
     "BF16": float(np.array(0x7F7F0000, np.uint32).view(np.float32)),
-    "F32": float(np.finfo(np.float32).max),
-    "F64": float(np.finfo(np.float64).max),
+    "F32": float(np.array(0x7F7FFFFF, np.uint32).view(np.float32)),
+    "F64": sys.float_info.max,
     "F8_E4M3": 448.0,
     "F8_E5M2": 57344.0,
 }

@@ -16,7 +16,7 @@ from surgeon.plan import Plan
 from surgeon.units import spoken_size
 
 # Initialisations that make all of their values at once, in float64: bytes per element that stay
-# until the plan is written, and those that are used meanwhile; see initial_values.py.
+# until the plan is written, and those that are used meanwhile; see initialisers/values.py.
 _AT_ONCE = {"orthogonal": (8, 32), "rows_normal": (8, 8)}
 # Per element of a block. An initialiser: float64 values, the chunk they are drawn in, what of it
 # was rejected. An index into a strided view: five int64.

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from surgeon.dtypes import DTYPES, LARGEST, Array
 from surgeon.errors import PlanError
 from surgeon.lazy import Elementwise, Kernel, LazyTensor, Operands, Scratch
 from surgeon.patterns import Target
-from surgeon.registry import register
+from surgeon.registry import OPS, Op
 from surgeon.values import require_finite, same_values
 
 
@@ -92,11 +92,10 @@ Maker = Callable[..., Arithmetic]
 class _Resolver:
     """Values of varying parameters, tensor by tensor."""
 
-    def __init__(self, names: Sequence[str], tensors: Tensors) -> None:
-        self._names = names
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
         self._counts = layer_counts(tensors)
-        vectors = [name for name, tensor in tensors.items() if len(tensor.spec.shape) <= 1]
-        self._special = {"@vectors": vectors}
+        self._selections: dict[str, set[str]] = {}
 
     def value(self, given: Any, name: str) -> float:
         """Return what a number, a `by_layer` curve or a list of rules says for one tensor."""
@@ -115,8 +114,17 @@ class _Resolver:
                 return self.value(rule["value"], name)
         raise PlanError(f"no rule gives a value for '{name}'; end with one that has no 'target'")
 
-    def _selected(self, target: str | list[str]) -> list[str]:
-        return patterns.select(target, self._names, special=self._special, optional=True)
+    def _selected(self, target: str | list[str]) -> set[str]:
+        key = repr(target)
+        if key not in self._selections:
+            special = {"@vectors": _vectors(self._tensors), "@new": ()}
+            found = patterns.select(target, self._tensors, special=special, optional=True)
+            self._selections[key] = set(found)
+        return self._selections[key]
+
+
+def _vectors(tensors: Tensors) -> list[str]:
+    return [name for name, tensor in tensors.items() if len(tensor.spec.shape) <= 1]
 
 
 def merge(
@@ -132,81 +140,98 @@ def merge(
     """
 
     def decorate(maker: Maker) -> Maker:
-        hints = get_type_hints(maker, include_extras=True)
-        own = [
-            # Weights always arrive, one per operand; a recipe may give one for all, or none.
-            parameter.replace(annotation=float | hints[parameter.name] | None, default=None)
-            if parameter.name == "weights"
-            else parameter.replace(annotation=hints[parameter.name])
-            for parameter in inspect.signature(maker).parameters.values()
-        ]
+        own = _own_parameters(maker)
         varied = {
             parameter.name
             for parameter in own
             if any(isinstance(note, Varying) for note in get_args(parameter.annotation))
         }
 
-        def rewrite(
-            draft: Draft,
-            *,
-            models: Models,
-            target: MergeTarget = "**",
-            into: Into = None,
-            missing: Missing = "error",
-            integers: Integers = "first",
-            nonfinite: NonFinite = "error",
-            **parameters: Any,
-        ) -> None:
-            others = list(draft.models) if models == "*" else list(models)
-            _check_models(draft, others, expected)
-            names = _common_names(draft, others, target, missing)
-            operands = {
-                name: (draft[name], *(draft.model(other)[name] for other in others))
-                for name in names
-            }
-            resolver = _Resolver(list(draft.tensors), draft.tensors)
-            if "weights" in own_names:
-                parameters["weights"] = _weights(parameters.get("weights"), len(others) + 1)
-            made: dict[tuple[Any, ...], LazyTensor] = {}
-            merged: Tensors = {}
-            for name, tensors in operands.items():
-                values = {
-                    word: [resolver.value(item, name) for item in given]
-                    if word == "weights"
-                    else resolver.value(given, name)
-                    if word in varied
-                    else given
-                    for word, given in parameters.items()
-                }
-                # Tied names stay tied where all operands, and what is asked for them, agree.
-                key = (*map(id, tensors), repr(values))
-                if key not in made:
-                    made[key] = _merged(
-                        draft, name, tensors, others, integers, nonfinite, maker(**values)
-                    )
-                merged[name] = made[key]
-            if into is None:
-                draft.tensors = {**draft.tensors, **merged}
-            else:
-                if into in draft.models:
-                    raise PlanError(f"there is a model '{into}' already")
-                draft.models[into] = {**draft.tensors, **merged}
+        def rewrite(draft: Draft, **given: Any) -> None:
+            if "weights" in signature.parameters:
+                given.setdefault("weights", None)
+            _merge(draft, maker, varied, models, **given)
 
-        expected = models
-        own_names = {parameter.name for parameter in own}
-        shared = [
-            parameter
-            for parameter in inspect.signature(rewrite, eval_str=True).parameters.values()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        signature = inspect.Signature(shared + own)
+        signature = inspect.Signature([*_shared_parameters(), *own])
         rewrite.__signature__ = signature  # type: ignore[attr-defined]
-        rewrite.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-        rewrite.__doc__ = maker.__doc__
-        register(rewrite, name=maker.__name__, group="merge", example=example, paper=paper)
+        rewrite.__name__, rewrite.__doc__ = maker.__name__, maker.__doc__
+        rewrite.__module__ = maker.__module__
+        OPS[maker.__name__] = Op(maker.__name__, "merge", rewrite, example, paper)
         return maker
 
     return decorate
+
+
+def _own_parameters(maker: Maker) -> list[inspect.Parameter]:
+    found = inspect.signature(maker, eval_str=True).parameters.values()
+    return [
+        # Weights always arrive, one per operand; a recipe may give one for all, or none.
+        parameter.replace(annotation=_weights_hint(parameter.annotation), default=None)
+        if parameter.name == "weights"
+        else parameter
+        for parameter in found
+    ]
+
+
+def _weights_hint(per_operand: Any) -> Any:
+    about = "one number for all, or one per operand, the state first; default equal"
+    return Annotated[float | per_operand | None, about]
+
+
+def _shared_parameters() -> list[inspect.Parameter]:
+    """Return what a recipe may say in every merge: the keywords of `_merge`."""
+    found = inspect.signature(_merge, eval_str=True).parameters.values()
+    return [parameter for parameter in found if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def _merge(
+    draft: Draft,
+    maker: Maker,
+    varied: set[str],
+    expected: int | None,
+    *,
+    models: Models,
+    target: MergeTarget = "**",
+    into: Into = None,
+    missing: Missing = "error",
+    integers: Integers = "first",
+    nonfinite: NonFinite = "error",
+    **parameters: Any,
+) -> None:
+    """Replace the target's tensors by merged ones, or keep them as a model."""
+    others = list(draft.models) if models == "*" else list(models)
+    _check_models(draft, others, expected)
+    names = _common_names(draft, others, target, missing)
+    resolver = _Resolver(draft.tensors)
+    if "weights" in parameters:
+        parameters["weights"] = _weights(parameters["weights"], len(others) + 1)
+    made: dict[tuple[Any, ...], LazyTensor] = {}
+    merged: Tensors = {}
+    for name in names:
+        tensors = (draft[name], *(draft.model(other)[name] for other in others))
+        values = {
+            word: [resolver.value(item, name) for item in given]
+            if word == "weights"
+            else resolver.value(given, name)
+            if word in varied
+            else given
+            for word, given in parameters.items()
+        }
+        # Tied names stay tied where all operands, and what is asked for them, agree.
+        key = (*map(id, tensors), repr(values))
+        if key not in made:
+            arithmetic = maker(**values)
+            made[key] = _merged(draft, name, tensors, others, integers, nonfinite, arithmetic)
+        merged[name] = made[key]
+    # What is tied to a merged name, and not merged itself, follows it.
+    tied = {id(draft[name]): tensor for name, tensor in merged.items()}
+    result = {n: merged.get(n, tied.get(id(t), t)) for n, t in draft.tensors.items()}
+    if into is None:
+        draft.tensors = result
+    elif into in draft.models:
+        raise PlanError(f"there is a model '{into}' already")
+    else:
+        draft.models[into] = result
 
 
 def _check_models(draft: Draft, others: list[str], expected: int | None) -> None:
@@ -234,33 +259,32 @@ def _common_names(
 ) -> list[str]:
     """Return the names to merge; raises PlanError with a line for each difference."""
     names = draft.select(target)
-    chosen = set(names)
-    problems: list[str] = []
-    lacking: set[str] = set()
-    kept = "; the state's is kept" if missing == "keep" else ""
+    wrong: list[str] = []
+    lacking: list[tuple[str, str]] = []
+    extra: list[str] = []
     for other in others:
         tensors = draft.model(other)
         for name in names:
-            here = draft.spec(name)
             if name not in tensors:
-                lacking.add(name)
-                problems.append(f"'{name}' is not in model '{other}'" + kept)
-            elif not _alike(here, there := tensors[name].spec):
-                problems.append(f"'{name}' is {here} here but {there} in model '{other}'")
-                missing = "error"  # a wrong shape is never a missing tensor
-        special = {
-            "@vectors": [name for name in tensors if len(tensors[name].spec.shape) <= 1],
-            "@new": (),
-        }
-        extra = patterns.select(target, tensors, special=special, optional=True)
-        problems += [f"'{name}' is in model '{other}' only" for name in extra
-                     if name not in draft.tensors and name not in chosen]  # fmt: skip
-    if problems and missing == "error":
-        raise PlanError(*problems)
+                lacking.append((name, f"'{name}' is not in model '{other}'"))
+            elif not _alike(here := draft.spec(name), there := tensors[name].spec):
+                wrong.append(f"'{name}' is {here} here but {there} in model '{other}'")
+        special = {"@vectors": _vectors(tensors), "@new": ()}
+        found = patterns.select(target, tensors, special=special, optional=True)
+        extra += [f"'{n}' is in model '{other}' only" for n in found if n not in draft.tensors]
+    if missing == "error":
+        wrong += [*(line for _, line in lacking), *extra]
+    if wrong:
+        raise PlanError(*wrong)
+    kept = {name for name, _ in lacking}
+    common = [name for name in names if name not in kept]
+    merged = {id(draft[name]) for name in common}
     draft.notes += [
-        f"{problem}; the state's is kept" for problem in problems if "only" not in problem
+        f"{line}; {'it stays tied' if id(draft[name]) in merged else 'the state keeps its own'}"
+        for name, line in lacking
     ]
-    return [name for name in names if name not in lacking]
+    draft.notes += [f"{line}; left out" for line in extra]
+    return common
 
 
 def _alike(here: Any, there: Any) -> bool:

@@ -28,11 +28,14 @@ class Change:
 
     def as_json(self) -> dict[str, Any]:
         """Return the change as the manifest spells it, without what is empty."""
-        pairs = {"step": self.step, "op": self.op, "from": self.from_, "new": self.new}
-        entry = {key: value for key, value in pairs.items() if value}
+        entry: dict[str, Any] = {"step": self.step, "op": self.op}
+        if self.from_:
+            entry["from"] = list(self.from_)
+        if self.new:
+            entry["new"] = list(self.new)
         if self.init:
-            entry["init"] = self.init[0] if len(self.init) == 1 else self.init
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in entry.items()}
+            entry["init"] = self.init[0] if len(self.init) == 1 else list(self.init)
+        return entry
 
 
 Lineage = dict[str, tuple[Change, ...]]
@@ -137,6 +140,10 @@ def _traced(before: Tensors, draft: Draft, lineage: Lineage, step: str, op: str)
     for name, tensor in draft.tensors.items():
         if before.get(name) is tensor:
             traced[name] = lineage[name]
+            continue
+        if id(tensor) in names:  # moved, or tied to another
+            (source, *_) = names[id(tensor)]
+            traced[name] = (*lineage[source], Change(step, op, from_=(source,)))
             continue
         if elsewhere is None:
             elsewhere = {id(t): f"{model}:{n}" for model, tensors in draft.models.items()

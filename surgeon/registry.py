@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from surgeon import schema
@@ -37,10 +38,22 @@ class Op:
     name: str
     group: Group
     rewrite: Rewrite
-    parameters: schema.Schema
     example: Mapping[str, Any]
     paper: str | None
-    doc: str
+    exactly_one: tuple[str, ...] = ()
+
+    @cached_property
+    def parameters(self) -> schema.Schema:
+        """The JSON Schema of the op's own parameters, as an object."""
+        described = schema.of_parameters(self.rewrite, leave_out=("draft",))
+        if self.exactly_one:
+            described["oneOf"] = [{"required": [word]} for word in self.exactly_one]
+        return described
+
+    @property
+    def doc(self) -> str:
+        """The docstring."""
+        return inspect.getdoc(self.rewrite) or ""
 
     @property
     def summary(self) -> str:
@@ -62,24 +75,6 @@ class Op:
 OPS: dict[str, Op] = {}
 
 
-def register(
-    function: Rewrite,
-    *,
-    name: str,
-    group: Group,
-    example: Mapping[str, Any],
-    paper: str | None,
-    exactly_one: tuple[str, ...] = (),
-) -> None:
-    """Add an op to the registry; `exactly_one` names parameters that exclude each other."""
-    parameters = schema.of_parameters(function, leave_out=("draft",))
-    if exactly_one:
-        parameters["oneOf"] = [{"required": [word]} for word in exactly_one]
-    OPS[name] = Op(
-        name, group, function, parameters, example, paper, inspect.getdoc(function) or ""
-    )
-
-
 def op(
     *,
     group: Group,
@@ -89,19 +84,14 @@ def op(
 ) -> Callable[[Rewrite], Rewrite]:
     """Register a rewrite `(draft, *, parameters...)` as the op of its name.
 
+    `exactly_one` names parameters of which a step gives one.
     `example` holds parameters that work on the example network of `tests/conftest.py`; the law
     tests run it and `surgeon ops NAME` shows it.
     """
 
     def decorate(rewrite: Rewrite) -> Rewrite:
-        register(
-            rewrite,
-            name=rewrite.__name__.rstrip("_"),
-            group=group,
-            example=example,
-            paper=paper,
-            exactly_one=exactly_one,
-        )
+        name = rewrite.__name__
+        OPS[name] = Op(name, group, rewrite, example, paper, exactly_one)
         return rewrite
 
     return decorate

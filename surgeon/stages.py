@@ -55,6 +55,8 @@ class Cover:
         """Return what `other` does not hold."""
         left: dict[str, tuple[Region, ...]] = {}
         for name, regions in self.regions.items():
+            if other.regions.get(name) == regions:
+                continue
             rest = list(regions)
             for taken in other.regions.get(name, ()):
                 rest = [piece for region in rest for piece in without(region, taken)]
@@ -79,7 +81,6 @@ class Parameters:
         self.owners = ties(tensors)
         self.names = [name for name, t in tensors.items() if is_parameter(name, t.spec.dtype)]
         self.shapes = {name: tensors[name].spec.shape for name in self.names}
-        self.modules = patterns.modules(tensors)
         self.statistics = {
             name.rpartition(".")[0] for name in tensors if name.endswith("running_mean")
         }
@@ -134,6 +135,8 @@ class Parameters:
         ]
 
     def _merged(self, name: str, regions: Sequence[Region]) -> Sequence[Region]:
+        if len(regions) < 2:
+            return regions
         if len(regions) < 2:
             return regions
         # Complements of complements come in more pieces than they need to.
@@ -280,11 +283,14 @@ def _described(
         return [{"name": settings["name"], "params": parameters.spelled(cover), **lr, **own}]
     if rate is None:
         raise PlanError(f"{place}: layer_decay needs an lr, its own or in optimizer.args")
-    factor = settings["layer_decay"]["factor"]
+    factor, container = settings["layer_decay"]["factor"], settings["layer_decay"]["container"]
+    layers = {_layer_in(container, name) for name in parameters.names} - {None}
+    if not layers:
+        raise PlanError(f"{place}: layer_decay: '{container}' has no numbered layers")
+    last = max(layer for layer in layers if layer is not None)
     by_distance: dict[int, dict[str, tuple[Region, ...]]] = {}
     for name, regions in cover.regions.items():
-        distance = _distance(name, settings["layer_decay"]["container"], parameters)
-        by_distance.setdefault(distance, {})[name] = regions
+        by_distance.setdefault(_distance(name, container, last), {})[name] = regions
     return [
         {
             "name": f"{settings['name']} x {factor}^{distance}",
@@ -296,23 +302,21 @@ def _described(
     ]
 
 
-def _distance(name: str, container: str, parameters: Parameters) -> int:
+def _layer_in(container: str, name: str) -> int | None:
+    if not name.startswith(f"{container}."):
+        return None
+    index = name.removeprefix(f"{container}.").partition(".")[0]
+    return int(index) if index.isdecimal() else None
+
+
+def _distance(name: str, container: str, last: int) -> int:
     """Return how many layers lie between a tensor and the output: 0 after the container.
 
     The last layer is at 1, the first at their number, what comes before it one further, as in
     BEiT's and ELECTRA's layer-wise learning-rate decay.
     """
-    layers = {
-        int(module.removeprefix(f"{container}."))
-        for module in parameters.modules
-        if module.startswith(f"{container}.") and module.removeprefix(f"{container}.").isdecimal()
-    }
-    if not layers:
-        raise PlanError(f"layer_decay: '{container}' has no numbered layers")
-    last = max(layers)
-    if name.startswith(f"{container}."):
-        index = name.removeprefix(f"{container}.").partition(".")[0]
-        return last + 1 - int(index) if index.isdecimal() else 0
+    if (layer := _layer_in(container, name)) is not None:
+        return last + 1 - layer
     return last + 2 if is_before_layers(name) else 0
 
 

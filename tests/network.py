@@ -80,6 +80,20 @@ def raw_bytes(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
+def correctly_rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Round float64 values to a dtype in one step."""
+    if dtype in (torch.float64, torch.float32):
+        return values.to(dtype)
+    nearest = values.to(torch.float32)
+    # Round to odd, so that torch's second rounding cannot be a double one.
+    bits = nearest.view(torch.int32).clone()
+    too_far = nearest.double().abs() > values.abs()
+    bits[too_far] -= 1
+    inexact = torch.isfinite(values) & (bits.view(torch.float32).double() != values)
+    bits[inexact] |= 1
+    return bits.view(torch.float32).to(dtype)
+
+
 def assert_identical(found: Tensors, expected: Tensors) -> None:
     """Same names, dtypes, shapes and bits."""
     assert sorted(found) == sorted(expected)

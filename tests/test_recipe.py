@@ -223,16 +223,26 @@ def step_of(recipe):
     return dict(recipe.steps[0].parameters)
 
 
-@pytest.mark.parametrize("value", [2, "x", 0.5, True, [1, 2], {"name": "zeros"}])
-def test_whole_string_takes_the_variables_json_value(value, written):
-    step = {"op": "reinit", "target": "fc", "init": "zeros", "about": "${v}"}
-    path = written({"op": "expect", "target": "${t}"}, vars={"t": value, "unused": 1})
-    try:
-        assert step_of(load(path, {}))["target"] == value
-    except UsageError as error:
-        assert not isinstance(value, str)
-        assert "steps[0].target" in str(error)
-    assert step
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("count", 2),
+        ("target", "x"),
+        ("target", ["x", "y"]),
+        ("finite", True),
+        ("shape", [1, None]),
+        ("equal_to", ["other"]),
+    ],
+)
+def test_whole_string_takes_the_variables_json_value(parameter, value, written):
+    step = {"op": "expect", "target": "fc", parameter: "${v}"}
+    assert step_of(load(written(step, vars={"v": value}), {}))[parameter] == value
+
+
+def test_object_is_a_value_too(written):
+    step = {"op": "reinit", "target": "fc", "init": "${v}"}
+    value = {"name": "normal", "std": 0.5}
+    assert step_of(load(written(step, vars={"v": value}), {}))["init"] == value
 
 
 @pytest.mark.parametrize(
@@ -376,7 +386,8 @@ def test_huge_malformed_recipe_is_one_line(place, written):
 @pytest.mark.parametrize("depth", [100, 900, 5000])
 def test_deep_nesting_is_one_line(depth, written):
     nested = '{"name":' * depth + "1" + "}" * depth
-    raw = '{"surgeon": 1, "steps": [{"op": "reinit", "target": "a", "init": %s}]}' % nested
+    step = f'{{"op": "reinit", "target": "a", "init": {nested}}}'
+    raw = f'{{"surgeon": 1, "steps": [{step}]}}'
     with pytest.raises(SurgeonError) as caught:
         load(written(raw=raw), {})
     assert all(len(line) < 300 for line in caught.value.problems)

@@ -488,3 +488,9 @@ def test_the_estimate_is_not_exceeded(tmp_path: Path, step: Any, dtype: torch.dt
     finally:
         tracemalloc.stop()
     assert peak < need.shared_bytes + need.worker_bytes + 500_000
+
+
+def test_distances_of_what_has_no_values_count_elements(tmp_path: Path) -> None:
+    a = torch.zeros(3, dtype=torch.complex64)
+    far = differing(tmp_path, {"a": a}, {"a": a + 1j}).changed["a"]
+    assert (far.max_abs, far.cosine, far.differing) == (None, None, 3)

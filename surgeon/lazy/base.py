@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -32,12 +33,14 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def count(self) -> int:
+        """The number of elements."""
         return prod(self.shape)
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
+        """The number of bytes that they take in a file."""
         return self.count * DTYPES[self.dtype].bits // 8
 
     def resized(self, dim: int, size: int) -> TensorSpec:

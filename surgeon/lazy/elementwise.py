@@ -112,7 +112,8 @@ class Elementwise:
         """Return the kernel's values, and whether they are finite and fit into the dtype."""
         statistics = self._known.get(scratch)
         blocks = raised_blocks(self.operands, start, stop, scratch, working)
-        values = self.kernel(blocks, statistics, scratch.take(blocks[0].dtype, stop - start))
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            values = self.kernel(blocks, statistics, scratch.take(blocks[0].dtype, stop - start))
         if DTYPES[self.spec.dtype].kind != "float" or not len(values):
             return values, True
         largest = LARGEST[self.spec.dtype]

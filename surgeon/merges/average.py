@@ -16,9 +16,7 @@ from surgeon.merging import Arithmetic, Varying, merge, total_weight
 )
 def average(
     *,
-    weights: Annotated[
-        list[Annotated[float, Varying()]], "one per operand, the state first; default equal"
-    ],
+    weights: list[Annotated[float, Varying()]],
     normalize: Annotated[bool, "divide by the sum of the weights"] = True,
 ) -> Arithmetic:
     """Average the state with other models.
@@ -27,19 +25,28 @@ def average(
     that are to be divided by their sum add up to zero.
     """
     total = total_weight(weights) if normalize else 1.0
-    shares = [weight / total for weight in weights]
-    # A power of two times a float is exact, so that float32 rounds the sum alone.
-    exact = all(frexp(share)[0] in (0.5, -0.5, 0.0) for share in shares)
+    equal = normalize and len(set(weights)) == 1
+    divisor = total / weights[0] if equal else total
+    factors = [] if equal else weights
+    # Two operands times powers of two: float32 rounds their sum alone, and so once.
+    exact = len(weights) == 2 and all(map(_is_power_of_two, [divisor, *filter(None, factors)]))
 
     def combine(blocks: Sequence[Array], statistics: None, out: Array) -> Array:
-        if len(set(shares)) == 1:
+        if equal:
             np.add(blocks[0], blocks[1], out=out)
             for block in blocks[2:]:
                 np.add(out, block, out=out)
-            return np.multiply(out, shares[0], out=out)
-        np.multiply(blocks[0], shares[0], out=out)
-        for block, share in zip(blocks[1:], shares[1:], strict=True):
-            out += block * share
-        return out
+        else:
+            np.multiply(blocks[0], weights[0], out=out)
+            for block, weight in zip(blocks[1:], weights[1:], strict=True):
+                out += block * weight
+        # Divided in the end, not weight by weight: what lies halfway must stay halfway.
+        if _is_power_of_two(divisor):
+            return np.multiply(out, 1 / divisor, out=out)
+        return np.divide(out, divisor, out=out)
 
     return Arithmetic(combine, exact_in_float32=exact)
+
+
+def _is_power_of_two(value: float) -> bool:
+    return abs(frexp(value)[0]) == 0.5

@@ -33,9 +33,9 @@ def slerp(
     def shares(operands: Operands) -> tuple[float, float]:
         bb = bx = xx = 0.0
         for b, x in operands.blocks():
-            bb += float(np.dot(b, b))
-            bx += float(np.dot(b, x))
-            xx += float(np.dot(x, x))
+            bb += _inner(b, b)
+            bx += _inner(b, x)
+            xx += _inner(x, x)
         norms = sqrt(bb) * sqrt(xx)
         cosine = max(-1.0, min(1.0, bx / norms)) if norms else 1.0
         if abs(cosine) > _PARALLEL:
@@ -49,3 +49,8 @@ def slerp(
         return out
 
     return Arithmetic(combine, shares)
+
+
+def _inner(a: Array, b: Array) -> float:
+    """Return an inner product; np.dot's bits depend on the number of threads."""
+    return float(np.add.reduce(np.multiply(a, b, dtype=np.float64)))

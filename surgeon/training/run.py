@@ -57,12 +57,14 @@ class Run:
         stage before; `"optimizer_state": "carry"` carries the state alone, by name and shape.
 
         Raises ManifestError, and changes nothing, where the manifest names no optimizer, where a
-        class does not take what the manifest says, or where the model is wrapped for distributed
-        training: ranks would diverge in silence.
+        class does not take what the manifest says, where the model's parameters are others than
+        at `bind`, or where it is wrapped for distributed training: ranks would diverge in silence.
         """
         with _placed(f"{self.manifest.path.name}: stage '{name}'"):
             stage = self._named(name)
             _require_unwrapped(self._live.model)
+            # Seen anew: `fully_shard` and loading with assign=True put others in their place.
+            self._live = _fitting(self.manifest, self._live.model)
             kind, args = self._optimizer(optimizer)
             groups = [(group, self._held(stage, blocks, kind)) for group, blocks in stage.groups]
             made = optimizer_of(kind, args, groups)
@@ -165,16 +167,22 @@ class Run:
 def bound(manifest: Manifest, model: nn.Module) -> Run:
     """Check a manifest against a model and the checkpoint; see `Manifest.bind`."""
     label = manifest.path.name
-    live = seen(model, manifest)
-    problems = [
-        *checkpoint_problems(manifest),
-        *(f"{label}: {problem}" for problem in name_problems(manifest, live)),
-        *(f"{label}: {problem}" for problem in tie_problems(manifest, live)),
-    ]
+    problems = list(checkpoint_problems(manifest))
+    try:
+        live = _fitting(manifest, model)
+    except ManifestError as error:
+        problems += error.at(label).problems
     if problems:
         raise ManifestError(*problems)
     with _placed(label):
         return Run(manifest, live, resolved(manifest, live))
+
+
+def _fitting(manifest: Manifest, model: nn.Module) -> Live:
+    live = seen(model, manifest)
+    if problems := [*name_problems(manifest, live), *tie_problems(manifest, live)]:
+        raise ManifestError(*problems)
+    return live
 
 
 @contextmanager

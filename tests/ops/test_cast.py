@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from surgeon.errors import PlanError
-from tests.network import assert_identical, raw_bytes
+from tests.network import assert_identical, correctly_rounded, raw_bytes
 
 FLOATS = {
     "F64": torch.float64,
@@ -23,20 +23,6 @@ def step(target, dtype, **parameters):
     return {"op": "cast", "target": target, "dtype": dtype, **parameters}
 
 
-def correctly_rounded(values, dtype):
-    """Of float64 values to a dtype in one rounding: what torch does from float32, where exact."""
-    if dtype in (torch.float64, torch.float32):
-        return values.to(dtype)
-    nearest = values.to(torch.float32)
-    # Round to odd, so that torch's second rounding cannot be a double one.
-    bits = nearest.view(torch.int32).clone()
-    too_far = nearest.double().abs() > values.abs()
-    bits[too_far] -= 1
-    inexact = torch.isfinite(values) & (bits.view(torch.float32).double() != values)
-    bits[inexact] |= 1
-    return bits.view(torch.float32).to(dtype)
-
-
 def assert_same_values(found, expected):
     """Bit for bit, but for the payload of NaNs."""
     assert found.dtype == expected.dtype
@@ -49,7 +35,9 @@ def assert_same_values(found, expected):
 def test_floats_are_rounded_as_torch_does(bench, source, wanted):
     generator = torch.Generator().manual_seed(0)
     bound = min(LARGEST[source], LARGEST[wanted], 1e30)
-    scales = torch.exp2(torch.empty(4000, dtype=torch.float64).uniform_(-20, 8, generator=generator))
+    scales = torch.exp2(
+        torch.empty(4000, dtype=torch.float64).uniform_(-20, 8, generator=generator)
+    )
     values = torch.randn(4000, dtype=torch.float64, generator=generator) * scales
     special = torch.tensor([0.0, -0.0, float("nan"), 1.0, -1.5, 2.0**-30], dtype=torch.float64)
     old = torch.cat([values.clamp(-bound, bound), special]).to(FLOATS[source])
@@ -174,7 +162,7 @@ def test_floats_are_kept_in_a_cast_to_integers(bench):
 @pytest.mark.parametrize("name", ["n", "b"])
 def test_other_kinds_can_be_an_error(bench, name):
     bench.given(MIXED)
-    with pytest.raises(PlanError, match=f"'{name}' is .*; \"integers\": \"keep\" leaves it"):
+    with pytest.raises(PlanError, match=f'\'{name}\' is .*; "integers": "keep" leaves it'):
         bench.plan(step(name, "F32", integers="error"))
 
 

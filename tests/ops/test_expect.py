@@ -125,5 +125,7 @@ def test_values_are_those_at_that_step(checked):
 
 def test_equality_is_of_the_specs_too(bench):
     bench.given({"x": torch.ones(2)}, other={"x": torch.ones(2).half()})
-    with pytest.raises(CheckFailedError, match="'x' is F32 \\(2,\\) here but F16 \\(2,\\) in 'other'"):
+    with pytest.raises(
+        CheckFailedError, match="'x' is F32 \\(2,\\) here but F16 \\(2,\\) in 'other'"
+    ):
         bench.plan(step("x", equal_to="other"))

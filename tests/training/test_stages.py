@@ -208,6 +208,24 @@ def test_start_names_the_stages_there_are(tmp_path: Path) -> None:
     assert message(run, "warmup").endswith("there is no such stage; did you mean 'warm-up'?")
 
 
+def test_start_trains_what_the_model_holds_by_now(tmp_path: Path) -> None:
+    model = network()
+    run = bound(model, tmp_path, HEAD_ONLY)
+    model.load_state_dict(copied(model), assign=True)
+    optimizer, _ = run.start("warm-up")
+    assert optimizer.param_groups[0]["params"] == [model.fc.bias, model.fc.weight]
+    assert not model.body.weight.requires_grad
+
+
+def test_start_refuses_a_model_that_has_changed(tmp_path: Path) -> None:
+    model = network()
+    run = bound(model, tmp_path, HEAD_ONLY)
+    model.fc = nn.Linear(6, 9)
+    assert "'fc.weight' is (9, 6) in the model and (8, 6) in the manifest" in message(
+        run, "warm-up"
+    )
+
+
 def test_start_refuses_a_wrapped_model(tmp_path: Path) -> None:
     class Unconnected(nn.parallel.DistributedDataParallel):
         def __init__(self, module: nn.Module) -> None:

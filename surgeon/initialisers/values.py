@@ -3,7 +3,7 @@
 An initialisation is a function of the `Place` where values are missing. Its recipe word, its JSON
 Schema and its checks come from that declaration. Meaning and parameters are those of
 torch.nn.init, and scales come from the final size of the whole tensor. Use them through
-initialisers.py.
+this package's front.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from surgeon.dtypes import DTYPES, Array
-from surgeon.lazy import Copied, Fresh, LazyTensor, Once, Scratch, Selected, Stream, TensorSpec
-from surgeon.places import (
+from surgeon.initialisers.places import (
     FAR,
     Bound,
     Place,
@@ -28,7 +27,14 @@ from surgeon.places import (
     sampled,
     uniform_values,
 )
-from surgeon.sampling import drawn, mean_of_rows, rows_like, standard_normal, truncated_normal
+from surgeon.initialisers.sampling import (
+    drawn,
+    mean_of_rows,
+    rows_like,
+    standard_normal,
+    truncated_normal,
+)
+from surgeon.lazy import Copied, Fresh, LazyTensor, Once, Scratch, Selected, Stream, TensorSpec
 
 Mode = Literal["fan_in", "fan_out"]
 _LINEAR = (

@@ -1,4 +1,4 @@
-"""Where new values go, and the ways of filling such a place; see initial_values.py."""
+"""Where new values go, and the ways of filling such a place; see values.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from surgeon.dtypes import DTYPES, Array, raised, rounded
 from surgeon.errors import PlanError
+from surgeon.initialisers.sampling import Sample, drawn
 from surgeon.lazy import Fresh, LazyTensor, Scratch, Selected, Stream, TensorSpec
-from surgeon.sampling import Sample, drawn
 from surgeon.schema import Schema, of_parameters
 
 Make = Callable[[int, int, Stream, Scratch], Array]

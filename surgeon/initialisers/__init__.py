@@ -1,20 +1,18 @@
-"""Named initialisations, as recipes and ops use them; what each does is in initial_values.py.
+"""Named initialisations, as recipes and ops use them; what each does is in values.py.
 
 `parse` checks what a recipe says, `fresh` makes a whole tensor, `grown` appends to one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import surgeon.initial_values  # noqa: F401  (declares them)
+import surgeon.initialisers.values  # noqa: F401  (declares the initialisations)
 from surgeon.dtypes import DTYPES
 from surgeon.errors import UsageError, did_you_mean
+from surgeon.initialisers.places import INITIALISERS, Initialisation, Place
 from surgeon.lazy import Joined, LazyTensor, Stream, TensorSpec
-from surgeon.places import INITIALISERS, Initialisation, Place
 from surgeon.schema import Schema
 
 __all__ = [
@@ -35,7 +33,6 @@ def init_schema(*others: str) -> Schema:
     `others` are names without parameters that an op understands besides, such as net2wider. Each
     name has a branch of its own, so that an error is about the initialisation that was meant.
     """
-    bare = [name for name, row in INITIALISERS.items() if "required" not in row.schema]
     branches = [
         {
             "if": {
@@ -54,19 +51,26 @@ def init_schema(*others: str) -> Schema:
     named = {"name": {"enum": [*INITIALISERS, *others]}}
     return {
         "type": ["string", "object"],
-        # In place of what the type hint `str | dict` says, which `type` says more readably.
-        "anyOf": [{}],
         "allOf": [
-            {"if": {"type": "string"}, "then": {"enum": [*bare, *others]}},
+            {"if": {"type": "string"}, "then": {"enum": [*INITIALISERS, *others]}},
             {"if": {"type": "object"}, "then": {"required": ["name"], "properties": named}},
             *branches,
         ],
     }
 
 
-Init = Annotated[str | dict[str, Any], "how new values are made", init_schema()]
+@dataclass(frozen=True)
+class _InitSchema:
+    """The schema of an init, put together only where it is asked for."""
+
+    @property
+    def json_schema(self) -> Schema:
+        return init_schema()
+
+
+Init = Annotated[str | dict[str, Any], _InitSchema(), "how new values are made"]
 BiasInit = Annotated[
-    str | dict[str, Any] | None, "how new biases are made, where not as init says", init_schema()
+    str | dict[str, Any] | None, _InitSchema(), "how new biases are made, where not as init says"
 ]
 
 
@@ -99,7 +103,7 @@ class Chosen:
 
 
 def parse(init: str | dict[str, Any]) -> Chosen:
-    """Return the initialisation that a recipe names; raises UsageError for what it gets wrong."""
+    """Return the initialisation that a recipe names; raises UsageError for one that is not."""
     if isinstance(init, str):
         name, parameters = init, {}
     else:
@@ -110,42 +114,10 @@ def parse(init: str | dict[str, Any]) -> Chosen:
     if name not in INITIALISERS:
         hint = did_you_mean(name, INITIALISERS) or f"; there are {', '.join(INITIALISERS)}"
         raise UsageError(f"unknown init '{name}'{hint}")
-    if problems := list(_problems(name, parameters)):
-        raise UsageError(*problems)
+    needed = INITIALISERS[name].schema.get("required", [])
+    if missing := [word for word in needed if word not in parameters]:
+        raise UsageError(f"init '{name}' needs {', '.join(map(repr, missing))}")
     return Chosen(INITIALISERS[name], parameters)
-
-
-def _problems(name: str, parameters: dict[str, Any]) -> Iterator[str]:
-    schema = INITIALISERS[name].schema
-    known = schema["properties"]
-    for word in schema.get("required", []):
-        if word not in parameters:
-            yield f"init '{name}' needs '{word}', {known[word]['description']}"
-    for word, value in parameters.items():
-        if word not in known:
-            has = f"; it has {', '.join(known)}" if known else "; it has none"
-            yield f"init '{name}' has no parameter '{word}'{did_you_mean(word, known) or has}"
-        elif problem := _problem(value, known[word]):
-            yield f"{word} of init '{name}': {problem}"
-
-
-def _problem(value: Any, schema: Schema) -> str | None:
-    """Return what is wrong with a value, of the few kinds of parameter that there are."""
-    if "enum" in schema:
-        hint = did_you_mean(str(value), schema["enum"]) or f"; use {', '.join(schema['enum'])}"
-        return None if value in schema["enum"] else f"unknown word {value!r}{hint}"
-    if schema["type"] == "array":
-        if not isinstance(value, list) or len(value) < schema.get("minItems", 0):
-            return f"{value!r} is not a list of {schema['items']['type']}s"
-        return next((found for item in value if (found := _problem(item, schema["items"]))), None)
-    right = int if schema["type"] == "integer" else (int, float)
-    if isinstance(value, bool) or not isinstance(value, right) or not math.isfinite(value):
-        return f"{value!r} is not a finite {schema['type']}"
-    if value < schema.get("minimum", value):
-        return f"{value} is less than the minimum of {schema['minimum']}"
-    if "exclusiveMinimum" in schema and value <= schema["exclusiveMinimum"]:
-        return f"{value} is not greater than {schema['exclusiveMinimum']}"
-    return None
 
 
 def fresh(
