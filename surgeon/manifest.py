@@ -140,5 +140,14 @@ def _sha256_of(paths: Sequence[Path]) -> str:
 
 
 def text(described: Json) -> str:
-    """Return a manifest as it is written."""
-    return json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+    """Return a manifest as it is written: indented, with a line for each tensor."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+
+    def written(key: str, value: Any) -> str:
+        if key == "tensors":  # json's indenting would take seconds for 100 000 of them
+            rows = ",\n".join(f"  {encode(name)}: {encode(entry)}" for name, entry in value.items())
+            return f"{{\n{rows}\n }}"
+        return json.dumps(value, indent=1, ensure_ascii=False).replace("\n", "\n ")
+
+    parts = [f" {encode(key)}: {written(key, value)}" for key, value in described.items()]
+    return "{\n" + ",\n".join(parts) + "\n}\n"

@@ -15,9 +15,6 @@ from surgeon.lazy import BLOCK, ByteRange, Elementwise, Fresh, LazyTensor, Strid
 from surgeon.plan import Plan
 from surgeon.units import spoken_size
 
-# Initialisations that make all of their values at once, in float64: bytes per element that stay
-# until the plan is written, and those that are used meanwhile; see initialisers/values.py.
-_AT_ONCE = {"orthogonal": (8, 32), "rows_normal": (8, 8)}
 # Per element of a block. An initialiser: float64 values, the chunk they are drawn in, what of it
 # was rejected. An index into a strided view: five int64.
 _FRESH, _STRIDED = 4 * 8, 5 * 8
@@ -71,8 +68,8 @@ def _block_bytes(form: LazyTensor) -> int:
     if isinstance(form, Strided):
         return count * (own + _STRIDED)
     if isinstance(form, Elementwise):
-        widths = [max(4, DTYPES[operand.spec.dtype].storage.itemsize) for operand in form.operands]
-        arrays = sum(widths) + (1 + _KERNEL_ARRAYS) * max(widths)
+        width = form.working.itemsize if form.working else max(4, own)
+        arrays = (len(form.operands) + 1 + _KERNEL_ARRAYS) * width
         return count * (own + arrays + _rounding_bytes(form))
     return count * own
 
@@ -85,7 +82,7 @@ def _rounding_bytes(form: LazyTensor) -> int:
 def _at_once_bytes(form: LazyTensor) -> tuple[int, int]:
     if not isinstance(form, Fresh):
         return 0, 0
-    stays, meanwhile = _AT_ONCE.get(form.initialiser.name, (0, 0))
+    stays, meanwhile = form.initialiser.at_once_bytes
     return form.spec.count * stays, form.spec.count * meanwhile
 
 

@@ -75,9 +75,8 @@ def file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
     """
     path = Path(os.path.realpath(path))
     temporary = temporary_beside(path)
-    descriptor = _locked(
-        temporary, lambda: os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    )
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    descriptor = _locked(temporary, lambda: os.open(temporary, flags, 0o666))
 
     def publish() -> None:
         os.fsync(descriptor)

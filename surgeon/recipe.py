@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from surgeon.errors import UsageError, did_you_mean
 from surgeon.registry import COMMON, OPS
 from surgeon.validation import problems_of
 
+# Ten times the largest recipe that a program would write; a device file never ends.
+_LONGEST = 100_000_000
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
@@ -62,7 +65,11 @@ class Recipe:
 def read_json(path: Path, label: str) -> Any:
     """Read a JSON file strictly: UTF-8, no duplicate keys, no NaN; raises UsageError."""
     try:
-        text = path.read_text("utf-8")
+        with path.open("rb") as handle:
+            read = handle.read(_LONGEST + 1)
+        if len(read) > _LONGEST:
+            raise UsageError(f"{label}: longer than {_LONGEST:,} bytes")
+        text = read.decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{label}: not UTF-8 at byte {error.start}") from None
     except OSError as error:
@@ -131,9 +138,8 @@ def ready_made() -> dict[str, Path]:
 
 def find(location: str) -> Path:
     """Return the path of a recipe; raises UsageError where there is none."""
-    path = Path(location)
-    if path.exists():
-        return path
+    if os.path.exists(location):  # noqa: PTH110 (Path.exists raises for names that are too long)
+        return Path(location)
     known = ready_made()
     if location in known:
         return known[location]

@@ -1,4 +1,4 @@
-"""Text in columns, for a hundred thousand rows as for three."""
+"""Text in columns, and what its cells say."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ def table(
 ) -> str:
     """Return rows under headers, in columns; columns in which all cells are empty are left out.
 
-    Columns in `right` are aligned there. (tabulate takes 4 s for 100 000 rows, this 0.3 s.)
+    Columns in `right` are aligned there.
     """
+    from tabulate import tabulate  # where there is a table to print: it takes as long as a header
+
     cells = [row if "".join(row).isprintable() else [shown(cell) for cell in row] for row in rows]
-    columns = []
-    for header, *column in zip(headers, *cells, strict=True):
-        if not cells or any(column):
-            column.insert(0, header)
-            width = max(map(len, column))
-            adjust = str.rjust if header in right else str.ljust
-            columns.append([adjust(cell, width) for cell in column])
-    return "\n".join(["  ".join(line).rstrip() for line in zip(*columns, strict=True)])
+    filled = [not cells or any(row[i] for row in cells) for i in range(len(headers))]
+    kept = [header for header, keep in zip(headers, filled, strict=True) if keep]
+    return tabulate(
+        [[cell for cell, keep in zip(row, filled, strict=True) if keep] for row in cells],
+        headers=kept,
+        tablefmt="plain",
+        colalign=["right" if header in right else "left" for header in kept] if cells else None,
+        disable_numparse=True,
+        preserve_whitespace=True,
+    )
 
 
 def indented(text: str, by: int = 2) -> str:

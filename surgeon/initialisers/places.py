@@ -89,6 +89,8 @@ class Bound:
     name: str
     make: Make
     operands: tuple[LazyTensor, ...] = ()
+    # Not zero where all values are made at once; see lazy.Initialiser.
+    at_once_bytes: tuple[int, int] = (0, 0)
 
     def values(
         self, spec: TensorSpec, start: int, stop: int, stream: Stream, scratch: Scratch
@@ -106,9 +108,12 @@ def sampled(place: Place, name: str, sample: Sample) -> LazyTensor:
     return Fresh(place.missing, Bound(name, make), place.stream)
 
 
-def positioned(place: Place, name: str, make: Make) -> LazyTensor:
+def positioned(
+    place: Place, name: str, make: Make, at_once_bytes: tuple[int, int] = (0, 0)
+) -> LazyTensor:
     """Return the missing part of a tensor whose elements depend on where in it they are."""
-    all_of_it = Fresh(place.spec, Bound(name, make), place.stream)
+    bound = Bound(name, make, at_once_bytes=at_once_bytes)
+    all_of_it = Fresh(place.spec, bound, place.stream)
     if place.old is None:
         return all_of_it
     return Selected(all_of_it, place.dim, ((place.old_size, place.spec.shape[place.dim]),))

@@ -226,7 +226,7 @@ def orthogonal(place: Place, *, gain: Gain = 1.0) -> LazyTensor:
         values: Array = known.get(scratch)[start:stop]
         return values
 
-    return positioned(place, "orthogonal", make)
+    return positioned(place, "orthogonal", make, at_once_bytes=(8, 32))
 
 
 @initialisation("float")
@@ -269,7 +269,11 @@ def dirac(
 
 
 def _from_rows(
-    place: Place, name: str, old: LazyTensor, compute: Callable[[Scratch], Array]
+    place: Place,
+    name: str,
+    old: LazyTensor,
+    compute: Callable[[Scratch], Array],
+    at_once_bytes: tuple[int, int] = (0, 0),
 ) -> LazyTensor:
     """Return a missing part made of a few computed rows: float64 (before, 1 or count, after)."""
     known = Once(compute)
@@ -281,7 +285,7 @@ def _from_rows(
             index = index // (count * after) * after + index % after
         return np.take(rows, index)
 
-    return Fresh(place.missing, Bound(name, make, (old,)), place.stream)
+    return Fresh(place.missing, Bound(name, make, (old,), at_once_bytes), place.stream)
 
 
 @initialisation("float", looks_at_rows=True)
@@ -305,6 +309,7 @@ def rows_normal(place: Place, *, old: LazyTensor) -> LazyTensor:
         "rows_normal",
         old,
         lambda scratch: rows_like(old, place.dim, count, place.stream, scratch),
+        at_once_bytes=(8, 8),
     )
 
 

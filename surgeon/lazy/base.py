@@ -178,10 +178,15 @@ class Stream:
 
 
 class Initialiser(Protocol):
-    """Named initial values; see initialisers.py."""
+    """Named initial values; see initialisers/."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def at_once_bytes(self) -> tuple[int, int]:
+        """Bytes per element that stay until all is written, and that are used meanwhile."""
+        ...
 
     @property
     def operands(self) -> tuple[LazyTensor, ...]: ...

@@ -123,7 +123,7 @@ def test_large_values_do_not_overflow_on_the_way(bench, dtype):
 
 def test_result_beyond_the_dtype_is_an_error(bench):
     bench, models = given(bench, [torch.full((5,), 60000.0).half()] * 2)
-    with pytest.raises(PlanError, match="'x'.* beyond F16's largest value 65504"):
+    with pytest.raises(PlanError, match=r"'x'.* beyond F16's largest value 65504"):
         bench.operate(step(*models, normalize=False))
     assert not bench.output.exists()
 
@@ -388,7 +388,7 @@ def test_largest_of_any_integer_dtype(bench, dtype):
 
 def test_differing_integers_are_an_error_on_demand(bench):
     bench.given(COUNTS, b=OTHERS)
-    with pytest.raises(PlanError, match="'[nm]' .* differs in model 'b'"):
+    with pytest.raises(PlanError, match=r"'[nm]' .* differs in model 'b'"):
         bench.operate(step("b", integers="error"))
     assert not bench.output.exists()
 
