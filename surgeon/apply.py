@@ -175,6 +175,7 @@ def _write_file(
         with publish.file(beside) as (beside_descriptor, publish_manifest):
             text = manifest.text(_manifest(opened, output.name, files, written))
             _write_text(beside_descriptor, text)
+            os.fsync(beside_descriptor)  # whatever can fail does so before the output is replaced
             publish_output()
             publish_manifest()
     return beside, written

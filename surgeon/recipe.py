@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from surgeon.registry import COMMON, OPS
 from surgeon.validation import problems_of
 
 # Ten times the largest recipe that a program would write; a device file never ends.
-_LONGEST = 100_000_000
+_BLOCK, _MOST_BLOCKS = 1_000_000, 100
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
@@ -66,10 +67,10 @@ def read_json(path: Path, label: str) -> Any:
     """Read a JSON file strictly: UTF-8, no duplicate keys, no NaN; raises UsageError."""
     try:
         with path.open("rb") as handle:
-            read = handle.read(_LONGEST + 1)
-        if len(read) > _LONGEST:
-            raise UsageError(f"{label}: longer than {_LONGEST:,} bytes")
-        text = read.decode()
+            blocks = list(islice(iter(lambda: handle.read(_BLOCK), b""), _MOST_BLOCKS + 1))
+        if len(blocks) > _MOST_BLOCKS:
+            raise UsageError(f"{label}: longer than {_MOST_BLOCKS * _BLOCK:,} bytes")
+        text = b"".join(blocks).decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{label}: not UTF-8 at byte {error.start}") from None
     except OSError as error:

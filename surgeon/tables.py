@@ -24,13 +24,12 @@ def table(
     from tabulate import tabulate  # where there is a table to print: it takes as long as a header
 
     cells = [row if "".join(row).isprintable() else [shown(cell) for cell in row] for row in rows]
-    filled = [not cells or any(row[i] for row in cells) for i in range(len(headers))]
-    kept = [header for header, keep in zip(headers, filled, strict=True) if keep]
+    kept = [i for i in range(len(headers)) if not cells or any(row[i] for row in cells)]
+    # The headers as a first row, since tabulate pads those of its own.
     return tabulate(
-        [[cell for cell, keep in zip(row, filled, strict=True) if keep] for row in cells],
-        headers=kept,
+        [[row[i] for i in kept] for row in [headers, *cells]],
         tablefmt="plain",
-        colalign=["right" if header in right else "left" for header in kept] if cells else None,
+        colalign=["right" if headers[i] in right else "left" for i in kept],
         disable_numparse=True,
         preserve_whitespace=True,
     )

@@ -36,8 +36,9 @@ _checks("dtype", require_dtype)
 def problems_of(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[str]:
     """Yield `place: what is wrong` for everything that a schema finds wrong."""
     validator = Draft202012Validator(schema, format_checker=_FORMATS)
-    for error in sorted(validator.iter_errors(value), key=lambda error: error.json_path):
-        yield from _worded(error, place)
+    errors = sorted(validator.iter_errors(value), key=lambda error: list(error.absolute_path))
+    # Of several missing keys there is an error each, and each is worded as all of them.
+    yield from dict.fromkeys(line for error in errors for line in _worded(error, place))
 
 
 def _worded(error: ValidationError, place: str) -> Iterator[str]:

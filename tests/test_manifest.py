@@ -160,7 +160,12 @@ def test_teacher_is_the_input_and_gives_the_old_outputs(example):
 
 
 def test_teacher_may_be_a_model_with_its_own_settings(example):
-    wanted = {"model": "other", "outputs": ["classifier.bias[0:3]"], "temperature": 1, "weight": 0.5}
+    wanted = {
+        "model": "other",
+        "outputs": ["classifier.bias[0:3]"],
+        "temperature": 1,
+        "weight": 0.5,
+    }
     teacher = operate(example, teacher=wanted)["teacher"]
     assert teacher["file"] == "other.safetensors"
     assert teacher["outputs"] == ["classifier.bias[0:3]"]

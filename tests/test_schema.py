@@ -30,8 +30,7 @@ class Says:
         (list[int], {"type": "array", "items": {"type": "integer"}}),
         (dict[str, float], {"type": "object", "additionalProperties": {"type": "number"}}),
         (int | str, {"type": ["integer", "string"]}),
-        (int | None, {"type": "integer"}),
-        (int | str | None, {"type": ["integer", "string"]}),
+        (int | None, {"type": ["integer", "null"]}),
         (str | list[int],
          {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}),
         (list[int | None], {"type": "array", "items": {"type": ["integer", "null"]}}),
@@ -39,7 +38,6 @@ class Says:
         (Annotated[int, "rows", {"minimum": 1}],
          {"type": "integer", "description": "rows", "minimum": 1}),
         (Annotated[float, Says({"type": "string"}), "x"], {"type": "string", "description": "x"}),
-        (Annotated[int, "rows"] | None, {"type": "integer", "description": "rows"}),
     ],
 )  # fmt: skip
 def test_hint_becomes_schema(hint, expected):
@@ -58,6 +56,8 @@ def example(
     from_: str,
     rows: Annotated[int, "rows"] = 1,
     init: str | None = None,
+    size: Annotated[int | str | None, "a size"] = None,
+    shape: Annotated[list[int | None] | None, "a shape"] = None,
     sure: bool = False,
 ) -> None: ...
 
@@ -69,6 +69,12 @@ def test_parameters_become_an_object():
             "from": {"type": "string"},
             "rows": {"type": "integer", "description": "rows", "default": 1},
             "init": {"type": "string"},
+            "size": {"type": ["integer", "string"], "description": "a size"},
+            "shape": {
+                "type": "array",
+                "items": {"type": ["integer", "null"]},
+                "description": "a shape",
+            },
             "sure": {"type": "boolean", "default": False},
         },
         "additionalProperties": False,

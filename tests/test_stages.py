@@ -194,9 +194,7 @@ def test_layer_decay_of_a_group_is_its_own(bench):
 
 def test_scheduler_duration_and_optimizer_state_are_passed_on(bench):
     scheduler = {"class": "torch.optim.lr_scheduler.StepLR", "args": {"step_size": 3}}
-    stage = stage_of(
-        bench, scheduler=scheduler, duration={"epochs": 5}, optimizer_state="carry"
-    )
+    stage = stage_of(bench, scheduler=scheduler, duration={"epochs": 5}, optimizer_state="carry")
     assert stage["scheduler"] == scheduler
     assert stage["duration"] == {"epochs": 5}
     assert stage["optimizer_state"] == "carry"

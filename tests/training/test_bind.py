@@ -89,7 +89,11 @@ def test_bind_checks_every_shard(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, importing it
 @pytest.mark.parametrize(
     "wrapped",
-    [nn.DataParallel, torch.compile, lambda model: torch.compile(nn.DataParallel(model))],
+    [
+        nn.DataParallel,
+        pytest.param(torch.compile, marks=pytest.mark.slow),
+        pytest.param(lambda model: torch.compile(nn.DataParallel(model)), marks=pytest.mark.slow),
+    ],
 )
 def test_bind_sees_through_wrappers(tmp_path: Path, wrapped) -> None:  # type: ignore[no-untyped-def]
     manifest = loaded(network(), tmp_path, WARM_UP)
