@@ -81,7 +81,7 @@ def test_first_screen_runs_to_the_optimizer(folder: Path) -> None:
     names: dict[str, object] = {"model": model}
     exec(code.replace("out.manifest.json", str(folder / "out.manifest.json")), names)
     rates = {group["name"]: group["lr"] for group in names["optimizer"].param_groups}  # type: ignore[attr-defined]
-    assert rates == {"head": 0.1, "default": 0.02}
+    assert rates == {"new": 0.1}
 
 
 def test_a_first_run_works_as_written(folder: Path) -> None:

@@ -82,11 +82,12 @@ def main(folder: Path) -> None:
     new.load_state_dict(load_file("out.safetensors"), strict=True)
     after = accuracy(new, classes=7, outputs=7)
     run = Manifest.load("out.manifest.json").bind(new)
-    optimizer, _ = run.start("joint")
-    for group in optimizer.param_groups:
-        count = sum(parameter.numel() for parameter in group["params"])
-        print(f"group {group['name']}: {count} elements, lr {group['lr']:g}")
-    train(new, optimizer, classes=8, epochs=20)
+    for stage in run.stages:
+        optimizer, _ = run.start(stage.name)
+        for group in optimizer.param_groups:
+            count = sum(parameter.numel() for parameter in group["params"])
+            print(f"{stage.name}: group {group['name']}, {count} elements, lr {group['lr']:g}")
+        train(new, optimizer, classes=8, epochs=stage.duration["epochs"])
 
     print(f"\naccuracy on the seven old classes, before the surgery:  {before:.4f}")
     print(f"accuracy on the seven old classes, after the surgery:   {after:.4f}")
