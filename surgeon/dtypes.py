@@ -142,7 +142,7 @@ def _raise_into(block: Array, dtype: str, out: Array) -> None:
 def _round_to_bfloat16(block: Array, out: Array, spare: Array, finite: bool) -> None:
     # Adding 0x7FFF plus the lowest kept bit rounds to nearest even; on a NaN the sum could carry
     # into Inf or 0, so NaNs are put back afterwards as quiet NaNs of the same sign.
-    bits = block.view(np.uint32)
+    bits, spare = block.view(np.uint32), spare[: len(block)]
     np.right_shift(bits, 16, out=spare)
     np.bitwise_and(spare, 1, out=spare)
     np.add(spare, 0x7FFF, out=spare)
@@ -195,7 +195,7 @@ def rounded(block: Array, dtype: str, out: Array, spare: Array, *, finite: bool 
 
     Values that round beyond the largest finite one become what the format has for it: an infinity,
     or NaN in F8_E4M3 (where torch saturates to 448, even infinities); whoever must not let that
-    pass checks against `LARGEST` first. `spare` is uint32 scratch of the same length, used for
+    pass checks against `LARGEST` first. `spare` is uint32 scratch of that length or more, used for
     BF16. `finite` spares a look for NaNs that are known not to be there. `block` is not changed.
     """
     with np.errstate(over="ignore", invalid="ignore"):

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.network import TIES, Bench, example_tensors, write
+
+
+@pytest.fixture(autouse=True)
+def _no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the disk is most of what a small test does, and no test could see a difference.
+
+    That outputs are flushed before they are published is tested by failing flushes.
+    """
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

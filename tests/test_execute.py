@@ -434,7 +434,7 @@ def test_sharded_folder_is_read_again(example):
 
 
 def test_one_file_has_no_shard_size(example):
-    with pytest.raises(UsageError, match="output.shard_size is for model folders"):
+    with pytest.raises(UsageError, match=r"output.shard_size is for model folders"):
         example.operate(output={"shard_size": "1GB"})
 
 

@@ -24,7 +24,8 @@ def header_of(path):
 def test_sections_are_these(example):
     manifest = example.operate(WIDEN).manifest
     assert list(manifest) == [
-        "surgeon_manifest", "checkpoint", "recipe", "inputs", "surgeon", "tensors", "ties", "stages",
+        "surgeon_manifest", "checkpoint", "recipe", "inputs", "surgeon", "tensors", "ties",
+        "stages",
     ]  # fmt: skip
     assert manifest["surgeon_manifest"] == 1
     assert manifest["surgeon"] == __version__
