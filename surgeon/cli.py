@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from surgeon import __version__
-from surgeon.errors import SurgeonError, UsageError
+from surgeon.errors import PlanError, SurgeonError, UsageError
 from surgeon.tables import json_text, shown
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class _Commands(click.Group):
             for problem in error.problems:
                 click.echo(problem, err=True)
             ctx.exit(error.exit_code)
+        except RecursionError:
+            # Each step wraps what the one before made of a tensor.
+            click.echo("some tensor passes through too many steps; apply them in parts", err=True)
+            ctx.exit(PlanError.exit_code)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)

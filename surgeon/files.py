@@ -61,3 +61,20 @@ class InputFile:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+class InMemory:
+    """Bytes of an input file that had to be loaded, or made."""
+
+    def __init__(self, path: Path, data: Array) -> None:
+        self.path = path
+        self._data = data
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self._data[offset : offset + len(buffer)].data
+
+    def mapped(self, offset: int, size_bytes: int) -> Array:
+        return self._data[offset : offset + size_bytes]
+
+    def fileno(self) -> int | None:
+        return None

@@ -474,3 +474,13 @@ def test_loaded_values_are_those_of_the_input(example: Bench) -> None:
     recipe = write_recipe(example.folder, {"op": "keep", "target": ["classifier"]})
     assert run("apply", recipe, example.input, example.output).exit_code == 0
     assert sorted(load_file(example.output)) == ["classifier.bias", "classifier.weight"]
+
+
+def test_too_many_steps_on_one_tensor_is_one_line(example: Bench) -> None:
+    steps = [{"op": "cast", "target": "head.weight", "dtype": d} for d in ("F16", "F32") * 400]
+    recipe = example.folder / "recipe.json"
+    recipe.write_text(json.dumps({"surgeon": 1, "steps": steps}))
+    result = process("apply", recipe, example.input, example.folder / "deep.safetensors")
+    assert result.returncode == 4
+    assert result.stderr.splitlines()[-1].startswith("some tensor passes through too many steps")
+    assert not list(example.folder.glob("*deep*"))

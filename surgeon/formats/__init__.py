@@ -17,12 +17,22 @@ from surgeon.formats.containers import choose, unwrapped
 from surgeon.formats.folders import open_folder, open_index
 from surgeon.formats.foreign import foreign, is_foreign
 from surgeon.formats.opcodes import read as read_pickle
+from surgeon.formats.optimizers import SavedState, state_in, state_of_ours
 from surgeon.formats.safetensors import has_header, open_safetensors
 from surgeon.formats.torch_legacy import is_legacy, read_legacy
 from surgeon.formats.torch_values import TorchWorld
 from surgeon.formats.torch_zip import open_archive
 
-__all__ = ["Checkpoint", "Contents", "Opaque", "Record", "open_checkpoint", "open_contents"]
+__all__ = [
+    "Checkpoint",
+    "Contents",
+    "Opaque",
+    "Record",
+    "SavedState",
+    "open_checkpoint",
+    "open_contents",
+    "open_optimizer",
+]
 
 # Enough for every magic number that `foreign` knows.
 _START = 512
@@ -77,6 +87,27 @@ def open_contents(path: Path) -> Contents:
         if not _is_torch(start):
             raise CheckpointError(f"{path}: found {foreign(start)[0]}, expected a torch file")
         return _contents(file, start)
+    except BaseException:
+        file.close()
+        raise
+
+
+def open_optimizer(location: str) -> SavedState:
+    """Open an optimizer's state: `in.pt#optimizer`, or a safetensors file that surgeon wrote.
+
+    Reads headers only. Raises CheckpointError, one line per problem.
+    """
+    path, inner = _split(location)
+    file = InputFile(path)
+    try:
+        start = file.read(0, min(_START, file.size_bytes))
+        with _collection_paused():
+            if _is_torch(start):
+                return state_in(_contents(file, start), inner)
+            if inner or not has_header(file.size_bytes, start) or is_foreign(start):
+                what = f"no container {inner!r}" if inner else foreign(start)[0]
+                raise CheckpointError(f"{path}: found {what}, expected an optimizer's state")
+            return state_of_ours(open_safetensors(file))
     except BaseException:
         file.close()
         raise
@@ -155,6 +186,7 @@ def _torch(contents: Contents, inner: str) -> Checkpoint:
         size_bytes=contents.size_bytes,
         notes=notes,
         records=tuple(used.values()),
+        contents=contents,
         weight_files=(contents.path,),
         closers=(contents.close,),
     )

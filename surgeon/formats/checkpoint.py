@@ -49,7 +49,8 @@ class Checkpoint:
 
     Names of one tied tensor share one LazyTensor. `header_sha256` is over the safetensors header,
     over data.pkl, or over the header hashes of a folder's weight files in order. `shards` maps
-    names to weight files where there are several. Nothing may be read after `close`.
+    names to weight files where there are several; `contents` is all that a torch file holds.
+    Nothing may be read after `close`.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Checkpoint:
     weight_files: tuple[Path, ...] = ()
     folder: Path | None = None
     shards: dict[str, str] = field(default_factory=dict)
+    contents: Contents | None = None
     closers: tuple[Callable[[], None], ...] = ()
 
     def close(self) -> None:
@@ -82,6 +84,11 @@ class Contents:
     size_bytes: int
     origins: Mapping[LazyTensor, Record]
     close: Callable[[], None]
+
+
+def is_optimizer(value: Mapping[object, object]) -> bool:
+    """Say whether a dict is what an optimizer's state_dict() returned."""
+    return "state" in value and "param_groups" in value
 
 
 def at_most(problems: Sequence[str], place: object) -> CheckpointError:

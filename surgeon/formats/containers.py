@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from surgeon.errors import CheckpointError, did_you_mean
-from surgeon.formats.checkpoint import Opaque, at_most, listed
+from surgeon.formats.checkpoint import Opaque, at_most, is_optimizer, listed
 from surgeon.lazy import LazyTensor, Stored, Strided
 
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -89,10 +89,6 @@ def _tensor_count(value: object) -> int:
     return sum(map(_is_weight, value.values())) if isinstance(value, dict) else 0
 
 
-def _is_optimizer(value: Mapping[object, object]) -> bool:
-    return "state" in value and "param_groups" in value
-
-
 def _is_state_dict(value: dict[object, object]) -> bool:
     """Mostly tensors under names, not all of them random generators' states, and few beside."""
     count = _tensor_count(value)
@@ -113,7 +109,7 @@ def _candidates(root: object, name: str) -> Iterator[tuple[str, dict[object, obj
     pending = [(name, root)]
     while pending:
         name, value = pending.pop()
-        if not isinstance(value, dict) or id(value) in seen or _is_optimizer(value):
+        if not isinstance(value, dict) or id(value) in seen or is_optimizer(value):
             continue
         seen.add(id(value))
         if _is_state_dict(value):
@@ -126,7 +122,7 @@ def _candidates(root: object, name: str) -> Iterator[tuple[str, dict[object, obj
 
 def _kind(value: object) -> str:
     if isinstance(value, dict):
-        return "optimizer state" if _is_optimizer(value) else f"dict of {len(value)}"
+        return "optimizer state" if is_optimizer(value) else f"dict of {len(value)}"
     if isinstance(value, Stored | Strided):
         return f"tensor {value.spec}"
     return value.what if isinstance(value, Opaque) else type(value).__name__

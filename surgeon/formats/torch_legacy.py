@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, Array
-from surgeon.files import InputFile
+from surgeon.dtypes import DTYPES
+from surgeon.files import InMemory, InputFile
 from surgeon.formats.checkpoint import Contents, Opaque, spec_of
 from surgeon.lazy import LazyTensor, Stored
 
@@ -31,23 +31,6 @@ _PIECE = 1 << 20
 def is_legacy(start: bytes) -> bool:
     """Tell by the first bytes: a pickle of torch's magic number."""
     return start.startswith(b"\x80") and _MAGIC in start[:24]
-
-
-class _Memory:
-    """The bytes of a tensor that torch has loaded."""
-
-    def __init__(self, path: Path, data: Array) -> None:
-        self.path = path
-        self._data = data
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self._data[offset : offset + len(buffer)].data
-
-    def mapped(self, offset: int, size_bytes: int) -> Array:
-        return self._data[offset : offset + size_bytes]
-
-    def fileno(self) -> int | None:
-        return None
 
 
 def read_legacy(file: InputFile) -> Contents:
@@ -144,5 +127,5 @@ class _Conversion:
         if view not in self._tensors:
             flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
             data = np.asarray(flat.numpy(), np.uint8)
-            self._tensors[view] = Stored(_Memory(self._path, data), 0, spec)
+            self._tensors[view] = Stored(InMemory(self._path, data), 0, spec)
         return self._tensors[view]

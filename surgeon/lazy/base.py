@@ -234,7 +234,7 @@ class Strided:
     strides: tuple[int, ...]
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def spec(self) -> TensorSpec:
         return TensorSpec(self.storage.spec.dtype, self.shape)
 
@@ -293,7 +293,7 @@ class Copied:
 
     source: LazyTensor
 
-    @property
+    @cached_property
     def spec(self) -> TensorSpec:
         return self.source.spec
 

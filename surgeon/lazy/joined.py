@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from math import prod
 
@@ -38,7 +39,7 @@ class Joined:
     parts: tuple[LazyTensor, ...]
     dim: int
 
-    @property
+    @cached_property
     def spec(self) -> TensorSpec:
         return self.parts[0].spec.resized(self.dim, sum(p.spec.shape[self.dim] for p in self.parts))
 
@@ -106,7 +107,7 @@ class Selected:
     dim: int
     ranges: tuple[tuple[int, int], ...]
 
-    @property
+    @cached_property
     def spec(self) -> TensorSpec:
         return self.source.spec.resized(self.dim, sum(stop - start for start, stop in self.ranges))
 

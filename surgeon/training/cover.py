@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from surgeon.errors import did_you_mean
-from surgeon.regions import Region, intersection, parsed, remainder, spelled, split_block
+from surgeon.regions import Region, intersection, parsed, remainder, spelled, split_block, whole
 from surgeon.training.errors import ManifestError
 from surgeon.training.live import Live, module_problems, owner
 from surgeon.training.manifest import Group, Manifest, Stage
+
+_AFTER = "after: align_rows"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class ResolvedStage:
     stage: Stage
     groups: tuple[tuple[Group, tuple[Block, ...]], ...]
     frozen: tuple[Block, ...]
+    aligned: tuple[tuple[Block, ...], ...]
 
 
 def resolved(manifest: Manifest, live: Live) -> Mapping[str, ResolvedStage]:
@@ -40,14 +43,43 @@ def resolved(manifest: Manifest, live: Live) -> Mapping[str, ResolvedStage]:
             for group in stage.groups
         )
         frozen = tuple(_blocks(stage.frozen, "frozen", manifest, live, found))
+        aligned = tuple(
+            tuple(_blocks(rows, _AFTER, manifest, live, found)) for rows in stage.align_rows
+        )
         found += module_problems(stage.eval_modules, live)
-        stages[stage.name] = ResolvedStage(stage, groups, frozen)
+        stages[stage.name] = ResolvedStage(stage, groups, frozen, aligned)
+        found += _not_alignable(stages[stage.name], live)
         # What could not be read leaves gaps that are no news.
         found += [] if found else _not_exact(stages[stage.name], manifest, live)
         problems += [f"stage '{stage.name}': {problem}" for problem in found]
     if problems:
         raise ManifestError(*problems)
     return stages
+
+
+def _not_alignable(stage: ResolvedStage, live: Live) -> Iterator[str]:
+    """Say which blocks are not rows of a weight that has others too, or are not trained."""
+    for block in (block for blocks in stage.aligned for block in blocks):
+        shape = live.parameters[block.name].shape
+        name = spelled(block.name, block.region, shape)
+        rows = [other.region for b in stage.aligned for other in b if other.name == block.name]
+        is_rows = block.region[1:] == whole(shape)[1:]
+        if len(shape) < 2 or not is_rows or not remainder(shape, rows):
+            yield f"{_AFTER}: '{name}' is not some of the rows of a weight"
+        for other in stage.frozen:
+            if other.name == block.name and intersection(other.region, block.region):
+                yield f"{_AFTER}: '{name}' is frozen in this stage"
+
+
+def blocks_of(
+    listed: tuple[str, ...], place: str, manifest: Manifest, live: Live
+) -> Sequence[Block]:
+    """Return the elements that the manifest lists somewhere; raises ManifestError for others."""
+    problems: list[str] = []
+    found = list(_blocks(listed, place, manifest, live, problems))
+    if problems:
+        raise ManifestError(*problems)
+    return found
 
 
 def _blocks(

@@ -71,7 +71,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training; `duration` is {"epochs": n} or {"steps": n}, or empty if unsaid."""
+    """One stage of training; `duration` is {"epochs": n} or {"steps": n}, or empty if unsaid.
+
+    `align_rows` lists, for each aligning after the stage, the new rows that are aligned.
+    """
 
     name: str
     duration: Mapping[str, int]
@@ -80,6 +83,7 @@ class Stage:
     eval_modules: tuple[str, ...]
     scheduler: TorchClass | None
     optimizer_state: str
+    align_rows: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ def _torch_class(found: Json, key: str, place: str) -> TorchClass | None:
 
 def _teacher(found: Json) -> Teacher:
     return Teacher(
-        file=_get(found, "file", str, "teacher"),
+        file=_file_name(found, "teacher"),
         sha256=_get(found, "sha256", str, "teacher"),
         outputs=_names(found, "outputs", "teacher"),
         temperature=float(_get(found, "temperature", (int, float), "teacher")),
@@ -229,7 +233,19 @@ def _stage(found: object, place: str) -> Stage:
         eval_modules=_names(stage, "eval_modules", place),
         scheduler=_torch_class(stage, "scheduler", place),
         optimizer_state=state,
+        align_rows=tuple(
+            _aligned(action, f"{place}.after[{index}]")
+            for index, action in enumerate(_get(stage, "after", list, place, default=[]))
+        ),
     )
+
+
+def _aligned(found: object, place: str) -> tuple[str, ...]:
+    action = _is(found, dict, place)
+    if unknown := [key for key in action if key != "align_rows"]:
+        raise ManifestError(f"{place}: '{unknown[0]}' is unknown; known is align_rows")
+    _get(action, "align_rows", list, place)
+    return _names(action, "align_rows", place)
 
 
 def _group(found: object, place: str) -> Group:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -13,22 +13,21 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from surgeon.errors import SurgeonError, did_you_mean
 from surgeon.regions import Region, whole
+from surgeon.training import resume
+from surgeon.training.align import align
 from surgeon.training.construct import class_of, optimizer_of, scheduler_of
-from surgeon.training.cover import Block, ResolvedStage, resolved
+from surgeon.training.cover import Block, ResolvedStage, blocks_of, resolved
+from surgeon.training.distillation import Distillation, load_teacher, old_outputs
 from surgeon.training.errors import ManifestError
 from surgeon.training.evaluation import keep_in_evaluation, release
+from surgeon.training.frozen import fingerprints
+from surgeon.training.gradients import Gradients, gradients_of
 from surgeon.training.held import Held, State, carried, hold
 from surgeon.training.live import Live, checkpoint_problems, name_problems, seen, tie_problems
-from surgeon.training.manifest import Manifest, Stage
+from surgeon.training.manifest import Group, Manifest, Stage
+from surgeon.training.report import Report, report_of
 from surgeon.training.row_blocks import RowBlocks, connect, release_all
-
-
-@dataclass(frozen=True)
-class Started:
-    """The stage that is being trained."""
-
-    optimizer: Optimizer
-    held: tuple[Held, ...]
+from surgeon.training.started import Started
 
 
 class Run:
@@ -55,32 +54,181 @@ class Run:
         that are. `optimizer` is used instead of the manifest's class, with the manifest's
         arguments. Learning rates are the manifest's and a scheduler starts anew, whatever the
         stage before; `"optimizer_state": "carry"` carries the state alone, by name and shape.
+        The stage before is finished first; see `finish`.
 
         Raises ManifestError, and changes nothing, where the manifest names no optimizer, where a
         class does not take what the manifest says, where the model's parameters are others than
         at `bind`, or where it is wrapped for distributed training: ranks would diverge in silence.
         """
-        with _placed(f"{self.manifest.path.name}: stage '{name}'"):
-            stage = self._named(name)
-            _require_unwrapped(self._live.model)
-            # Seen anew: `fully_shard` and loading with assign=True put others in their place.
-            self._live = _fitting(self.manifest, self._live.model)
-            kind, args = self._optimizer(optimizer)
+        with self._placed(name):
+            stage, kind, args = self._ready(name, optimizer)
             groups = [(group, self._held(stage, blocks, kind)) for group, blocks in stage.groups]
             made = optimizer_of(kind, args, groups)
             described = stage.stage.scheduler
             scheduler = scheduler_of(described, made) if described else None
-        held = tuple(chain.from_iterable(members for _, members in groups))
+        self.finish()
+        self._begin(stage, groups, made, scheduler)
+        return made, scheduler
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, optimizer: type[Optimizer] | None = None
+    ) -> tuple[Optimizer, LRScheduler | None]:
+        """Start the stage that a `state_dict` is of, where it was; return as `start` does.
+
+        The model's own weights are no part of it: load those first. Training goes on bit by bit as
+        if it had never stopped. `optimizer` is the class, where `start` was given one.
+
+        Raises ManifestError, and changes nothing, where the state is of other blocks, shapes or
+        settings than the manifest's, and wherever `start` does.
+        """
+        with _placed(f"{self.manifest.path.name}: state"):
+            saved = resume.read(state)
+        with self._placed(saved.stage):
+            stage, kind, args = self._ready(saved.stage, optimizer)
+            described = stage.stage.scheduler
+            own = [group for group, _ in stage.groups]
+            resume.require_same_stage(saved, kind, own, args, described is not None)
+            groups = resume.held_of(saved, stage.groups, self._live.parameters, kind)
+            made = optimizer_of(kind, args, groups)
+            scheduler = scheduler_of(described, made) if described else None
+            resume.restore(saved, made, scheduler)
+        self._begin(stage, groups, made, scheduler, is_finished=saved.is_finished)
+        return made, scheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stage is: its name, optimizer and scheduler, by parameter and region.
+
+        Besides the model's own state_dict it is all that `load_state_dict` needs. It holds plain
+        containers and tensors, and torch.load reads it with weights_only=True. Save it between
+        steps; the tensors are the optimizer's own, as in torch's state_dict.
+        """
+        return resume.state_of(self._running(), self._args)
+
+    def configure_optimizers(
+        self, name: str, *, optimizer: type[Optimizer] | None = None
+    ) -> dict[str, Any]:
+        """Start a stage; return what LightningModule.configure_optimizers is to return.
+
+        The scheduler is stepped every step where the stage's duration is in steps, otherwise every
+        epoch.
+        """
+        made, scheduler = self.start(name, optimizer=optimizer)
+        if scheduler is None:
+            return {"optimizer": made}
+        interval = "step" if "steps" in self._running().stage.stage.duration else "epoch"
+        return {
+            "optimizer": made,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval},
+        }
+
+    def finish(self) -> None:
+        """Do what the manifest has done after the stage; the next `start` does it by itself.
+
+        `"after": [{"align_rows": ...}]` scales the new rows of a weight so that their mean norm is
+        the old rows'. It happens once, and the optimizer's state stays as it is. After the last
+        stage, call it yourself.
+        """
+        if self._started is None or self._started.is_finished:
+            return
+        with self._placed(self._started.name):
+            live = _fitting(self.manifest, self._live.model)
+            align(self._started.stage.aligned, live.parameters)
+        self._started.is_finished = True
+
+    def gradients(self) -> Gradients:
+        """Measure the gradients after a backward pass: per group, layer and row block.
+
+        The result prints as a table and has `as_json()`. Under AMP, unscale first; where parameters
+        are sharded, all ranks have to call it. Raises ManifestError where there are none.
+        """
+        started = self._running()
+        with self._placed(started.name):
+            return gradients_of(started)
+
+    def report(self) -> Report:
+        """Say what is trained and with what, and what is frozen; a table, and `as_json()`."""
+        return report_of(self._running(), self._args)
+
+    def check(self) -> None:
+        """Raise ManifestError with all that should have stayed as it was at the start and did not.
+
+        Compared, bit by bit, are frozen parameters, frozen blocks of parameters, and the running
+        statistics of modules in evaluation mode.
+        """
+        started = self._running()
+        with self._placed(started.name):
+            now = fingerprints(started.stage, _fitting(self.manifest, self._live.model))
+            moved = [name for name, before in started.fingerprints.items() if now[name] != before]
+            if moved:
+                raise ManifestError(*(f"'{name}' is frozen, and has moved" for name in moved))
+
+    def distillation(self, teacher: nn.Module, *, file: str | Path | None = None) -> Distillation:
+        """Return the loss that keeps the old outputs, as the manifest's `teacher` describes it.
+
+        `teacher` is a module of the old architecture; its weights are loaded from the teacher's
+        file, beside the manifest or where `file` says. Raises ManifestError where the manifest has
+        no teacher, or the file is another one or does not fit the module.
+        """
+        described = self.manifest.teacher
+        with _placed(f"{self.manifest.path.name}: teacher"):
+            if described is None:
+                raise ManifestError("there is none; add training.teacher to the recipe")
+            own = {id(parameter) for parameter in self._live.parameters.values()}
+            if any(id(parameter) in own for parameter in teacher.parameters()):
+                raise ManifestError("shares parameters with the model; make a module of its own")
+            outputs = old_outputs(
+                blocks_of(described.outputs, "outputs", self.manifest, self._live)
+            )
+            load_teacher(teacher, described, file or self.manifest.path.parent / described.file)
+            return Distillation(teacher, outputs, described.temperature, described.weight)
+
+    def _placed(self, name: str) -> AbstractContextManager[None]:
+        return _placed(f"{self.manifest.path.name}: stage '{name}'")
+
+    def _running(self) -> Started:
+        if self._started is None:
+            raise ManifestError(f"{self.manifest.path.name}: no stage was started")
+        return self._started
+
+    @property
+    def _args(self) -> Mapping[str, object]:
+        return self.manifest.optimizer.args if self.manifest.optimizer else {}
+
+    def _ready(
+        self, name: str, optimizer: type[Optimizer] | None
+    ) -> tuple[ResolvedStage, type[Optimizer], Mapping[str, object]]:
+        stage = self._named(name)
+        _require_unwrapped(self._live.model)
+        # Seen anew: `fully_shard` and loading with assign=True put others in their place.
+        self._live = _fitting(self.manifest, self._live.model)
+        return stage, self._optimizer(optimizer), self._args
+
+    def _begin(
+        self,
+        stage: ResolvedStage,
+        groups: Sequence[tuple[Group, Sequence[Held]]],
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        *,
+        is_finished: bool = False,
+    ) -> None:
+        """Set the model up for a stage whose optimizer is made; nothing here can fail."""
+        parameters = self._live.parameters
+        members = tuple((group, tuple(held)) for group, held in groups)
+        prints = fingerprints(stage, self._live)
+        self._started = Started(
+            stage, parameters, optimizer, scheduler, members, prints, is_finished
+        )
+        held = self._started.held
         self._train(held)
-        connect(made, self._connected(stage, held))
+        connect(optimizer, self._connected(stage, held))
+        resume.refuse_other_shapes(optimizer, held, parameters)
         kept = {id(self._live.modules[name]) for name in stage.stage.eval_modules}
         for module in self._live.modules.values():
             if id(module) in kept:
                 keep_in_evaluation(module)
             else:
                 release(module, self._live.model.training)
-        self._started = Started(made, held)
-        return made, scheduler
 
     def _named(self, name: str) -> ResolvedStage:
         if name not in self._stages:
@@ -88,18 +236,16 @@ class Run:
             raise ManifestError(f"there is no such stage{hint}")
         return self._stages[name]
 
-    def _optimizer(
-        self, instead: type[Optimizer] | None
-    ) -> tuple[type[Optimizer], Mapping[str, object]]:
+    def _optimizer(self, instead: type[Optimizer] | None) -> type[Optimizer]:
         described = self.manifest.optimizer
         if instead is not None:
-            return instead, described.args if described else {}
+            return instead
         if described is None:
             raise ManifestError(
                 "the manifest names no optimizer; add training.optimizer to the recipe, or start "
                 "with optimizer=CLASS"
             )
-        return class_of(described, Optimizer, "optimizer"), described.args
+        return class_of(described, Optimizer, "optimizer")
 
     def _held(
         self, stage: ResolvedStage, blocks: Sequence[Block], kind: type[Optimizer]
