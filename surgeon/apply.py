@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgeon import manifest, plan, publish
-from surgeon.draft import Outside
+from surgeon import manifest, optimizer_state, plan, publish
+from surgeon.draft import Outside, Tensors
 from surgeon.errors import PlanError, UsageError, WriteError
-from surgeon.execute import Executor, Options, Written
-from surgeon.formats import Checkpoint, open_checkpoint
+from surgeon.execute import COPY_BUFFER, Executor, Options, Written
+from surgeon.formats import Checkpoint, open_checkpoint, open_optimizer
 from surgeon.formats.checkpoint import Record
 from surgeon.layout import OutputFile, index_of, lay_out, lay_out_shards
-from surgeon.lazy import Stored, forms
+from surgeon.lazy import LazyTensor, Stored, forms
+from surgeon.optimizer_state import OptimizerState
 from surgeon.plan import Plan
 from surgeon.recipe import Recipe, read_json
 from surgeon.units import parse_size
 
 DEFAULT_SHARD_SIZE = "5GB"
+# What --optimizer says to leave the state in the input behind.
+NO_OPTIMIZER = "none"
+_FOLDER_MANIFEST = "surgeon.manifest.json"
+_FOLDER_OPTIMIZER = "surgeon.optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,21 @@ class Opened:
     models: Mapping[str, Checkpoint]
     plan: Plan
     stages: manifest.Training
+    state: OptimizerState | None
+    state_notes: tuple[str, ...]
+
+    @property
+    def written_tensors(self) -> Tensors:
+        """Everything that is written: the model's tensors, and those of its optimizer's state."""
+        return {**self.plan.tensors, **(self.state.tensors if self.state else {})}
 
     @property
     def notes(self) -> list[str]:
         """Everything that the user should know about the inputs and the steps."""
         about = [("input", self.input), *self.models.items()]
         notes = [f"{name}: {note}" for name, opened in about for note in opened.notes]
-        return notes + [f"{step.op}: {note}" for step in self.plan.steps for note in step.notes]
+        notes += [f"{step.op}: {note}" for step in self.plan.steps for note in step.notes]
+        return notes + list(self.state_notes)
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class Result:
     manifest: Path
     files: tuple[OutputFile, ...]
     written: Written
+    optimizer: Path | None
 
 
 def bind_models(recipe: Recipe, extra: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
@@ -88,8 +103,14 @@ def _beside(recipe: Recipe, location: str) -> str:
 
 
 @contextmanager
-def opened(recipe: Recipe, source: str, locations: Mapping[str, str]) -> Iterator[Opened]:
-    """Open all checkpoints of a recipe and plan it; reads headers only."""
+def opened(
+    recipe: Recipe, source: str, locations: Mapping[str, str], optimizer: str | None = None
+) -> Iterator[Opened]:
+    """Open all checkpoints of a recipe and plan it; reads headers only.
+
+    `optimizer` is where the state of the input's optimizer is. Without it, a state that the input
+    holds beside the model is taken; "none" leaves that behind.
+    """
     with ExitStack() as stack:
 
         def open_one(location: str) -> Checkpoint:
@@ -113,7 +134,39 @@ def opened(recipe: Recipe, source: str, locations: Mapping[str, str]) -> Iterato
         if not made.tensors:
             raise PlanError(f"{recipe.label}: no tensor is left to write")
         stages = manifest.resolve(recipe, made, checkpoint, models)
-        yield Opened(recipe, checkpoint, models, made, stages)
+        state, notes = _state(recipe, checkpoint, made, stages, optimizer, stack)
+        yield Opened(recipe, checkpoint, models, made, stages, state, tuple(notes))
+
+
+def _state(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    made: Plan,
+    stages: manifest.Training,
+    optimizer: str | None,
+    stack: ExitStack,
+) -> tuple[OptimizerState | None, Sequence[str]]:
+    """Return the optimizer's state as it will be, and notes; opens the file that is given."""
+    first = stages.stages[0]
+    is_needed = first["optimizer_state"] == "carry"
+    state: OptimizerState | None = None
+    notes: Sequence[str] = []
+    if optimizer is None:
+        state, notes = optimizer_state.of_input(checkpoint, made.tensors, is_needed=is_needed)
+        lying_there = _optimizer_of(checkpoint.path)
+        if state is None and lying_there.exists():
+            notes = [*notes, f"{lying_there} is not carried; --optimizer {lying_there} does that"]
+    elif optimizer != NO_OPTIMIZER:
+        saved = open_optimizer(optimizer)
+        stack.callback(saved.close)
+        state = optimizer_state.carried(saved, checkpoint, made.tensors)
+        notes = state.notes
+    if is_needed and state is None:
+        raise PlanError(
+            f"{recipe.label}: training: stage '{first['name']}' carries an optimizer's state, and "
+            "there is none; --optimizer FILE says where it is"
+        )
+    return state, notes
 
 
 def layouts(opened: Opened, output: Path | None) -> list[OutputFile]:
@@ -133,7 +186,7 @@ def layouts(opened: Opened, output: Path | None) -> list[OutputFile]:
 
 def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Result:
     """Write the planned output and its manifest; raises before anything appears at `output`."""
-    _require_free(output, force)
+    _require_free(output, force, has_state=opened.state is not None)
     files = layouts(opened, output)
     executor = Executor(options)
     notes = executor.check(opened.plan.checks)
@@ -143,17 +196,25 @@ def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Res
         else:
             path, written = _write_folder(opened, output, files, executor)
     written.notes = notes
-    return Result(output, path, tuple(files), written)
+    state = _optimizer_of(output) if opened.state else None
+    return Result(output, path, tuple(files), written, state)
 
 
 def _is_file(output: Path) -> bool:
     return output.suffix == ".safetensors"
 
 
-def _require_free(output: Path, force: bool) -> None:
+def _optimizer_of(output: Path) -> Path:
+    """Return where the optimizer's state lies that belongs to an output."""
+    if _is_file(output):
+        return output.with_suffix(".optimizer.safetensors")
+    return output / _FOLDER_OPTIMIZER
+
+
+def _require_free(output: Path, force: bool, *, has_state: bool) -> None:
     """Raise where the output exists without `force`, or is of the wrong kind."""
-    beside = output.with_suffix(".manifest.json")
-    for path in (output, beside) if _is_file(output) else (output,):
+    beside = [output.with_suffix(".manifest.json"), *([_optimizer_of(output)] if has_state else [])]
+    for path in (output, *beside) if _is_file(output) else (output,):
         if not path.exists() and not path.is_symlink():
             continue
         if not force:
@@ -169,15 +230,23 @@ def _write_file(
     opened: Opened, output: Path, files: Sequence[OutputFile], executor: Executor
 ) -> tuple[Path, Written]:
     beside = output.with_suffix(".manifest.json")
-    with publish.file(output) as (descriptor, publish_output):
+    with ExitStack() as stack:
+        descriptor, publish_output = stack.enter_context(publish.file(output))
         written = executor.write({descriptor: files[0]})
         executor.verify_records(_used_records(opened), files, written.checksums)
-        with publish.file(beside) as (beside_descriptor, publish_manifest):
-            text = manifest.text(_manifest(opened, output.name, files, written))
-            _write_text(beside_descriptor, text)
-            os.fsync(beside_descriptor)  # whatever can fail does so before the output is replaced
-            publish_output()
-            publish_manifest()
+        publishing, state = [publish_output], None
+        if opened.state:
+            path = _optimizer_of(output)
+            descriptor, publish_state = stack.enter_context(publish.file(path))
+            state = _write_state(opened.state, path.name, descriptor, executor)
+            publishing.insert(0, publish_state)
+        descriptor, publish_manifest = stack.enter_context(publish.file(beside))
+        _write_text(
+            descriptor, manifest.text(_manifest(opened, output.name, files, written, state))
+        )
+        os.fsync(descriptor)  # whatever can fail does so before the output is replaced
+        for publish_one in [*publishing, publish_manifest]:
+            publish_one()
     return beside, written
 
 
@@ -192,14 +261,31 @@ def _write_folder(
             descriptors[handle.fileno()] = file
         written = executor.write(descriptors)
         executor.verify_records(_used_records(opened), files, written.checksums)
-        weights = files[0].name
+        weights, state = files[0].name, None
         if len(files) > 1:
             weights = "model.safetensors.index.json"
             (folder / weights).write_text(index_of(files), "utf-8")
-        text = manifest.text(_manifest(opened, weights, files, written))
-        (folder / "surgeon.manifest.json").write_text(text, "utf-8", "backslashreplace")
+        if opened.state:
+            handle = stack.enter_context((folder / _FOLDER_OPTIMIZER).open("xb+", buffering=0))
+            state = _write_state(opened.state, _FOLDER_OPTIMIZER, handle.fileno(), executor)
+        text = manifest.text(_manifest(opened, weights, files, written, state))
+        (folder / _FOLDER_MANIFEST).write_text(text, "utf-8", "backslashreplace")
         publish_folder()
-    return output / "surgeon.manifest.json", written
+    return output / _FOLDER_MANIFEST, written
+
+
+def _write_state(
+    state: OptimizerState, name: str, descriptor: int, executor: Executor
+) -> dict[str, Any]:
+    """Write the optimizer's state; return what the manifest says of it."""
+    file = state.layout(name)
+    written = executor.write({descriptor: file})
+    used = _used(state.tensors.values(), state.records)
+    executor.verify_records(used, [file], written.checksums)
+    digest = hashlib.sha256()
+    for start in range(0, file.size_bytes, COPY_BUFFER):
+        digest.update(os.pread(descriptor, COPY_BUFFER, start))
+    return {"file": name, "sha256": digest.hexdigest(), "parameters": list(state.parameters)}
 
 
 def _write_text(descriptor: int, text: str) -> None:
@@ -209,7 +295,11 @@ def _write_text(descriptor: int, text: str) -> None:
 
 
 def _manifest(
-    opened: Opened, file: str, files: Sequence[OutputFile], written: Written
+    opened: Opened,
+    file: str,
+    files: Sequence[OutputFile],
+    written: Written,
+    state: dict[str, Any] | None,
 ) -> dict[str, Any]:
     return manifest.build(
         opened.recipe,
@@ -219,13 +309,20 @@ def _manifest(
         file=file,
         files=files,
         checksums=written.checksums,
+        optimizer_state=state,
     )
 
 
 def _used_records(opened: Opened) -> list[Record]:
-    """Return the byte runs with stated checksums that some written tensor is made of."""
+    checkpoints = (opened.input, *opened.models.values())
+    records = [record for checkpoint in checkpoints for record in checkpoint.records]
+    return _used(opened.plan.tensors.values(), records)
+
+
+def _used(tensors: Iterable[LazyTensor], records: Iterable[Record]) -> list[Record]:
+    """Return the byte runs with stated checksums that some of the tensors are made of."""
     used: dict[int, list[int]] = {}
-    for tensor in opened.plan.tensors.values():
+    for tensor in tensors:
         for form in forms(tensor):
             if isinstance(form, Stored):
                 used.setdefault(id(form.file), []).append(form.offset)
@@ -236,19 +333,16 @@ def _used_records(opened: Opened) -> list[Record]:
         first = bisect_left(offsets, record.offset)
         return first < len(offsets) and offsets[first] < record.offset + record.size_bytes
 
-    checkpoints = (opened.input, *opened.models.values())
-    return [
-        record for opened_one in checkpoints for record in opened_one.records if is_used(record)
-    ]
+    return [record for record in records if is_used(record)]
 
 
 def _carry_along(source: Checkpoint, folder: Path) -> None:
     """Copy what an input folder holds besides its weights, such as config and tokenizer."""
     if source.folder is None:
         return
-    weights = {path.name for path in source.weight_files} | {"surgeon.manifest.json"}
+    replaced = {_FOLDER_MANIFEST, _FOLDER_OPTIMIZER, *(path.name for path in source.weight_files)}
     for item in sorted(source.folder.iterdir()):
-        if item.name in weights or item.name.startswith("."):
+        if item.name in replaced or item.name.startswith("."):
             continue
         if item.is_dir():
             shutil.copytree(item, folder / item.name)

@@ -132,6 +132,11 @@ _model = click.option(
     "--model", "named", metavar="NAME=PATH", multiple=True, callback=_pairs,
     help="Say where a model of the recipe is.",
 )  # fmt: skip
+_optimizer = click.option(
+    "--optimizer", metavar="FILE[#NAME]",
+    help="Where the optimizer's state is that is to go through the same surgery; 'none' leaves "
+    "behind the one in INPUT.",
+)  # fmt: skip
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
@@ -147,13 +152,13 @@ def _say(lines: Sequence[str]) -> None:
 @contextmanager
 def _planned(
     recipe: str, source: str, extra: Sequence[str], named: Mapping[str, str],
-    variables: Mapping[str, Any],
+    variables: Mapping[str, Any], optimizer: str | None,
 ) -> Iterator[Opened]:  # fmt: skip
     from surgeon.apply import bind_models, opened
     from surgeon.recipe import load
 
     loaded = load(recipe, variables)
-    with opened(loaded, source, bind_models(loaded, extra, named)) as made:
+    with opened(loaded, source, bind_models(loaded, extra, named), optimizer) as made:
         yield made
 
 
@@ -164,6 +169,7 @@ def _planned(
 @click.argument("output", type=click.Path(path_type=Path))
 @_model
 @_set
+@_optimizer
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @_json
 @click.option("--quiet", is_flag=True, help="Print nothing but the answer and errors.")
@@ -178,7 +184,7 @@ def _planned(
 )  # fmt: skip
 def _apply(
     recipe: str, source: str, models: Sequence[str], output: Path, named: dict[str, str],
-    variables: dict[str, Any], force: bool, as_json: bool, quiet: bool,
+    variables: dict[str, Any], optimizer: str | None, force: bool, as_json: bool, quiet: bool,
     checksums: Literal["crc32", "sha256", "none"], workers: int | None, max_memory: int | None,
 ) -> None:  # fmt: skip
     """Apply RECIPE to the checkpoint INPUT and write OUTPUT with its manifest.
@@ -194,11 +200,11 @@ def _apply(
     from surgeon.memory import workers_within
 
     began = time.monotonic()
-    with _planned(recipe, source, models, named, variables) as opened:
+    with _planned(recipe, source, models, named, variables, optimizer) as opened:
         threads = workers or _default_workers()
         if max_memory is not None:
-            threads = workers_within(max_memory, opened.plan, threads)
-        total = report.written_bytes(opened.plan)
+            threads = workers_within(max_memory, opened.written_tensors, threads)
+        total = report.written_bytes(opened.written_tensors)
         with _progress(total, silent=quiet) as progress:
             result = write(opened, output, Options(threads, checksums, progress), force=force)
         if not quiet:
@@ -234,15 +240,16 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @_model
 @_set
+@_optimizer
 @_json
 def _plan(
     recipe: str, source: str, models: Sequence[str], named: dict[str, str],
-    variables: dict[str, Any], as_json: bool,
+    variables: dict[str, Any], optimizer: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what RECIPE would make of INPUT; reads no tensor data."""
     from surgeon import report
 
-    with _planned(recipe, source, models, named, variables) as opened:
+    with _planned(recipe, source, models, named, variables, optimizer) as opened:
         if as_json:
             _print(report.planned_as_json(opened))
         else:

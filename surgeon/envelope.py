@@ -77,6 +77,20 @@ STAGE: Schema = _object(
         "layer_decay": LAYER_DECAY,
         "scheduler": _TORCH_CLASS,
         "optimizer_state": {"enum": ["reset", "carry"]},
+        "after": {
+            "type": "array",
+            "items": _object(
+                {
+                    "align_rows": {
+                        **_PATTERNS,
+                        "description": "weights whose new rows get the mean norm of their old "
+                        "ones, or the rows themselves, such as 'fc.weight[7:8]'",
+                    }
+                },
+                required=("align_rows",),
+            ),
+            "description": "what is done to the weights when the stage ends",
+        },
     },
     required=("name",),
     **{"not": {"required": ["train", "freeze"]}},
@@ -227,6 +241,14 @@ _MANIFEST_STAGE: Schema = _object(
         },
         "scheduler": _TORCH_CLASS,
         "optimizer_state": {"enum": ["reset", "carry"]},
+        "after": {
+            "type": "array",
+            "items": _object(
+                {"align_rows": {**_BLOCKS, "minItems": 1}},
+                required=("align_rows",),
+                description="these rows get the mean norm of the other rows of their weight",
+            ),
+        },
     },
     required=("name", "groups", "frozen", "eval_modules", "optimizer_state"),
     description="every element of every parameter is in exactly one group, or frozen",
@@ -277,6 +299,15 @@ MANIFEST_SCHEMA: Schema = _object(
                 "weight": _POSITIVE,
             },
             required=("file", "sha256", "outputs", "temperature", "weight"),
+        ),
+        "optimizer_state": _object(
+            {
+                "file": {"type": "string", "description": "its name, without a folder"},
+                "sha256": _SHA256,
+                "parameters": {**_BLOCKS, "description": "the blocks that have old state in it"},
+            },
+            required=("file", "sha256", "parameters"),
+            description="what the optimizer of the earlier run kept, after the same surgery",
         ),
         "stages": {"type": "array", "items": _MANIFEST_STAGE, "minItems": 1},
     },

@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from surgeon.draft import Tensors
 from surgeon.dtypes import LAYOUT_RANK
 from surgeon.lazy import LazyTensor
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """A tensor and its place in the data section of a file."""
 
     name: str
@@ -48,6 +48,8 @@ def ties(tensors: Tensors) -> dict[str, str]:
 
     So does safetensors' `save_model`, which records the same in the metadata.
     """
+    if len(set(map(id, tensors.values()))) == len(tensors):
+        return {}
     owners: dict[int, str] = {}
     for name in sorted(tensors):
         owners.setdefault(id(tensors[name]), name)

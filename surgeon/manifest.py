@@ -71,6 +71,7 @@ def build(
     file: str,
     files: Sequence[OutputFile],
     checksums: Mapping[str, str],
+    optimizer_state: Json | None = None,
 ) -> Json:
     """Return the manifest of a written checkpoint; the same for the same recipe and inputs."""
     described: Json = {
@@ -100,6 +101,8 @@ def build(
         checkpoint = inputs[teacher.pop("model")]
         digest = _sha256_of(checkpoint.weight_files)
         described["teacher"] = {"file": checkpoint.path.name, "sha256": digest, **teacher}
+    if optimizer_state:
+        described["optimizer_state"] = optimizer_state
     described["stages"] = training.stages
     return described
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from surgeon.draft import Tensors
 from surgeon.dtypes import DTYPES
 from surgeon.errors import PlanError
 from surgeon.execute import COPY_BUFFER
 from surgeon.lazy import BLOCK, ByteRange, Elementwise, Fresh, LazyTensor, Strided, forms
-from surgeon.plan import Plan
 from surgeon.units import spoken_size
 
 # Per element of a block. An initialiser: float64 values, the chunk they are drawn in, what of it
@@ -33,11 +33,11 @@ class Need:
     largest: str
 
 
-def scratch_bytes(plan: Plan) -> Need:
-    """Return what writing a plan takes."""
+def scratch_bytes(tensors: Tensors) -> Need:
+    """Return what writing planned tensors takes."""
     shared, worker, largest, most = 0, COPY_BUFFER, "", -1
     seen: set[int] = set()
-    for name, tensor in plan.tensors.items():
+    for name, tensor in tensors.items():
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
@@ -86,9 +86,9 @@ def _at_once_bytes(form: LazyTensor) -> tuple[int, int]:
     return form.spec.count * stays, form.spec.count * meanwhile
 
 
-def workers_within(most_bytes: int, plan: Plan, workers: int) -> int:
+def workers_within(most_bytes: int, tensors: Tensors, workers: int) -> int:
     """Return how many of the workers a bound leaves room for; raises PlanError where none."""
-    need = scratch_bytes(plan)
+    need = scratch_bytes(tensors)
     if need.shared_bytes + need.worker_bytes > most_bytes:
         raise PlanError(
             f"--max-memory {spoken_size(most_bytes)}: the plan needs "

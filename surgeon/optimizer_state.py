@@ -9,16 +9,16 @@ tensors.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from surgeon import __version__
 from surgeon.draft import Tensors
 from surgeon.dtypes import DTYPES
-from surgeon.errors import PlanError
-from surgeon.formats import Record, SavedState
+from surgeon.errors import SurgeonError
+from surgeon.formats import Checkpoint, Record, SavedState
 from surgeon.formats.checkpoint import listed
-from surgeon.formats.optimizers import METADATA, Entry
+from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
 from surgeon.initialisers import fresh
 from surgeon.layout import OutputFile, lay_out, ties
 from surgeon.lazy import (
@@ -33,23 +33,24 @@ from surgeon.lazy import (
     Strided,
     TensorSpec,
     detached,
+    forms,
 )
-from surgeon.matching import matched
 from surgeon.regions import Region, remainder, spelled
-from surgeon.tables import plural
+from surgeon.state_names import matched, place
 
 Place = tuple[object, ...]
+_UNKNOWN = "the input has no such tensors"
 _COMBINED = "their values were made of several tensors"
-_MIXED = "their parts come from tensors of which other things were kept"
+_MIXED = "they were put together from tensors of which different things were kept"
 
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What is written: tensors called `<parameter>/<key>`, and the blocks that they belong to.
+    """What is written: tensors called `<parameter>/<key>`, and the blocks that have state.
 
     Tensors are as large as their parameter, with zeros where it has no state. What is kept once
     per parameter, such as a step count, is called `<block>/<key>` where a parameter was put
-    together from several. `reset` says, by the reason, what lost the state that it had.
+    together from several. `reset` names, by the reason, what lost the state that it had.
     """
 
     place: str
@@ -69,66 +70,50 @@ class OptimizerState:
         return lay_out(self.tensors, metadata, name)
 
     @property
-    def summary(self) -> str:
-        """Where it comes from and how much of it there is, in a line."""
-        blocks = plural(len(self.parameters), "block")
-        lost = sum(map(len, self.reset.values()))
-        starting = f"; {plural(lost, 'parameter')} lost theirs" if lost else ""
-        return f"optimizer state of {self.place}: carried for {blocks}{starting}"
-
-    @property
     def notes(self) -> list[str]:
         """A line for each reason for which state was lost."""
         return [
-            f"optimizer state: {listed(names)} start without: {reason}"
+            f"optimizer state: reset for {listed(names)}: {reason}"
             for reason, names in self.reset.items()
         ]
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What was kept for a region of one of the input's parameters."""
+    """What was kept for a region of one of the input's parameters.
+
+    That is for each element (`moments`), or once, such as a step count (`scalars`). `other` are
+    the keys of what is neither: factored, quantised, flattened.
+    """
 
     region: Region
-    shape: tuple[int, ...]
     entry: Entry
+    moments: Tensors
+    scalars: Tensors
+    other: tuple[str, ...]
 
     @property
-    def elementwise(self) -> Tensors:
-        """What was kept for each element."""
-        return {key: t for key, t in self.entry.values.items() if self._is_elementwise(t.spec)}
-
-    @property
-    def scalars(self) -> Tensors:
-        """What was kept once, such as a step count."""
-        return {key: t for key, t in self.entry.values.items() if self._is_scalar(t.spec)}
-
-    @property
-    def other(self) -> list[str]:
-        """The keys of what is neither, such as factored, quantised or flattened moments."""
-        known = {*self.elementwise, *self.scalars}
-        return [key for key in self.entry.values if key not in known]
-
-    def _is_elementwise(self, spec: TensorSpec) -> bool:
-        return spec.shape == self.shape != () and DTYPES[spec.dtype].kind == "float"
-
-    def _is_scalar(self, spec: TensorSpec) -> bool:
-        return spec.count == 1 and (spec.shape == () or spec.shape != self.shape)
-
-    def goes_with(self, other: _Source) -> bool:
-        """Say whether one parameter can have state of both."""
-        return _layout_of(self.elementwise) == _layout_of(other.elementwise) and (
-            self.scalars.keys() == other.scalars.keys()
-        )
+    def layout(self) -> tuple[Mapping[str, str], Iterable[str]]:
+        """What has to be equal where one parameter is put together from several."""
+        return {key: moment.spec.dtype for key, moment in self.moments.items()}, [*self.scalars]
 
 
-def _layout_of(tensors: Tensors) -> dict[str, str]:
-    return {key: tensor.spec.dtype for key, tensor in tensors.items()}
+def _source(shape: tuple[int, ...], region: Region, entry: Entry) -> _Source:
+    moments: Tensors = {}
+    scalars: Tensors = {}
+    for key, tensor in entry.values.items():
+        spec = tensor.spec
+        if spec.shape == shape != () and DTYPES[spec.dtype].kind == "float":
+            moments[key] = tensor
+        elif spec.count == 1 and (spec.shape == () or spec.shape != shape):
+            scalars[key] = tensor
+    other = tuple(key for key in entry.values if key not in moments and key not in scalars)
+    return _Source(region, entry, moments, scalars, other)
 
 
 @dataclass(frozen=True, eq=False)
 class _Partly(Copied):
-    """What was kept for a tensor, but for the regions for which there is nothing."""
+    """A tensor of the input, as far as there is state for it; the rest counts as created."""
 
     missing: tuple[Region, ...] = ()
 
@@ -138,7 +123,7 @@ class _Partly(Copied):
 
 @dataclass
 class _Carrying:
-    """What is found on the way."""
+    """The input's state by where its parameters lie, and what of it was carried so far."""
 
     sources: Mapping[Place, Sequence[_Source]]
     tensors: Tensors = field(default_factory=dict)
@@ -147,50 +132,57 @@ class _Carrying:
     reset: dict[str, list[str]] = field(default_factory=dict)
 
 
-def carried(saved: SavedState, given: Tensors, planned: Tensors, *, ordered: bool) -> OptimizerState:
-    """Return the state of the planned tensors, from what was saved for the given ones.
+def of_input(
+    checkpoint: Checkpoint, planned: Tensors, *, is_needed: bool
+) -> tuple[OptimizerState | None, list[str]]:
+    """Carry the state that the input holds beside its model, if there is any; also return notes.
 
-    `ordered` says that `given` has the order of the model's parameters, so that a state without
-    names can be told by it. Raises PlanError where the two do not belong together.
+    Why a state cannot be carried is a note too, or where it is needed an error.
+    """
+    contents = checkpoint.contents
+    if contents is None or not places_in(contents):
+        return None, []
+    try:
+        state = carried(state_in(contents, ""), checkpoint, planned)
+    except SurgeonError as error:
+        if is_needed:
+            raise
+        return None, [f"an optimizer's state is left behind: {line}" for line in error.problems]
+    found = f"found the state of an optimizer in {state.place}; --optimizer none leaves it behind"
+    return state, [found, *state.notes]
+
+
+def carried(saved: SavedState, checkpoint: Checkpoint, planned: Tensors) -> OptimizerState:
+    """Return the state of the planned tensors, from what was saved for those of a checkpoint.
+
+    Raises PlanError where the two do not belong together.
     """
     sources: dict[Place, list[_Source]] = {}
-    found, unknown = matched(saved, given, ordered=ordered)
+    given = checkpoint.tensors
+    found, unknown = matched(saved, given, ordered=checkpoint.contents is not None)
     for name, region, entry in found:
-        tensor = given[name]
-        source = _Source(region, tensor.spec.shape, entry)
-        sources.setdefault(_place(tensor), []).append(source)
-    on_the_way = _Carrying(sources)
-    if unknown:
-        on_the_way.reset["the input has no such tensors"] = unknown
+        source = _source(given[name].spec.shape, region, entry)
+        sources.setdefault(place(given[name]), []).append(source)
+    carrying = _Carrying(sources, reset={_UNKNOWN: unknown} if unknown else {})
     aliases = ties(planned)
     for name, tensor in planned.items():
         if name not in aliases and tensor.spec.count:
-            _carry(name, tensor, on_the_way)
+            _carry(name, tensor, carrying)
     return OptimizerState(
         place=saved.place,
-        tensors=on_the_way.tensors,
-        parameters=tuple(on_the_way.parameters),
-        numbers=tuple(on_the_way.numbers),
-        reset={reason: tuple(names) for reason, names in on_the_way.reset.items()},
+        tensors=carrying.tensors,
+        parameters=tuple(carrying.parameters),
+        numbers=tuple(carrying.numbers),
+        reset={reason: tuple(names) for reason, names in carrying.reset.items()},
         records=saved.records,
     )
-
-
-def _place(form: LazyTensor) -> Place:
-    """Return what two forms share that stand for the same of the input, as after `untie`."""
-    match form:
-        case Stored(file=file, offset=offset, spec=spec):
-            return id(file), offset, spec
-        case Strided(storage=storage, strides=strides, shape=shape):
-            return (*_place(storage), strides, shape)
-    return (id(form),)
 
 
 def mapped(tensor: LazyTensor, leaf: Callable[[LazyTensor], LazyTensor]) -> LazyTensor:
     """Return the same tree of moves over other leaves.
 
-    A cast changes nothing: what is kept of a tensor has a dtype of its own. Every form that moves
-    elements belongs here; any other is a leaf.
+    Every form that moves elements belongs here; all others are leaves. Arithmetic on one tensor
+    alone, as a cast, moves nothing: what is kept of a tensor has a dtype of its own.
     """
     match tensor:
         case Joined(parts=parts, dim=dim):
@@ -202,40 +194,87 @@ def mapped(tensor: LazyTensor, leaf: Callable[[LazyTensor], LazyTensor]) -> Lazy
     return leaf(tensor)
 
 
-def _leaves(tensor: LazyTensor) -> list[LazyTensor]:
-    found: list[LazyTensor] = []
-
-    def seen(form: LazyTensor) -> LazyTensor:
-        found.append(form)
-        return form
-
-    mapped(tensor, seen)
-    return found
-
-
-def _carry(name: str, tensor: LazyTensor, found: _Carrying) -> None:
-    """Add what the optimizer kept for a planned tensor."""
-    if same := found.sources.get(_place(tensor)):
-        unusable = [source.entry.problem for source in same if source.entry.problem]
-        if unusable:
-            found.reset.setdefault(f"what was kept {unusable[0]}", []).append(name)
-            return
-        whole = {k: t for s in same for k, t in s.entry.values.items() if k not in s.scalars}
-        _add(name, tensor, whole, [(source, [source.region]) for source in same], found)
+def _carry(name: str, tensor: LazyTensor, carrying: _Carrying) -> None:
+    """Add what there is for a planned tensor."""
+    if untouched := carrying.sources.get(place(tensor)):
+        parts = [(source, [source.region]) for source in untouched]
+        problem = next((s.entry.problem for s in untouched if s.entry.problem), "")
+        if problem:
+            carrying.reset.setdefault(problem, []).append(name)
+        else:
+            kept = {k: t for s in untouched for k, t in s.entry.values.items()
+                    if k not in s.scalars}  # fmt: skip
+            _add(name, tensor.spec.shape, kept, parts, carrying)
         return
-    leaves = _leaves(tensor)
-    places = dict.fromkeys(_place(leaf) for leaf in leaves)
-    sources = [source for place in places for source in found.sources.get(place, ())]
-    # What was made of nothing that has state had none to lose.
-    if not sources and not any(map(_has_state_inside(found), leaves)):
-        return
-    usable, reasons = _usable(sources)
-    if any(_is_combined(leaf, found.sources) for leaf in leaves):
-        reasons.append(_COMBINED)
+    leaves: list[LazyTensor] = []
+    mapped(tensor, lambda leaf: leaves.append(leaf) or leaf)  # type: ignore[func-returns-value]
+    places = dict.fromkeys(map(place, leaves))
+    sources = [source for key in places for source in carrying.sources.get(key, ())]
+    reasons = [_COMBINED] if any(_combines(leaf, carrying.sources) for leaf in leaves) else []
+    usable: list[_Source] = []
+    for source in sources:
+        if source.entry.problem or source.other:
+            others = ", ".join(map(repr, source.other))
+            reasons.append(source.entry.problem or f"{others} are not kept per element")
+        elif usable and usable[0].layout != source.layout:
+            reasons.append(_MIXED)
+        else:
+            usable.append(source)
     for reason in dict.fromkeys(reasons):
-        found.reset.setdefault(reason, []).append(name)
-    parts = [(source, _regions(tensor, source, found.sources)) for source in usable]
+        carrying.reset.setdefault(reason, []).append(name)
+    parts = [(source, _regions(tensor, source, carrying)) for source in usable]
     if parts := [(source, regions) for source, regions in parts if regions]:
-        keys = _layout_of(parts[0][0].elementwise)
-        whole = {key: _moments(tensor, key, dtype, usable, found) for key, dtype in keys.items()}
-        _add(name, tensor, whole, parts, found)
+        moments = {key: _moment(tensor, key, usable, carrying) for key in usable[0].moments}
+        _add(name, tensor.spec.shape, moments, parts, carrying)
+
+
+def _combines(leaf: LazyTensor, sources: Mapping[Place, Sequence[_Source]]) -> bool:
+    """Say whether a leaf is computed of something that has state."""
+    if isinstance(leaf, Stored | Strided | Fresh | Copied):
+        return False
+    return any(place(form) in sources for form in forms(leaf))
+
+
+def _regions(tensor: LazyTensor, source: _Source, carrying: _Carrying) -> list[Region]:
+    """Return the regions of a planned tensor whose elements have the state of one source."""
+
+    def leaf(form: LazyTensor) -> LazyTensor:
+        if source in carrying.sources.get(place(form), ()):
+            return _Partly(form, tuple(remainder(form.spec.shape, [source.region])))
+        return Copied(form)
+
+    return remainder(tensor.spec.shape, mapped(tensor, leaf).new())
+
+
+def _moment(
+    tensor: LazyTensor, key: str, usable: Sequence[_Source], carrying: _Carrying
+) -> LazyTensor:
+    dtype = usable[0].moments[key].spec.dtype
+
+    def leaf(form: LazyTensor) -> LazyTensor:
+        for source in carrying.sources.get(place(form), ()):
+            if source in usable:
+                return source.moments[key]
+        return fresh(TensorSpec(dtype, form.spec.shape), "zeros", Stream(0, "", ""), name=key)
+
+    return mapped(tensor, leaf)
+
+
+def _add(
+    name: str,
+    shape: tuple[int, ...],
+    kept: Tensors,
+    parts: Sequence[tuple[_Source, Sequence[Region]]],
+    carrying: _Carrying,
+) -> None:
+    # Under an identity of their own: names that share a tensor would be written as ties.
+    tensors = {f"{name}/{key}": detached(tensor) for key, tensor in kept.items()}
+    for source, regions in parts:
+        blocks = [spelled(name, region, shape) for region in regions]
+        carrying.parameters += blocks
+        for owner in [name] if len(parts) == 1 else blocks:
+            tensors |= {f"{owner}/{key}": detached(t) for key, t in source.scalars.items()}
+            carrying.numbers += [
+                f"{owner}/{key}" for key in source.scalars if key in source.entry.numbers
+            ]
+    carrying.tensors |= tensors

@@ -238,21 +238,32 @@ def check_destination(destination: str) -> None:
             raise UsageError(f"'{destination}': {{{inside}}} is not a capture") from None
 
 
+@lru_cache(maxsize=4096)
+def _template(destination: str) -> tuple[str, ...]:
+    """Split a destination: literal text and what stands in braces, in turn."""
+    return tuple(_BRACES.split(destination))
+
+
 def expand(destination: str, captures: Captures) -> str:
     """Write a name with what the other side captured; keeps what came under a module's name."""
+    parts = [
+        _written(part, captures, destination) if index % 2 else part
+        for index, part in enumerate(_template(destination))
+    ]
+    if (rest := captures.get(_UNDER)) is not None:
+        parts += (".", rest)
+    return "".join(parts)
 
-    def written(found: re.Match[str]) -> str:
-        inside = found[1].strip().removesuffix("**")
-        if captures.get(inside) is not None:
-            return captures[inside]
-        value = _calculated(ast.parse(inside, mode="eval").body, captures)
-        if value < 0:
-            raise PlanError(f"{{{inside}}} is {value} in '{destination}'")
-        return str(value)
 
-    name = _BRACES.sub(written, destination)
-    under = captures.get(_UNDER)
-    return f"{name}.{under}" if under else name
+def _written(inside: str, captures: Captures, destination: str) -> str:
+    """Return what a capture, or arithmetic with captures, comes to."""
+    inside = inside.strip().removesuffix("**")
+    if (captured := captures.get(inside)) is not None:
+        return captured
+    value = _calculated(ast.parse(inside, mode="eval").body, captures)
+    if value < 0:
+        raise PlanError(f"{{{inside}}} is {value} in '{destination}'")
+    return str(value)
 
 
 def under(target: str | Sequence[str], name: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from surgeon import __version__
 from surgeon.draft import Check, Draft, Outside, Tensors
@@ -16,8 +16,7 @@ from surgeon.regions import spelled
 from surgeon.registry import OPS
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """What one step did to one tensor; the items of a manifest's lineage."""
 
     step: str

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.apply import Opened, Result, layouts
-from surgeon.draft import is_wholly_new
+from surgeon.draft import Tensors, is_wholly_new
 from surgeon.layout import OutputFile, ties
 from surgeon.lazy import ByteRange, LazyTensor
 from surgeon.plan import Change, Plan, StepSummary
@@ -21,14 +21,10 @@ Json = dict[str, Any]
 _OWN_COLUMNS = ("name", "params", "lr", "weight_decay")
 
 
-def written_bytes(plan: Plan) -> int:
-    """Return the bytes of all tensors that a plan writes, tied ones once."""
-    return sum(tensor.spec.size_bytes for tensor in _owned(plan).values())
-
-
-def _owned(plan: Plan) -> dict[str, LazyTensor]:
-    aliases = ties(plan.tensors)
-    return {name: tensor for name, tensor in plan.tensors.items() if name not in aliases}
+def written_bytes(tensors: Tensors) -> int:
+    """Return the bytes of all tensors that are written, tied ones once."""
+    owned = {id(tensor): tensor for tensor in tensors.values()}
+    return sum(tensor.spec.size_bytes for tensor in owned.values())
 
 
 def lost(plan: Plan) -> list[str]:
@@ -56,7 +52,30 @@ def applied(opened: Opened, result: Result, seconds: float) -> list[str]:
         f"{spoken_size(total)}: {spoken_size(written.copied_bytes)} copied, "
         f"{spoken_size(written.computed_bytes)} computed, in {seconds:.1f} s"
     )
+    if result.optimizer:
+        lines.append(f"{_state_line(opened)}, in {shown(str(result.optimizer))}")
     return lines
+
+
+def _state_line(opened: Opened) -> str:
+    """Return where an optimizer's state comes from, and for how much of the model there is any."""
+    assert opened.state is not None
+    parameters = opened.state.parameters
+    parts = [name for name in parameters if name not in opened.plan.tensors]
+    carried = [plural(len(parameters) - len(parts), "parameter")]
+    carried += [plural(len(parts), "block")] if parts else []
+    return f"optimizer state of {shown(opened.state.place)}: {' and '.join(carried)} carried"
+
+
+def _state_as_json(opened: Opened, file: Path | None = None) -> Json | None:
+    if opened.state is None:
+        return None
+    return {
+        **({"file": str(file)} if file else {}),
+        "from": opened.state.place,
+        "parameters": list(opened.state.parameters),
+        "reset": {reason: list(names) for reason, names in opened.state.reset.items()},
+    }
 
 
 def _kind(tensor: LazyTensor) -> str:
@@ -104,6 +123,7 @@ def applied_as_json(opened: Opened, result: Result) -> Json:
         "copied_bytes": result.written.copied_bytes,
         "computed_bytes": result.written.computed_bytes,
         "dropped": lost(opened.plan),
+        "optimizer_state": _state_as_json(opened, result.optimizer),
         "steps": _steps_as_json(opened.plan),
         "notes": [*opened.notes, *result.written.notes],
     }
@@ -122,6 +142,8 @@ def planned(opened: Opened) -> str:
     if places:
         lines = [f"  {place}: {plural(n, 'look')} at tensor values" for place, n in places.items()]
         parts.append("\n".join(["apply checks first", *lines]))
+    if opened.state:
+        parts.append(_state_line(opened))
     if opened.stages.optimizer:
         parts.append(f"optimizer {_called(opened.stages.optimizer)}")
     if teacher := opened.stages.teacher:
@@ -274,6 +296,7 @@ def planned_as_json(opened: Opened) -> Json:
         "files": _files_as_json(layouts(opened, folder)),
         "checks": [place for place, _ in plan.checks],
         "optimizer": opened.stages.optimizer,
+        "optimizer_state": _state_as_json(opened),
         "teacher": opened.stages.teacher,
         "stages": opened.stages.stages,
         "notes": opened.notes,

@@ -128,15 +128,17 @@ class Parameters:
 
     def spelled(self, cover: Cover) -> list[str]:
         """Return a cover as the manifest lists it."""
-        return [
-            spelled(name, region, self.shapes[name])
-            for name in self.names
-            for region in sorted(self._merged(name, cover.regions.get(name, ())))
-        ]
+        found: list[str] = []
+        for name in self.names:
+            regions = cover.regions.get(name, ())
+            if regions and regions is self.everything.regions.get(name):
+                found.append(name)
+            else:
+                merged = sorted(self._merged(name, regions))
+                found += [spelled(name, region, self.shapes[name]) for region in merged]
+        return found
 
     def _merged(self, name: str, regions: Sequence[Region]) -> Sequence[Region]:
-        if len(regions) < 2:
-            return regions
         if len(regions) < 2:
             return regions
         # Complements of complements come in more pieces than they need to.
@@ -201,6 +203,7 @@ def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Jso
     if not trained.regions and everything.regions:
         raise PlanError("nothing is left to train")
     groups, problems = _groups(stage, parameters, trained, frozen)
+    aligned = [_aligned(action, parameters, frozen, problems) for action in stage.get("after", [])]
     described: list[Json] = []
     for settings, cover in groups:
         try:
@@ -218,7 +221,33 @@ def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Jso
     if "scheduler" in stage:
         entry["scheduler"] = {"args": {}, **stage["scheduler"]}
     entry["optimizer_state"] = stage.get("optimizer_state", "reset")
-    return entry
+    return entry | ({"after": [{"align_rows": rows} for rows in aligned]} if aligned else {})
+
+
+def _aligned(
+    action: Mapping[str, Any], parameters: Parameters, frozen: Cover, problems: list[str]
+) -> list[str]:
+    """Return the new rows of weights that a target selects, or the rows that it names."""
+    place = f"after: align_rows: {action['align_rows']!r}"
+    try:
+        chosen = parameters.cover(action["align_rows"])
+    except PlanError as error:
+        problems += error.at("after: align_rows").problems
+        return []
+    rows: dict[str, tuple[Region, ...]] = {}
+    for name, regions in chosen.regions.items():
+        full = whole(parameters.shapes[name])
+        named = parameters.new.regions.get(name, ()) if regions == (full,) else regions
+        found = tuple(r for r in named if len(full) > 1 and r[1:] == full[1:])
+        if found and remainder(parameters.shapes[name], found):
+            rows[name] = found
+    if not rows:
+        problems.append(f"{place} has no new rows beside old ones; name rows: 'fc.weight[7:8]'")
+    problems += [
+        f"{place}: '{name}' is frozen in this stage"
+        for name in parameters.spelled(Cover(rows).shared(frozen))
+    ]
+    return parameters.spelled(Cover(rows))
 
 
 def _groups(

@@ -16,7 +16,7 @@ from surgeon.checksums import Algorithm, Running
 from surgeon.errors import CheckpointError
 from surgeon.files import InputFile
 from surgeon.formats.safetensors import open_safetensors
-from surgeon.lazy import LazyTensor, Stored
+from surgeon.lazy import LazyTensor, Stored, TensorSpec
 from surgeon.tables import plural, shown
 from surgeon.units import spoken_size
 
@@ -92,8 +92,10 @@ def read_manifest(path: Path) -> Json:
             "surgeon_manifest": 1,
             "checkpoint": dict(checkpoint),
             "tensors": dict(tensors),
-        } if all(_is_file(part) for part in _parts(checkpoint)) and all(
-            _is_tensor(entry) for entry in tensors.values()
+        } if (
+            all(_is_file(part) for part in _parts(checkpoint))
+            and all(_is_tensor(entry) for entry in tensors.values())
+            and _is_state(manifest.get("optimizer_state"))
         ):
             return dict(manifest)
     raise CheckpointError(f"{path}: not a manifest of version 1")
@@ -126,6 +128,13 @@ def _is_tensor(entry: object) -> bool:
     return False
 
 
+def _is_state(entry: object) -> bool:
+    match entry:
+        case None | {"file": str(), "sha256": str()}:
+            return True
+    return False
+
+
 def verify(output: Path, workers: int) -> Verified:
     """Hash an output again and compare; raises CheckpointError where it has no manifest."""
     path = find_manifest(output)
@@ -148,6 +157,11 @@ def verify(output: Path, workers: int) -> Verified:
                 tensors |= held
         if "files" in checkpoint:
             _check_index(path.parent / checkpoint["file"], checkpoint, places, found)
+        if state := manifest.get("optimizer_state"):
+            if output.suffix == ".safetensors":
+                beside = output.with_suffix(".optimizer.safetensors")
+                state = {**state, "file": beside.name}
+            _check_optimizer_state(path, state, found)
         if len(files) == len(parts):
             _check_tensors(manifest["tensors"], tensors, found, workers)
     finally:
@@ -201,6 +215,21 @@ def _check_index(path: Path, checkpoint: Json, places: Mapping[str, str], found:
         found.mismatches += [
             f"{path}: '{name}' is not in '{weight_map[name]}'" for name in sorted(wrong)
         ]
+
+
+def _check_optimizer_state(manifest: Path, stated: Json, found: Verified) -> None:
+    file = _open(manifest, stated["file"], found)
+    if file is None:
+        return
+    try:
+        digest = _hash(Stored(file, 0, TensorSpec("U8", (file.size_bytes,))), "sha256")
+    finally:
+        file.close()
+    found.size_bytes += file.size_bytes
+    if digest != stated["sha256"]:
+        found.mismatches.append(
+            f"{file.path}: has sha256 {digest}, the manifest says {stated['sha256']}"
+        )
 
 
 def _check_tensors(

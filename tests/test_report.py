@@ -447,20 +447,20 @@ def test_a_written_manifest_validates(example: Bench) -> None:
     ],
 )
 def test_scratch_grows_with_what_is_computed(example: Bench, steps: Any) -> None:
-    need = memory.scratch_bytes(example.plan(*steps))
-    base = memory.scratch_bytes(example.plan())
+    need = memory.scratch_bytes(example.plan(*steps).tensors)
+    base = memory.scratch_bytes(example.plan().tensors)
     assert need.worker_bytes >= base.worker_bytes
     if steps and "init" in steps[0]:
         assert need.shared_bytes > 0
 
 
 def test_fewer_workers_fit_into_less_memory(example: Bench) -> None:
-    plan = example.plan({"op": "average", "models": ["other"]})
-    need = memory.scratch_bytes(plan)
-    assert memory.workers_within(need.worker_bytes * 3, plan, 8) == 3
-    assert memory.workers_within(need.worker_bytes * 30, plan, 8) == 8
+    tensors = example.plan({"op": "average", "models": ["other"]}).tensors
+    need = memory.scratch_bytes(tensors)
+    assert memory.workers_within(need.worker_bytes * 3, tensors, 8) == 3
+    assert memory.workers_within(need.worker_bytes * 30, tensors, 8) == 8
     with pytest.raises(PlanError, match="for one worker"):
-        memory.workers_within(need.worker_bytes - 1, plan, 8)
+        memory.workers_within(need.worker_bytes - 1, tensors, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
@@ -479,7 +479,7 @@ def test_the_estimate_is_not_exceeded(tmp_path: Path, step: Any, dtype: torch.dt
     tensors = {"w": torch.zeros(600, 500, dtype=dtype)}
     bench = Bench(tmp_path).given(tensors, other=tensors)
     step = {"target": "w", **step}
-    need = memory.scratch_bytes(bench.plan(step))
+    need = memory.scratch_bytes(bench.plan(step).tensors)
     bench.operate(step, options=Options(workers=1))  # imports and caches are no scratch
     tracemalloc.start()
     try:

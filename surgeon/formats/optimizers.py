@@ -158,9 +158,7 @@ def state_of_ours(checkpoint: Checkpoint) -> SavedState:
         if METADATA not in checkpoint.metadata:
             raise ValueError(_OURS)
         described = strict_json(checkpoint.metadata[METADATA].encode())
-        blocks, numbers = described.get("parameters"), described.get("numbers")
-        if not _are_names(blocks) or not _are_names(numbers):
-            raise ValueError(f"its metadata's '{METADATA}' lacks 'parameters' or 'numbers'")
+        blocks, numbers = (_names(described.get(key)) for key in ("parameters", "numbers"))
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
     owned: dict[str, dict[str, str]] = {}
@@ -176,5 +174,7 @@ def state_of_ours(checkpoint: Checkpoint) -> SavedState:
     return SavedState(str(checkpoint.path), (tuple(entries),), checkpoint.records, checkpoint.close)
 
 
-def _are_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+def _names(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"its metadata's '{METADATA}' lacks the names of parameters or numbers")
+    return value

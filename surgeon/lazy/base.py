@@ -34,15 +34,15 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
 
-    @cached_property
+    @property
     def count(self) -> int:
         """The number of elements."""
         return prod(self.shape)
 
-    @cached_property
+    @property
     def size_bytes(self) -> int:
         """The number of bytes that they take in a file."""
-        return self.count * DTYPES[self.dtype].bits // 8
+        return prod(self.shape) * DTYPES[self.dtype].bits // 8
 
     def resized(self, dim: int, size: int) -> TensorSpec:
         """Return the spec with one dimension of another size."""

@@ -30,11 +30,13 @@ def replace(
     too: untie it first.
     """
     changes: dict[str, LazyTensor] = {}
+    shared = draft.shared()
     for layer in layers(draft, target):
         old = weight_of(draft, layer.module) if layer.is_module else draft.spec(layer.names[0])
         weight = _resized(old, old, rows, columns) if old else None
         for name in layer.names:
-            if others := [other for other in draft.tied(name) if other not in layer.names]:
+            others = [n for n in draft.tied(name) if n not in layer.names] if name in shared else []
+            if others:
                 raise PlanError(f"'{name}' is tied to '{others[0]}'; untie it first")
             spec = _resized(draft.spec(name), old or draft.spec(name), rows, columns)
             leaf = layer.leaf(name)

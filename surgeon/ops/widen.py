@@ -37,12 +37,13 @@ def widen(
     """
     dim = 0 if columns is None else 1
     changes: dict[str, LazyTensor] = {}
+    shared = draft.shared()
     for layer in layers(draft, target):
         grow, size = _growing(draft, layer, dim)
         count = rows or columns or (to or 0) - size
         if count < 1:
             raise PlanError(f"'{layer.module or grow[0]}' has {size} rows already, not under {to}")
-        for name in _with_tied_layers(draft, grow, dim, size):
+        for name in _with_tied_layers(draft, grow, shared, dim, size):
             weight = weight_of(draft, name.rpartition(".")[0])
             if weight is not None and len(weight.shape) > dim and weight.shape[dim] == size:
                 weight = weight.resized(dim, size + count)
@@ -69,14 +70,18 @@ def _growing(draft: Draft, layer: Layer, dim: int) -> tuple[list[str], int]:
     return [name for name in sizes if sizes[name] == size], size
 
 
-def _with_tied_layers(draft: Draft, names: list[str], dim: int, size: int) -> Iterator[str]:
+def _with_tied_layers(
+    draft: Draft, names: list[str], shared: set[str], dim: int, size: int
+) -> Iterator[str]:
     """Yield each tensor that grows once: also the rest of layers whose weight is tied to one."""
     seen: set[int] = set()
     for name in names:
-        for tied in draft.tied(name):
+        growing = [name]
+        for tied in draft.tied(name) if name in shared else []:
             siblings = directly_in(draft, tied.rpartition(".")[0]) if dim == 0 else []
-            grown_along = [other for other in siblings if draft.spec(other).shape[:1] == (size,)]
-            for other in [tied] if tied == name else [tied, *grown_along]:
-                if id(draft[other]) not in seen:
-                    seen.add(id(draft[other]))
-                    yield other
+            along = [other for other in siblings if draft.spec(other).shape[:1] == (size,)]
+            growing += [] if tied == name else [tied, *along]
+        for other in growing:
+            if id(draft[other]) not in seen:
+                seen.add(id(draft[other]))
+                yield other

@@ -10,14 +10,20 @@
 Nothing else of surgeon imports this package.
 """
 
+from surgeon.training.distillation import Distillation
 from surgeon.training.errors import ManifestError
+from surgeon.training.gradients import Gradients
 from surgeon.training.manifest import Group, Manifest, Stage, Teacher, TensorEntry, TorchClass
+from surgeon.training.report import Report
 from surgeon.training.run import Run
 
 __all__ = [
+    "Distillation",
+    "Gradients",
     "Group",
     "Manifest",
     "ManifestError",
+    "Report",
     "Run",
     "Stage",
     "Teacher",

@@ -40,8 +40,9 @@ class Distillation:
         temperature: float = 2.0,
         weight: float = 1.0,
     ) -> None:
-        """Take a teacher, and the student's outputs that are the teacher's, such as `range(7)`.
+        """Take a teacher, and which of the student's outputs it has, such as `range(7)`.
 
+        It has those alone, in that order, or as many outputs as the student.
         The teacher is not copied: it gets no gradients any more and stays in evaluation mode, so
         that no statistics of it move. Where it is what is to be trained, hand in a deepcopy.
         """
@@ -70,11 +71,13 @@ class Distillation:
             )
         with torch.no_grad():
             wanted = self.teacher(*inputs, **named_inputs)
+        index = torch.tensor(self.outputs, device=logits.device)
+        if wanted.shape[1] == logits.shape[1]:
+            wanted = wanted.index_select(1, index)
         if wanted.shape[1] != len(self.outputs):
             raise ManifestError(
                 f"the teacher has {wanted.shape[1]} outputs, and {len(self.outputs)} are to be kept"
             )
-        index = torch.tensor(self.outputs, device=logits.device)
         student, teacher = (
             log_softmax(_precise(values) / self.temperature, dim=1)
             for values in (logits.index_select(1, index), wanted)

@@ -236,6 +236,8 @@ def restore(saved: Saved, optimizer: Optimizer, scheduler: LRScheduler | None) -
                 if isinstance(value, Tensor):
                     there = parameter.device if value.ndim or moves_counts else value.device
                     state[key] = value.detach().to(there, copy=True)
+                else:
+                    state[key] = deepcopy(value)
     if scheduler is not None and saved.scheduler is not None:
         scheduler.load_state_dict(deepcopy(dict(saved.scheduler)))
 
