@@ -10,13 +10,17 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install -q -c constraints.txt --group dev -e .
 	touch $@
 
+.venv/frameworks: .venv/ready
+	$(BIN)/python -m pip install -q -c constraints.txt --group frameworks
+	touch $@
+
 demo: .venv/ready
 	$(BIN)/python examples/digits_new_class/demo.py demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2
 
-slow: .venv/ready
+slow: .venv/frameworks
 	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: .venv/ready

@@ -60,7 +60,10 @@ def nearest(word: str, candidates: Iterable[str], most: int = 3) -> list[str]:
     if len(pool) > _NEAREST_AMONG:
         letters = set(word)
         pool = sorted(pool, key=lambda name: (len(letters ^ set(name)), name))[:_NEAREST_AMONG]
-    return difflib.get_close_matches(word, pool, n=most, cutoff=0.6)
+    found = difflib.get_close_matches(word, pool, n=most, cutoff=0.6)
+    likeness = [difflib.SequenceMatcher(None, name, word).ratio() for name in found]
+    # What is clearly further away than the nearest is noise.
+    return [name for name, ratio in zip(found, likeness, strict=True) if ratio > likeness[0] - 0.04]
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -154,7 +154,7 @@ def test_every_pattern_without_a_match_is_listed():
 @pytest.mark.parametrize(
     ("pattern", "hint"),
     [
-        ("head.wieght", "; did you mean 'head.weight' or "),
+        ("head.wieght", "; did you mean 'head.weight'?"),
         ("head.biass", "; did you mean 'head.bias'"),
         ("embd", "'embed'"),
         ("logscale", "; did you mean 'log_scale'?"),

@@ -192,12 +192,18 @@ def test_layer_decay_of_a_group_is_its_own(bench):
     assert stage["groups"][-1]["lr"] == 0.1
 
 
-def test_scheduler_duration_and_optimizer_state_are_passed_on(bench):
+def test_scheduler_and_duration_are_passed_on(bench):
     scheduler = {"class": "torch.optim.lr_scheduler.StepLR", "args": {"step_size": 3}}
-    stage = stage_of(bench, scheduler=scheduler, duration={"epochs": 5}, optimizer_state="carry")
+    stage = stage_of(bench, scheduler=scheduler, duration={"epochs": 5})
     assert stage["scheduler"] == scheduler
     assert stage["duration"] == {"epochs": 5}
-    assert stage["optimizer_state"] == "carry"
+
+
+def test_state_that_is_carried_must_be_there(bench):
+    with pytest.raises(
+        PlanError, match="stage 's' carries an optimizer's state, and there is none"
+    ):
+        stage_of(bench, optimizer_state="carry")
 
 
 def test_optimizer_state_is_reset_by_default(bench):

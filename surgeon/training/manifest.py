@@ -61,6 +61,15 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class StateFile:
+    """What the optimizer of the earlier run kept, and the blocks of parameters it is for."""
+
+    file: str
+    sha256: str
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Group:
     """One optimizer group: parameters or blocks of them, and their own settings."""
 
@@ -98,6 +107,7 @@ class Manifest:
     optimizer: TorchClass | None
     teacher: Teacher | None
     stages: tuple[Stage, ...]
+    optimizer_state: StateFile | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
@@ -170,6 +180,7 @@ def _parsed(path: Path, found: Json) -> Manifest:
         optimizer=_torch_class(found, "optimizer", ""),
         teacher=_teacher(_get(found, "teacher", dict, "")) if "teacher" in found else None,
         stages=stages,
+        optimizer_state=_state_file(found),
     )
 
 
@@ -213,6 +224,19 @@ def _teacher(found: Json) -> Teacher:
         outputs=_names(found, "outputs", "teacher"),
         temperature=float(_get(found, "temperature", (int, float), "teacher")),
         weight=float(_get(found, "weight", (int, float), "teacher")),
+    )
+
+
+def _state_file(manifest: Json) -> StateFile | None:
+    if "optimizer_state" not in manifest:
+        return None
+    found = _get(manifest, "optimizer_state", dict, "")
+    place = "optimizer_state"
+    names = _get(found, "parameters", list, place)
+    return StateFile(
+        file=_file_name(found, place),
+        sha256=_get(found, "sha256", str, place),
+        parameters=tuple(_is(name, str, f"{place}.parameters") for name in names),
     )
 
 

@@ -5,7 +5,7 @@ Nothing is kept by index, so that the order in which modules were registered doe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -38,17 +38,20 @@ class Saved:
     settings: Mapping[str, Json]
     states: Mapping[str, Sequence[tuple[Region, State]]]
     scheduler: Json | None
+    begun: Sequence[str]
     is_finished: bool
 
 
-def state_of(started: Started, args: Json) -> dict[str, Any]:
+def state_of(started: Started, args: Json, begun: Iterable[str]) -> dict[str, Any]:
     """Return plain containers and tensors, which torch.load reads with weights_only=True.
 
-    As with torch's own, the tensors are the optimizer's, not copies.
+    `begun` are the stages that this run has started. As with torch's own state, the tensors are
+    the optimizer's, not copies.
     """
     return {
         "surgeon_run": VERSION,
         "stage": started.name,
+        "begun": sorted(begun),
         "is_finished": started.is_finished,
         "optimizer": _path_of(type(started.optimizer)),
         "groups": [
@@ -106,6 +109,7 @@ def read(state: Mapping[str, Any]) -> Saved:
             settings={group["name"]: group["settings"] for group in state["groups"]},
             states=states,
             scheduler=state["scheduler"],
+            begun=list(state["begun"]),
             is_finished=state["is_finished"],
         )
     except (KeyError, TypeError, ValueError) as error:

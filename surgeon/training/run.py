@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from surgeon.errors import SurgeonError, did_you_mean
 from surgeon.regions import Region, whole
-from surgeon.training import resume
+from surgeon.training import resume, saved_state
 from surgeon.training.align import align
 from surgeon.training.construct import class_of, optimizer_of, scheduler_of
 from surgeon.training.cover import Block, ResolvedStage, blocks_of, resolved
@@ -38,6 +38,8 @@ class Run:
         self._live = live
         self._stages = stages
         self._started: Started | None = None
+        self._begun: set[str] = set()
+        self._saved: saved_state.SavedState | None = None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -53,8 +55,9 @@ class Run:
         evaluation mode, and of a parameter that is trained in part the optimizer holds the blocks
         that are. `optimizer` is used instead of the manifest's class, with the manifest's
         arguments. Learning rates are the manifest's and a scheduler starts anew, whatever the
-        stage before; `"optimizer_state": "carry"` carries the state alone, by name and shape.
-        The stage before is finished first; see `finish`.
+        stage before; `"optimizer_state": "carry"` carries the state alone, by name and shape:
+        that of the stage before, and for what no stage has trained yet that of the earlier run,
+        if it went through the surgery. The stage before is finished first; see `finish`.
 
         Raises ManifestError, and changes nothing, where the manifest names no optimizer, where a
         class does not take what the manifest says, where the model's parameters are others than
@@ -62,7 +65,12 @@ class Run:
         """
         with self._placed(name):
             stage, kind, args = self._ready(name, optimizer)
-            groups = [(group, self._held(stage, blocks, kind)) for group, blocks in stage.groups]
+            if self._saved is None:  # known to be of use before anything is trained
+                self._saved = saved_state.of_run(self.manifest, self._live, kind, args)
+            groups = [
+                (group, self._held(stage, blocks, saved_state.Kind(kind, args, group)))
+                for group, blocks in stage.groups
+            ]
             made = optimizer_of(kind, args, groups)
             described = stage.stage.scheduler
             scheduler = scheduler_of(described, made) if described else None
@@ -92,6 +100,7 @@ class Run:
             made = optimizer_of(kind, args, groups)
             scheduler = scheduler_of(described, made) if described else None
             resume.restore(saved, made, scheduler)
+        self._begun = set(saved.begun)
         self._begin(stage, groups, made, scheduler, is_finished=saved.is_finished)
         return made, scheduler
 
@@ -102,7 +111,7 @@ class Run:
         containers and tensors, and torch.load reads it with weights_only=True. Save it between
         steps; the tensors are the optimizer's own, as in torch's state_dict.
         """
-        return resume.state_of(self._running(), self._args)
+        return resume.state_of(self._running(), self._args, self._begun)
 
     def configure_optimizers(
         self, name: str, *, optimizer: type[Optimizer] | None = None
@@ -216,6 +225,7 @@ class Run:
         parameters = self._live.parameters
         members = tuple((group, tuple(held)) for group, held in groups)
         prints = fingerprints(stage, self._live)
+        self._begun.add(stage.stage.name)
         self._started = Started(
             stage, parameters, optimizer, scheduler, members, prints, is_finished
         )
@@ -248,34 +258,48 @@ class Run:
         return class_of(described, Optimizer, "optimizer")
 
     def _held(
-        self, stage: ResolvedStage, blocks: Sequence[Block], kind: type[Optimizer]
+        self, stage: ResolvedStage, blocks: Sequence[Block], kind: saved_state.Kind
     ) -> list[Held]:
         parameters = self._live.parameters
         if stage.stage.optimizer_state == "reset":
             return [hold(block, parameters[block.name], {}) for block in blocks]
-        earlier = self._earlier(kind)
+        earlier = self._earlier(stage.stage.name, {block.name for block in blocks}, kind)
         return [
             held
             for block in blocks
             for held in carried(block, parameters[block.name], earlier.get(block.name, ()))
         ]
 
-    def _earlier(self, kind: type[Optimizer]) -> Mapping[str, list[tuple[Held, State]]]:
-        """Return what the stage before held, and the state it has by now, by name."""
-        if self._started is None:
-            raise ManifestError(
-                "optimizer_state: 'carry' needs the stage before, and this run started none"
-            )
-        before = type(self._started.optimizer)
-        if before is not kind:
-            raise ManifestError(
-                f"optimizer_state: 'carry' cannot turn the state of {before.__name__} into that "
-                f"of {kind.__name__}"
-            )
+    def _earlier(
+        self, stage: str, names: Collection[str], kind: saved_state.Kind
+    ) -> Mapping[str, list[tuple[Held, State]]]:
+        """Return what the stage before held, and the state it has by now, by name.
+
+        What no stage before has trained has the state that came through the surgery.
+        """
         earlier: dict[str, list[tuple[Held, State]]] = {}
-        for held in self._started.held:
-            state = dict(self._started.optimizer.state.get(held.parameter, {}))
-            earlier.setdefault(held.name, []).append((held, state))
+        if self._started is not None:
+            before = type(self._started.optimizer)
+            if before is not kind.optimizer:
+                raise ManifestError(
+                    f"optimizer_state: 'carry' cannot turn the state of {before.__name__} into "
+                    f"that of {kind.optimizer.__name__}"
+                )
+            for held in self._started.held:
+                state = dict(self._started.optimizer.state.get(held.parameter, {}))
+                earlier.setdefault(held.name, []).append((held, state))
+        elif self._saved is None or stage != self.stages[0].name:
+            raise ManifestError(
+                "optimizer_state: 'carry' needs the stage before, and this run started none; the "
+                "first stage carries what `surgeon apply --optimizer FILE` puts beside the "
+                'checkpoint, and "reset" starts without'
+            )
+        if self._saved is not None:
+            since = saved_state.trained_before(stage, self._stages, self._begun)
+            for name in names & self._saved.regions.keys():
+                parameter = self._live.parameters[name]
+                own = self._saved.earlier(name, parameter, since.get(name, ()), kind)
+                earlier.setdefault(name, []).extend(own)
         return earlier
 
     def _train(self, held: Sequence[Held]) -> None:

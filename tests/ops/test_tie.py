@@ -78,7 +78,7 @@ def test_lineage_names_the_owner(bench):
     [
         ("small", "embed", "'small.weight' is F32 (2, 2) but 'embed.weight' is F32 (3, 2)"),
         ("half", "embed", "'half.weight' is F16 (3, 2) but 'embed.weight' is F32 (3, 2)"),
-        ("head", "embd", "no tensor matches 'embd.weight'; did you mean 'embed.weight' or "),
+        ("head", "embd", "no tensor matches 'embd.weight'; did you mean 'embed.weight'?"),
         ("head.weight", "embed", "'embed' is a module; tie 'head.weight' to a tensor"),
         ("heed", "embed", "no tensor matches 'heed'; did you mean 'head'"),
     ],

@@ -1,6 +1,7 @@
 """widen: old values keep their bits; new ones are what the layer's final size asks for."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -304,3 +305,12 @@ def test_optional_widening_of_nothing_does_nothing(bench):
     old = state(fc=nn.Linear(5, 3))
     made = bench.given(old).operate({**step("none", rows=1), "optional": True})
     assert_identical(made.tensors, old)
+
+
+def test_thousands_of_layers_are_planned_in_seconds(bench):
+    old = {f"h.{i}.{leaf}": torch.ones(2) for i in range(2000) for leaf in ("weight", "bias")}
+    bench.given(old)
+    start = time.perf_counter()
+    bench.plan(step("h.*", rows=1))
+    bench.plan({"op": "replace", "target": "h.*", "rows": 1})
+    assert time.perf_counter() - start < 10

@@ -176,7 +176,7 @@ def test_a_state_names_its_blocks(tmp_path: Path) -> None:
     run = loaded(model, tmp_path, ROWS, JOINT, optimizer=ADAMW).bind(model)
     both_stages(run, model, "rows")
     state = run.state_dict()
-    assert state["stage"] == "rows"
+    assert (state["stage"], state["begun"]) == ("rows", ["rows"])
     assert [(part["name"], part["region"]) for part in state["state"]] == [
         ("fc.weight", [[7, 8], [0, 6]]),
         ("fc.bias", [[7, 8]]),
