@@ -315,7 +315,9 @@ def _merged(
         )
     if kind in ("int", "bool") and integers == "max":
         return Elementwise(spec, _largest, tensors)
-    draft.check(partial(_same_integers, name, tensors, others, integers))
+    # Complex values and formats that are only copied have no policy: they must agree.
+    policy = integers if kind in ("int", "bool") else "error"
+    draft.check(partial(_agreement, name, tensors, others, policy))
     return tensors[0]
 
 
@@ -333,11 +335,11 @@ def _explain(name: str, dtype: str, others: list[str], blocks: Sequence[Array]) 
     raise PlanError(f"'{name}': the result is beyond {dtype}'s largest value {LARGEST[dtype]:g}")
 
 
-def _same_integers(
+def _agreement(
     name: str,
     tensors: tuple[LazyTensor, ...],
     others: list[str],
-    integers: Integers,
+    policy: Integers,
     scratch: Scratch,
 ) -> str | None:
     differing = [
@@ -349,9 +351,11 @@ def _same_integers(
         return None
     listed = ", ".join(f"'{other}'" for other in differing)
     what = f"'{name}' ({tensors[0].spec.dtype}) differs in model {listed}"
-    if integers == "first":
+    if policy == "first":
         return f"{what}; the state's is kept"
-    raise PlanError(f'{what}; "integers": "first" keeps the state\'s')
+    if DTYPES[tensors[0].spec.dtype].kind in ("int", "bool"):
+        raise PlanError(f'{what}; "integers": "first" keeps the state\'s')
+    raise PlanError(f"{what} and cannot be merged; leave it out of the target")
 
 
 def total_weight(weights: Iterable[float]) -> float:

@@ -80,6 +80,7 @@ class Parameters:
     def __init__(self, tensors: Tensors) -> None:
         self.owners = ties(tensors)
         self.names = [name for name, t in tensors.items() if is_parameter(name, t.spec.dtype)]
+        self.order = {name: number for number, name in enumerate(self.names)}
         self.shapes = {name: tensors[name].spec.shape for name in self.names}
         self.statistics = {
             name.rpartition(".")[0] for name in tensors if name.endswith("running_mean")
@@ -129,9 +130,9 @@ class Parameters:
     def spelled(self, cover: Cover) -> list[str]:
         """Return a cover as the manifest lists it."""
         found: list[str] = []
-        for name in self.names:
-            regions = cover.regions.get(name, ())
-            if regions and regions is self.everything.regions.get(name):
+        for name in sorted(cover.regions, key=self.order.__getitem__):
+            regions = cover.regions[name]
+            if regions is self.everything.regions[name]:
                 found.append(name)
             else:
                 merged = sorted(self._merged(name, regions))

@@ -349,7 +349,7 @@ def groups_of(model: Network, *names: tuple[str, ...]) -> list[Json]:
         ([("fc.weight", "fc.bias")], "keeps the state of 2 parameters without their names, and the "
                                      "input has 6"),
         ([("norm.weight", "body.weight", "body.bias", "norm.bias", "fc.weight", "fc.bias")],
-         "'body.weight' is F32 (6, 4) in the input, but its 'exp_avg' is (6,)"),
+         "'body.bias' is F32 (6,) in the input, but its 'exp_avg' is (6, 4)"),
         ([("body.weight", "body.bias", "fc.weight", "fc.bias"), ("norm.weight", "norm.bias")],
          "has 2 groups of parameters without names, and two of them have shape (6,)"),
         ([("fc.weight", "body.weight"), ("body.bias", "norm.weight", "norm.bias", "fc.bias")],

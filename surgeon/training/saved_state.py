@@ -112,7 +112,7 @@ class SavedState:
             value = self._value(held, names[key])
             if not isinstance(fresh, Tensor):
                 state[key] = value.item()
-            elif fresh.shape != value.shape:
+            elif fresh.shape != value.shape or not self._is_cut(held, names[key]):
                 raise ManifestError(
                     f"optimizer_state: '{names[key]}' is {tuple(value.shape)} in {self.name} for "
                     f"{_spelled(held)}, and {kind.optimizer.__name__} keeps {tuple(fresh.shape)}; "
@@ -142,6 +142,12 @@ class SavedState:
             return value
         here = within(held.region, owned(held.name, held.parameter))
         return alike(part[index(here, whole(shape))], held.region, held.parameter)
+
+    def _is_cut(self, held: Held, name: str) -> bool:
+        """Say whether a tensor of the shape of a block is it: not by chance, as a wrong one may."""
+        shape = tuple(held.parameter.shape)
+        is_part = held.region != whole(shape)
+        return not is_part or self.tensors.get_slice(name).get_shape() in (list(shape), [])
 
 
 def _spelled(held: Held) -> str:

@@ -459,3 +459,12 @@ def test_alias_that_a_model_lacks_stays_tied(bench):
     made = tied(bench, {}).operate(step("b", missing="keep"))
     assert made.manifest["ties"] == {"head.w": "embed.w"}
     assert made["head.w"].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e8m0fnu])
+def test_values_without_arithmetic_must_agree(bench, dtype):
+    ours = torch.tensor([1, 2], dtype=torch.uint8)
+    a, b = ((x.to(dtype) if dtype.is_complex else x.view(dtype)) for x in (ours, ours + 1))
+    bench.given({"x": a}, other={"x": a}).operate(step("other"))
+    with pytest.raises(PlanError, match="'x' .* differs in model 'other' and cannot be merged"):
+        bench.given({"x": a}, other={"x": b}).operate(step("other"))
