@@ -255,6 +255,8 @@ def _stage(stage: Json, plan: Plan) -> str:
         lines.append(f"  in eval mode: {', '.join(map(shown, stage['eval_modules']))}")
     if "scheduler" in stage:
         lines.append(f"  scheduler {_called(stage['scheduler'])}")
+    for action in stage.get("after", []):
+        lines.append(f"  in the end aligns {', '.join(map(shown, action['align_rows']))}")
     return "\n".join(lines)
 
 

@@ -46,12 +46,14 @@ def test_add_output_nodes_keeps_rows_and_trains_new_ones_first(tmp_path: Path) -
     torch.testing.assert_close(found["fc.weight"][:7], tensors(0)["fc.weight"], rtol=0, atol=0)
     assert found["fc.bias"].shape == (9,)
     (group,) = manifest["stages"][0]["groups"]
-    assert group["params"] == ["fc.bias[7:9]", "fc.weight[7:9]"] and group["lr"] == 0.01
+    assert group["params"] == ["fc.bias[7:9]", "fc.weight[7:9]"]
+    assert group["lr"] == 0.01
 
 
 def test_replace_head_keeps_nothing_of_it(tmp_path: Path) -> None:
     found, manifest = applied(tmp_path, "replace-head", head="fc", classes=3)
-    assert found["fc.weight"].shape == (3, 6) and found["fc.bias"].shape == (3,)
+    assert found["fc.weight"].shape == (3, 6)
+    assert found["fc.bias"].shape == (3,)
     assert manifest["stages"][0]["groups"][0]["params"] == ["fc.bias", "fc.weight"]
     assert "body.0.weight" in manifest["stages"][0]["frozen"]
 
@@ -112,4 +114,5 @@ def test_every_recipe_has_a_test_here_and_says_first_what_it_is_for() -> None:
     for name, path in recipe.ready_made().items():
         text = json.loads(path.read_text())
         assert f'"{name}"' in here
-        assert next(iter(text)) == "about" and text["vars"]
+        assert next(iter(text)) == "about"
+        assert text["vars"]

@@ -466,5 +466,5 @@ def test_values_without_arithmetic_must_agree(bench, dtype):
     ours = torch.tensor([1, 2], dtype=torch.uint8)
     a, b = ((x.to(dtype) if dtype.is_complex else x.view(dtype)) for x in (ours, ours + 1))
     bench.given({"x": a}, other={"x": a}).operate(step("other"))
-    with pytest.raises(PlanError, match="'x' .* differs in model 'other' and cannot be merged"):
+    with pytest.raises(PlanError, match=r"'x' .* differs in model 'other' and cannot be merged"):
         bench.given({"x": a}, other={"x": b}).operate(step("other"))
