@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint docs bench clean
+.PHONY: demo test slow lint docs bench exactness clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,6 +33,9 @@ docs: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
+
+exactness: .venv/ready
+	$(BIN)/python -m tests.training.exactness
 
 clean:
 	rm -rf .venv .bench demo

@@ -99,7 +99,7 @@ def test_exit_code_1_for_a_failed_expectation(example: Bench) -> None:
         ["--workers", "0"],
         ["--max-memory", "much"],
         ["--checksums", "md5"],
-        ["--optimizer", "x.pt"],
+        ["--optimiser", "x.pt"],
     ],
 )
 def test_exit_code_2_for_wrong_usage(grow: tuple[Path, Path, Path], arguments: list[str]) -> None:

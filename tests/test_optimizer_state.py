@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -19,6 +20,11 @@ from torch import nn
 from surgeon import apply, recipe, verify
 from surgeon.errors import CheckpointError, PlanError, SurgeonError, UsageError
 from surgeon.execute import Options
+from surgeon.files import InMemory
+from surgeon.formats.checkpoint import Checkpoint
+from surgeon.formats.optimizers import Entry, SavedState
+from surgeon.lazy import Joined, Selected, Stored, TensorSpec
+from surgeon.optimizer_state import OptimizerState, carried
 from tests.network import Json, write_recipe
 from tests.test_cli import process, run
 
@@ -202,29 +208,55 @@ def test_widened_twice_and_in_two_surgeries(tmp_path: Path) -> None:
     assert not moment[:, 6:].any()
 
 
-def test_parts_from_several_tensors_keep_their_own_step_counts() -> None:
-    from surgeon.files import InMemory
-    from surgeon.formats.checkpoint import Checkpoint
-    from surgeon.formats.optimizers import Entry, SavedState
-    from surgeon.lazy import Joined, Stored, TensorSpec
-    from surgeon.optimizer_state import carried
-
-    file = InMemory(Path("in"), torch.zeros(64, dtype=torch.uint8).numpy())
+def joined_state(k_shape: tuple[int, ...], k_keys: tuple[str, ...]) -> OptimizerState:
+    """Carry the state of q (2, 3) and k into their first two and last rows, joined."""
+    file = InMemory(Path("in"), np.zeros(64, np.uint8))
 
     def stored(offset: int, *shape: int) -> Stored:
         return Stored(file, offset, TensorSpec("F32", shape))
 
-    given = {"q": stored(0, 2, 3), "k": stored(24, 1, 3)}
-    entries = [Entry(n, {"m": stored(0, *t.spec.shape), "step": stored(0)}, frozenset({"step"}))
-               for n, t in given.items()]  # fmt: skip
-    saved = SavedState("in", (tuple(entries),), (), lambda: None)
-    checkpoint = Checkpoint(Path("in"), given, "", 0)
-    planned = {"qk": Joined((given["q"], given["k"]), 0)}
-    state = carried(saved, checkpoint, planned)
+    given = {"q": stored(0, 2, 3), "k": stored(24, *k_shape)}
+    kept = {"q": ("m", "step"), "k": k_keys}
+    entries = tuple(
+        Entry(
+            name,
+            {key: stored(0) if key == "step" else stored(0, *t.spec.shape) for key in kept[name]},
+            frozenset({"step"}),
+        )
+        for name, t in given.items()
+    )
+    saved = SavedState("in", (entries,), (), lambda: None)
+    last = Selected(given["k"], 0, ((k_shape[0] - 1, k_shape[0]),))
+    planned = {"qk": Joined((given["q"], last), 0)}
+    return carried(saved, Checkpoint(Path("in"), dict(given), "", 0), dict(planned))
+
+
+def test_parts_from_several_tensors_keep_their_own_step_counts() -> None:
+    state = joined_state((4, 3), ("m", "step"))
     assert state.parameters == ("qk[0:2]", "qk[2:3]")
     assert list(state.tensors) == ["qk/m", "qk[0:2]/step", "qk[2:3]/step"]
     assert state.tensors["qk/m"].spec.shape == (3, 3)
     assert state.numbers == ("qk[0:2]/step", "qk[2:3]/step")
+    assert not state.reset
+
+
+def test_parts_of_which_other_things_were_kept_start_without() -> None:
+    state = joined_state((4, 3), ("m", "v", "step"))
+    assert state.parameters == ("qk[0:2]",)
+    assert list(state.tensors) == ["qk/m", "qk/step"]
+    assert list(state.reset.values()) == [("qk",)]
+
+
+def test_moments_of_other_strides_are_carried(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.named_parameters())
+    model(torch.ones(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    made = operate(tmp_path, both(model, optimizer), {**WIDEN, "target": "0"})
+    moment = kept(model, optimizer, "0.weight")["exp_avg"]
+    assert not moment.is_contiguous()
+    assert torch.equal(made.tensors["0.weight/exp_avg"][:4], moment)
+    assert "0.weight[0:4]" in made.blocks
 
 
 # what is not kept per element

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
 
 import torch
@@ -15,7 +16,9 @@ STRENGTH = 0.4  # of the noise on the images
 
 
 def network() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    return nn.Sequential(
+        nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+    )
 
 
 def digits(*, test: bool) -> tuple[Tensor, Tensor]:
@@ -44,20 +47,31 @@ def accuracy(model: nn.Module) -> float:
     return (model(images).argmax(1) == classes).double().mean().item()
 
 
-def before() -> None:
-    ancestor = network()
-    train(ancestor, slice(None), epochs=3)
-    second = copy.deepcopy(ancestor)
-    stranger = network()
-    train(ancestor, slice(0, None, 2), epochs=20)
+def surgeon(*arguments: str) -> None:
+    """Run a surgeon command as a shell would, and show it."""
+    print(f"\n$ surgeon {' '.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, "-m", "surgeon", *arguments], check=True)
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # the fastest for networks this small
+    torch.manual_seed(0)
+    first = network()
+    train(first, slice(None), epochs=3)
+    second, stranger = copy.deepcopy(first), network()
+    train(first, slice(0, None, 2), epochs=20)
     train(second, slice(1, None, 2), epochs=20)
     train(stranger, slice(1, None, 2), epochs=20)
-    torch.save(ancestor.state_dict(), "first.pt")
+    torch.save(first.state_dict(), "first.pt")
     torch.save(second.state_dict(), "second.pt")
     torch.save(stranger.state_dict(), "stranger.pt")
 
+    surgeon("plan", "recipe.json", "first.pt", "second.pt")
+    for other, output in (("second", "average"), ("stranger", "apart")):
+        surgeon(
+            "apply", "recipe.json", "first.pt", f"{other}.pt", f"{output}.safetensors", "--force"
+        )
 
-def after() -> None:
     states = {name: torch.load(f"{name}.pt") for name in ("first", "second", "stranger")}
     states["(first + second) / 2"] = average = load_file("average.safetensors")
     states["(first + stranger) / 2"] = load_file("apart.safetensors")
@@ -74,5 +88,5 @@ def after() -> None:
     assert found["(first + stranger) / 2"] < min(found["first"], found["stranger"])
 
 
-torch.manual_seed(0)
-{"before": before, "after": after}[sys.argv[1]]()
+if __name__ == "__main__":
+    main()

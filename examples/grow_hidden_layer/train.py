@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import torch
@@ -48,15 +49,21 @@ def accuracy(model: nn.Module) -> float:
     return (model(images).argmax(1) == classes).double().mean().item()
 
 
-def before() -> None:
-    model = Network(units=4)
-    train(model, torch.optim.AdamW(model.parameters(), lr=0.01), epochs=25)
-    torch.save(model.state_dict(), "in.pt")
+def surgeon(*arguments: str) -> None:
+    """Run a surgeon command as a shell would, and show it."""
+    print(f"\n$ surgeon {' '.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, "-m", "surgeon", *arguments], check=True)
 
 
-def after() -> None:
+def main() -> None:
+    torch.set_num_threads(1)  # the fastest for networks this small
+    torch.manual_seed(0)
     old = Network(units=4)
-    old.load_state_dict(torch.load("in.pt"))
+    train(old, torch.optim.AdamW(old.parameters(), lr=0.01), epochs=25)
+    torch.save(old.state_dict(), "in.pt")
+    surgeon("plan", "recipe.json", "in.pt")
+    surgeon("apply", "recipe.json", "in.pt", "out.safetensors", "--force")
+
     new = Network(units=24)
     new.load_state_dict(load_file("out.safetensors"), strict=True)
     rows = [["4 units", accuracy(old)], ["24 units, 20 of them new", accuracy(new)]]
@@ -81,5 +88,5 @@ def after() -> None:
     assert rows[0][1] == rows[1][1] < rows[2][1] - 0.05
 
 
-torch.manual_seed(0)
-{"before": before, "after": after}[sys.argv[1]]()
+if __name__ == "__main__":
+    main()

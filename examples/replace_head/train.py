@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import torch
@@ -56,14 +57,22 @@ def changed(model: nn.Module, earlier: dict[str, Tensor]) -> set[str]:
     return {name.split(".")[0] for name in now if not torch.equal(now[name], earlier[name])}
 
 
-def before() -> None:
-    model = Network()
-    train(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), first=0, epochs=10)
-    print(f"accuracy on the digits 0 to 4: {accuracy(model, first=0):.3f}")
-    torch.save(model.state_dict(), "in.pt")
+def surgeon(*arguments: str) -> None:
+    """Run a surgeon command as a shell would, and show it."""
+    print(f"\n$ surgeon {' '.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, "-m", "surgeon", *arguments], check=True)
 
 
-def after() -> None:
+def main() -> None:
+    torch.set_num_threads(1)  # the fastest for networks this small
+    torch.manual_seed(0)
+    old = Network()
+    train(old, torch.optim.SGD(old.parameters(), lr=0.1, momentum=0.9), first=0, epochs=10)
+    print(f"accuracy on the digits 0 to 4: {accuracy(old, first=0):.3f}")
+    torch.save(old.state_dict(), "in.pt")
+    surgeon("plan", "recipe.json", "in.pt")
+    surgeon("apply", "recipe.json", "in.pt", "out.safetensors", "--force")
+
     model = Network()
     model.load_state_dict(load_file("out.safetensors"), strict=True)
     run = Manifest.load("out.manifest.json").bind(model)
@@ -89,5 +98,5 @@ def after() -> None:
     assert rows[-1][-1] > rows[1][-1] > rows[0][-1], "unfreezing did not pay"
 
 
-torch.manual_seed(0)
-{"before": before, "after": after}[sys.argv[1]]()
+if __name__ == "__main__":
+    main()

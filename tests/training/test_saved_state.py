@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small import HEAD, Network, group, loaded, network, stage
+from test_distributed import on_two_ranks
 from torch import nn
 
 from surgeon import apply, recipe
@@ -354,3 +355,40 @@ def test_later_stages_need_the_ones_before(tmp_path: Path) -> None:
     _, run = widened(tmp_path, saved_by(*begun("Adam")), training_of("Adam", *stages))
     with pytest.raises(SurgeonError, match="needs the stage before, and this run started none"):
         run.start("all")
+
+
+# under FSDP2
+
+
+def one_more(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.eye(4)).square().sum().backward()
+    optimizer.step()
+
+
+def sharded(rank: int, folder: Path, expected: dict[str, torch.Tensor]) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = network().eval()
+    model.load_state_dict(load_file(folder / "out.safetensors"))
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer, _ = Manifest.load(folder / "out.safetensors").bind(model).start("all")
+    one_more(model, optimizer)
+    whole = {n: p.full_tensor().detach() for n, p in model.named_parameters()}  # type: ignore[attr-defined]
+    torch.testing.assert_close(whole, {name: expected[name] for name in whole})
+
+
+@pytest.mark.slow
+def test_ranks_take_their_own_rows(tmp_path: Path) -> None:
+    old = network().eval()
+    old.fc = nn.Linear(6, 7)
+    optimizer = torch.optim.AdamW(old.named_parameters(), lr=0.25)
+    for _ in range(3):
+        one_more(old, optimizer)
+    training = training_of("AdamW fused", ALL)
+    path = operated(tmp_path, saved_by(old, optimizer), WIDEN, training=training)
+    alone = network().eval()
+    alone.load_state_dict(load_file(path))
+    one_more(alone, Manifest.load(path).bind(alone).start("all")[0])
+    on_two_ranks(tmp_path, sharded, dict(alone.state_dict()))

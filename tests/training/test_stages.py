@@ -130,7 +130,8 @@ def test_carry_needs_a_stage_before(tmp_path: Path) -> None:
     run = bound(network(), tmp_path, HEAD_ONLY, CARRY)
     assert message(run, "joint") == (
         "out.manifest.json: stage 'joint': optimizer_state: 'carry' needs the stage before, and "
-        "this run started none"
+        "this run started none; the first stage carries what `surgeon apply --optimizer FILE` puts "
+        'beside the checkpoint, and "reset" starts without'
     )
 
 
