@@ -12,6 +12,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from surgeon import __version__
 from surgeon.draft import Tensors
 from surgeon.dtypes import DTYPES
@@ -19,7 +21,7 @@ from surgeon.errors import SurgeonError
 from surgeon.formats import Checkpoint, Record, SavedState
 from surgeon.formats.checkpoint import listed
 from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
-from surgeon.initialisers import fresh
+from surgeon.initialisers.places import Bound
 from surgeon.layout import OutputFile, lay_out, ties
 from surgeon.lazy import (
     Copied,
@@ -38,7 +40,8 @@ from surgeon.lazy import (
 from surgeon.regions import Region, remainder, spelled
 from surgeon.state_names import matched, place
 
-Place = tuple[object, ...]
+Bytes = tuple[object, ...]
+_ZEROS = Bound("zeros", lambda start, stop, stream, scratch: np.zeros(stop - start))
 _UNKNOWN = "the input has no such tensors"
 _COMBINED = "their values were made of several tensors"
 _MIXED = "they were put together from tensors of which different things were kept"
@@ -78,7 +81,7 @@ class OptimizerState:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Source:
     """What was kept for a region of one of the input's parameters.
 
@@ -125,7 +128,7 @@ class _Partly(Copied):
 class _Carrying:
     """The input's state by where its parameters lie, and what of it was carried so far."""
 
-    sources: Mapping[Place, Sequence[_Source]]
+    sources: Mapping[Bytes, Sequence[_Source]]
     tensors: Tensors = field(default_factory=dict)
     parameters: list[str] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)
@@ -157,7 +160,7 @@ def carried(saved: SavedState, checkpoint: Checkpoint, planned: Tensors) -> Opti
 
     Raises PlanError where the two do not belong together.
     """
-    sources: dict[Place, list[_Source]] = {}
+    sources: dict[Bytes, list[_Source]] = {}
     given = checkpoint.tensors
     found, unknown = matched(saved, given, ordered=checkpoint.contents is not None)
     for name, region, entry in found:
@@ -228,7 +231,7 @@ def _carry(name: str, tensor: LazyTensor, carrying: _Carrying) -> None:
         _add(name, tensor.spec.shape, moments, parts, carrying)
 
 
-def _combines(leaf: LazyTensor, sources: Mapping[Place, Sequence[_Source]]) -> bool:
+def _combines(leaf: LazyTensor, sources: Mapping[Bytes, Sequence[_Source]]) -> bool:
     """Say whether a leaf is computed of something that has state."""
     if isinstance(leaf, Stored | Strided | Fresh | Copied):
         return False
@@ -255,7 +258,7 @@ def _moment(
         for source in carrying.sources.get(place(form), ()):
             if source in usable:
                 return source.moments[key]
-        return fresh(TensorSpec(dtype, form.spec.shape), "zeros", Stream(0, "", ""), name=key)
+        return Fresh(TensorSpec(dtype, form.spec.shape), _ZEROS, Stream(0, "", key))
 
     return mapped(tensor, leaf)
 
