@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Initialisation:
     kinds: tuple[str, ...]
     looks_at_rows: bool
 
-    @property
+    @cached_property
     def schema(self) -> Schema:
         """The JSON Schema of the parameters, as an object."""
         return of_parameters(self.make, leave_out=("place", "old"))
