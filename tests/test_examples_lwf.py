@@ -15,7 +15,7 @@ from torch import Tensor
 from surgeon.training import Distillation
 from tests.docs import ROOT
 
-MARGIN = 0.4
+MARGIN = 0.3
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def main() -> None:
         assert torch.equal(new.fc.weight[:, :4], old.fc.weight), "an old column has moved"
         assert torch.equal(new.fc.bias, old.fc.bias), "the bias of fc has moved"
     print(tabulate(rows, headers=["", "accuracy"], floatfmt=".3f"))
-    assert rows[0][1] == rows[1][1] < rows[2][1] - 0.05
+    assert rows[0][1] == rows[1][1] < rows[2][1] - 0.03
 
 
 if __name__ == "__main__":
