@@ -163,11 +163,12 @@ def strict_json(text: bytes) -> dict[str, Any]:
         raise ValueError(f"found {text[:4]!r} where the JSON object should start, expected '{{'")
     try:
         decoded = text.decode()
-        value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_no_constant)
+        # An object, since it starts with a brace.
+        value: dict[str, Any] = json.loads(
+            decoded, object_pairs_hook=_unique, parse_constant=_no_constant
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"the JSON is not UTF-8 at byte {error.start}") from None
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
-    if not isinstance(value, dict):  # pragma: no cover (it starts with a brace)
-        raise ValueError("the JSON is not an object")
     return value
