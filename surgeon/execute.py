@@ -5,11 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,10 +16,13 @@ from surgeon.dtypes import DTYPES
 from surgeon.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.formats.checkpoint import Record
 from surgeon.layout import OutputFile, Placed
-from surgeon.lazy import BLOCK, ByteRange, Computed, Scratch
+from surgeon.lazy import BLOCK, ByteRange, Computed, Scratch, is_computed_at_once
+from surgeon.workers import each
 
 # Bytes that one worker takes at a time; a multiple of every block.
 _UNIT = 16 << 20
+# With fewer bytes to write, or to look at, more than one worker would take longer than one.
+_SHARED_FROM = 64 << 20
 # Reads and writes of at most this much; larger ones leave the processor's cache.
 COPY_BUFFER = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2
@@ -30,13 +30,9 @@ _SYNC_FILE_RANGE_WRITE = 2
 Progress = Callable[[int], None]
 
 
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
-
-
 @dataclass(frozen=True)
 class Options:
-    """How to write: threads, checksums, and whom to tell how many bytes are done."""
+    """How to write: workers, checksums, and whom to tell how many bytes are done."""
 
     workers: int = 2
     checksums: Algorithm = "crc32"
@@ -66,42 +62,34 @@ class _Unit:
 
 @dataclass(frozen=True)
 class _Done:
-    placed: Placed
+    """What is known of a unit that was written; travels from process to process."""
+
     size_bytes: int
     crc32: int
     sha256: str
     copied_bytes: int
 
 
-class _Worker(threading.local):
-    """What each thread keeps for its blocks."""
-
-    def __init__(self) -> None:
-        self.scratch = Scratch()
-        self.buffer = memoryview(bytearray(COPY_BUFFER))
-
-
 class Executor:
-    """Threads that check, write and verify; `stop` ends them at the next block."""
+    """Checks, writes and verifies, with as many workers as there is work for."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._worker = _Worker()
-        self._stopped = threading.Event()
+        self._scratch = Scratch()
+        self._buffer = memoryview(bytearray(COPY_BUFFER))
         self._libc = ctypes.CDLL(None, use_errno=True)
 
-    def check(self, checks: Iterable[tuple[str, Check]]) -> list[str]:
+    def check(self, checks: Sequence[tuple[str, Check]]) -> list[str]:
         """Run the checks that look at tensor data; return what they report."""
+        return [note for note in each(self._check, checks, self._options.workers) if note]
 
-        def run(item: tuple[str, Check]) -> str | None:
-            place, check = item
-            try:
-                note = check(self._worker.scratch)
-            except SurgeonError as error:
-                raise error.at(place) from None
-            return f"{place}: {note}" if note else None
-
-        return [note for note in self._each(run, list(checks)) if note]
+    def _check(self, item: tuple[str, Check]) -> str | None:
+        place, check = item
+        try:
+            note = check(self._scratch)
+        except SurgeonError as error:
+            raise error.at(place) from None
+        return f"{place}: {note}" if note else None
 
     def write(self, files: Mapping[int, OutputFile]) -> Written:
         """Write planned files, given by the descriptors that they are written through."""
@@ -112,23 +100,27 @@ class Executor:
             os.pwrite(descriptor, file.header, 0)
             batches += self._batches(descriptor, file)
         crcs: dict[str, int] = {}
-        results = self._each(lambda batch: [self._write_unit(unit) for unit in batch], batches)
-        for done in (done for batch in results for done in batch):
-            name = done.placed.name
-            crcs[name] = crc32_joined(crcs.get(name, 0), done.crc32, done.size_bytes)
-            written.checksums[name] = (
-                f"sha256:{done.sha256}" if done.sha256 else f"crc32:{crcs[name]:08x}"
-            )
-            written.copied_bytes += done.copied_bytes
-            written.computed_bytes += done.size_bytes - done.copied_bytes
-            if self._options.progress:
-                self._options.progress(done.size_bytes)
+        workers = self._workers(sum(file.size_bytes for file in files.values()))
+        for batch, results in zip(batches, each(self._write, batches, workers), strict=True):
+            for unit, done in zip(batch, results, strict=True):
+                name = unit.placed.name
+                crcs[name] = crc32_joined(crcs.get(name, 0), done.crc32, done.size_bytes)
+                written.checksums[name] = (
+                    f"sha256:{done.sha256}" if done.sha256 else f"crc32:{crcs[name]:08x}"
+                )
+                written.copied_bytes += done.copied_bytes
+                written.computed_bytes += done.size_bytes - done.copied_bytes
+                if self._options.progress:
+                    self._options.progress(done.size_bytes)
         if self._options.checksums == "none":
             written.checksums.clear()
         for descriptor, file in files.items():
             if os.pread(descriptor, len(file.header), 0) != file.header:
                 raise WriteError(f"{file.name}: reads back with another header than was written")
         return written
+
+    def _workers(self, size_bytes: int) -> int:
+        return self._options.workers if size_bytes >= _SHARED_FROM else 1
 
     def verify_records(self, records: Sequence[Record], files: Iterable[OutputFile],
                        checksums: Mapping[str, str]) -> None:  # fmt: skip
@@ -144,38 +136,43 @@ class Executor:
                     place = (id(piece.file), piece.offset, piece.size_bytes)
                     known[place] = checksums.get(placed.name, "")
 
-        def verify(record: Record) -> None:
-            stated = f"crc32:{record.crc32:08x}"
-            found = known.get((id(record.file), record.offset, record.size_bytes), "")
-            if not found.startswith("crc32:"):
-                found = f"crc32:{self._crc32_of(record):08x}"
-            if found != stated:
-                raise CheckpointError(
-                    f"{record.file.path}: damaged: {record.size_bytes} bytes at {record.offset} "
-                    f"have {found}, but the file states {stated}"
-                )
-
-        for _ in self._each(verify, list(records)):
+        again = [
+            record
+            for record in records
+            if not self._is_verified(
+                record, known.get((id(record.file), record.offset, record.size_bytes), "")
+            )
+        ]
+        workers = self._workers(sum(record.size_bytes for record in again))
+        for _ in each(self._verify, again, workers):
             pass
 
-    def _each(self, work: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
-        """Yield results in the order of the items; the first failure ends all workers."""
-        if self._options.workers == 1 or len(items) <= 1:
-            yield from map(work, items)
-            return
-        pool = ThreadPoolExecutor(self._options.workers)
-        try:
-            yield from pool.map(work, items)
-        finally:
-            self._stopped.set()
-            pool.shutdown(cancel_futures=True)
-            self._stopped.clear()
+    def _is_verified(self, record: Record, found: str) -> bool:
+        """Say whether a record's checksum is known; raises CheckpointError where it is another."""
+        if not found.startswith("crc32:"):
+            return False
+        stated = f"crc32:{record.crc32:08x}"
+        if found != stated:
+            raise CheckpointError(
+                f"{record.file.path}: damaged: {record.size_bytes} bytes at {record.offset} "
+                f"have {found}, but the file states {stated}"
+            )
+        return True
+
+    def _verify(self, record: Record) -> None:
+        running = Running("crc32")
+        for start in range(0, record.size_bytes, COPY_BUFFER):
+            block = self._buffer[: min(COPY_BUFFER, record.size_bytes - start)]
+            record.file.read_into(record.offset + start, block)
+            running.update(block)
+        self._is_verified(record, f"crc32:{running.crc32:08x}")
 
     def _batches(self, descriptor: int, file: OutputFile) -> Iterator[list[_Unit]]:
-        """Yield units in file order, small ones together, so that threads have work for long."""
+        """Yield units in file order, small ones together, so that workers have enough for long."""
         batch: list[_Unit] = []
         for placed in file.tensors:
-            for unit in self._units(descriptor, placed, len(file.header)):
+            at_once = is_computed_at_once(placed.tensor)
+            for unit in self._units(descriptor, placed, len(file.header), at_once):
                 batch.append(unit)
                 if unit.offset - batch[0].offset >= _UNIT // 2:
                     yield batch
@@ -183,17 +180,24 @@ class Executor:
         if batch:
             yield batch
 
-    def _units(self, descriptor: int, placed: Placed, header_bytes: int) -> Iterator[_Unit]:
+    def _units(
+        self, descriptor: int, placed: Placed, header_bytes: int, at_once: bool
+    ) -> Iterator[_Unit]:
         spec = placed.tensor.spec
         begin = header_bytes + placed.offset
         per_unit = _UNIT * 8 // DTYPES[spec.dtype].bits
-        if self._options.checksums == "sha256" or not spec.count:
-            per_unit = max(spec.count, 1)  # a hash takes a tensor's bytes in order
+        # A hash takes a tensor's bytes in order, and what is known of one should be found out once.
+        if self._options.checksums == "sha256" or at_once or not spec.count:
+            per_unit = max(spec.count, 1)
         for start in range(0, max(spec.count, 1), per_unit):
             offset = begin + start * DTYPES[spec.dtype].bits // 8
             yield _Unit(descriptor, placed, offset, start, min(start + per_unit, spec.count))
 
+    def _write(self, batch: list[_Unit]) -> list[_Done]:
+        return [self._write_unit(unit) for unit in batch]
+
     def _write_unit(self, unit: _Unit) -> _Done:
+        self._scratch.forget(unit.placed.tensor)
         running = Running(self._options.checksums)
         offset, copied = unit.offset, 0
         pieces = unit.placed.tensor.pieces(unit.start, unit.stop) if unit.stop else ()
@@ -207,15 +211,13 @@ class Executor:
         size = offset - unit.offset
         # Starting write-back here lets the disk work while blocks are still being computed.
         self._start_write_back(unit.descriptor, unit.offset, size)
-        sha256 = running.sha256
-        return _Done(unit.placed, size, running.crc32, sha256, copied)
+        return _Done(size, running.crc32, running.sha256, copied)
 
     def _copy(self, piece: ByteRange, descriptor: int, offset: int, running: Running) -> None:
         if self._options.checksums == "none" and self._copied_in_kernel(piece, descriptor, offset):
             return
         for start in range(0, piece.size_bytes, COPY_BUFFER):
-            self._raise_if_stopped()
-            block = self._worker.buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
+            block = self._buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
             piece.file.read_into(piece.offset + start, block)
             running.update(block)
             _write_all(descriptor, block, offset + start)
@@ -226,7 +228,6 @@ class Executor:
             return False
         done = 0
         while done < piece.size_bytes:
-            self._raise_if_stopped()
             try:
                 count = os.copy_file_range(
                     source, descriptor, min(piece.size_bytes - done, _UNIT), piece.offset + done,
@@ -242,9 +243,8 @@ class Executor:
         return True
 
     def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
-        scratch = self._worker.scratch
+        scratch = self._scratch
         for start in range(piece.start, piece.stop, BLOCK):
-            self._raise_if_stopped()
             with scratch.scope():
                 block = piece.tensor.elements(start, min(start + BLOCK, piece.stop), scratch)
                 data = block.view(np.uint8).data
@@ -253,25 +253,12 @@ class Executor:
                 offset += len(data)
         return offset
 
-    def _crc32_of(self, record: Record) -> int:
-        running = Running("crc32")
-        for start in range(0, record.size_bytes, COPY_BUFFER):
-            self._raise_if_stopped()
-            block = self._worker.buffer[: min(COPY_BUFFER, record.size_bytes - start)]
-            record.file.read_into(record.offset + start, block)
-            running.update(block)
-        return running.crc32
-
     def _start_write_back(self, descriptor: int, offset: int, size_bytes: int) -> None:
         if start := getattr(self._libc, "sync_file_range", None):
             start(
                 descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes),
                 _SYNC_FILE_RANGE_WRITE,
             )  # fmt: skip
-
-    def _raise_if_stopped(self) -> None:
-        if self._stopped.is_set():
-            raise WriteError("stopped, since another worker failed")
 
 
 def _allocate(descriptor: int, size_bytes: int) -> None:

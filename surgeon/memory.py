@@ -12,7 +12,7 @@ from surgeon.draft import Tensors
 from surgeon.dtypes import DTYPES
 from surgeon.errors import PlanError
 from surgeon.execute import COPY_BUFFER
-from surgeon.lazy import BLOCK, ByteRange, Elementwise, Fresh, LazyTensor, Strided, forms
+from surgeon.lazy import BLOCK, ByteRange, Elementwise, Fresh, LazyTensor, Strided, Whole, forms
 from surgeon.units import spoken_size
 
 # Per element of a block. An initialiser: float64 values, the chunk they are drawn in, what of it
@@ -26,32 +26,25 @@ _ROUNDING, _ROUNDING_FLOAT8 = 24, 56
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that all workers share, and those of each one; `largest` is who needs the most."""
+    """Bytes that each worker takes, and the tensor that needs the most of them."""
 
-    shared_bytes: int
     worker_bytes: int
     largest: str
 
 
 def scratch_bytes(tensors: Tensors) -> Need:
     """Return what writing planned tensors takes."""
-    shared, worker, largest, most = 0, COPY_BUFFER, "", -1
+    most, largest = 0, ""
     seen: set[int] = set()
     for name, tensor in tensors.items():
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        blocks = held = 0
-        for form in forms(tensor) if _is_computed(tensor) else ():
-            blocks += _block_bytes(form)
-            stays, meanwhile = _at_once_bytes(form)
-            held += stays
-            blocks += meanwhile
-        shared += held
-        worker = max(worker, COPY_BUFFER + blocks)
-        if held + blocks > most:
-            largest, most = name, held + blocks
-    return Need(shared, worker, largest)
+        computed = forms(tensor) if _is_computed(tensor) else ()
+        needed = sum(_block_bytes(form) + _at_once_bytes(form) for form in computed)
+        if needed > most or not largest:
+            most, largest = needed, name
+    return Need(COPY_BUFFER + most, largest)
 
 
 def _is_computed(tensor: LazyTensor) -> bool:
@@ -79,20 +72,21 @@ def _rounding_bytes(form: LazyTensor) -> int:
     return _ROUNDING_FLOAT8 if (dtype.kind, dtype.bits) == ("float", 8) else _ROUNDING
 
 
-def _at_once_bytes(form: LazyTensor) -> tuple[int, int]:
-    if not isinstance(form, Fresh):
-        return 0, 0
-    stays, meanwhile = form.initialiser.at_once_bytes
-    return form.spec.count * stays, form.spec.count * meanwhile
+def _at_once_bytes(form: LazyTensor) -> int:
+    match form:
+        case Whole():
+            return form.held_bytes
+        case Fresh(initialiser=initialiser):
+            return form.spec.count * sum(initialiser.at_once_bytes)
+    return 0
 
 
 def workers_within(most_bytes: int, tensors: Tensors, workers: int) -> int:
     """Return how many of the workers a bound leaves room for; raises PlanError where none."""
     need = scratch_bytes(tensors)
-    if need.shared_bytes + need.worker_bytes > most_bytes:
+    if need.worker_bytes > most_bytes:
         raise PlanError(
             f"--max-memory {spoken_size(most_bytes)}: the plan needs "
-            f"{spoken_size(need.shared_bytes + need.worker_bytes)} for one worker, "
-            f"most of it for '{need.largest}'"
+            f"{spoken_size(need.worker_bytes)} for one worker, most of it for '{need.largest}'"
         )
-    return min(workers, (most_bytes - need.shared_bytes) // need.worker_bytes)
+    return min(workers, most_bytes // need.worker_bytes)

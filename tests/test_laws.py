@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from surgeon import apply, lazy
+from surgeon import apply, execute, lazy
 from surgeon.dtypes import DTYPES
 from surgeon.execute import Options
 from surgeon.layout import lay_out, ties
@@ -164,7 +164,9 @@ def test_manifest_lists_exactly_the_planned_tensors(op, example):
 
 @pytest.mark.parametrize("op", EVERY_OP)
 @pytest.mark.parametrize("workers", [1, 2, 8])
-def test_bytes_do_not_depend_on_workers(op, workers, example):
+def test_bytes_do_not_depend_on_workers(op, workers, example, monkeypatch):
+    monkeypatch.setattr(execute, "_SHARED_FROM", 0)
+    monkeypatch.setattr(execute, "_UNIT", 1 << 10)
     expected = example.operate(step(op), options=Options(workers=3))
     written, manifest = expected.path.read_bytes(), expected.manifest
     again = example.operate(step(op), options=Options(workers=workers))

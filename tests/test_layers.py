@@ -29,7 +29,7 @@ FLOORS = (
     ("ops", "merges", "formats"),
     ("merging", "layers", "moves", "initialisers"),
     ("registry", "validation", "values", "envelope"),
-    ("draft", "schema", "depth", "checksums", "files"),
+    ("draft", "schema", "depth", "checksums", "files", "workers"),
     ("patterns", "lazy", "units"),
     ("regions", "dtypes"),
     ("errors",),

@@ -449,9 +449,7 @@ def test_a_written_manifest_validates(example: Bench) -> None:
 def test_scratch_grows_with_what_is_computed(example: Bench, steps: Any) -> None:
     need = memory.scratch_bytes(example.plan(*steps).tensors)
     base = memory.scratch_bytes(example.plan().tensors)
-    assert need.worker_bytes >= base.worker_bytes
-    if steps and "init" in steps[0]:
-        assert need.shared_bytes > 0
+    assert need.worker_bytes > base.worker_bytes or not steps
 
 
 def test_fewer_workers_fit_into_less_memory(example: Bench) -> None:
@@ -487,7 +485,7 @@ def test_the_estimate_is_not_exceeded(tmp_path: Path, step: Any, dtype: torch.dt
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < need.shared_bytes + need.worker_bytes + 500_000
+    assert peak < need.worker_bytes + 500_000
 
 
 def test_distances_of_what_has_no_values_count_elements(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from surgeon.initialisers.sampling import (
     standard_normal,
     truncated_normal,
 )
-from surgeon.lazy import Copied, Fresh, LazyTensor, Once, Scratch, Selected, Stream, TensorSpec
+from surgeon.lazy import Copied, Fresh, LazyTensor, Scratch, Selected, Stream, TensorSpec
 
 Mode = Literal["fan_in", "fan_out"]
 _LINEAR = (
@@ -203,7 +203,7 @@ def orthogonal(place: Place, *, gain: Gain = 1.0) -> LazyTensor:
     """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2013).
 
     Dimensions after the first are flattened. The matrix of the whole tensor is made at once, in
-    float64: 8 bytes per element stay until the plan is written, some 32 are used meanwhile.
+    float64: 8 bytes per element stay until it is written, some 32 are used meanwhile.
     """
     if len(place.spec.shape) < 2:
         raise place.error("'orthogonal' needs at least 2 dimensions")
@@ -220,10 +220,8 @@ def orthogonal(place: Place, *, gain: Gain = 1.0) -> LazyTensor:
         q = q * (gain * np.where(np.diagonal(r) < 0, -1.0, 1.0))
         return np.ascontiguousarray(q.T if wide else q).reshape(-1)
 
-    known = Once(matrix)
-
     def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
-        values: Array = known.get(scratch)[start:stop]
+        values: Array = scratch.known(make, matrix)[start:stop]
         return values
 
     return positioned(place, "orthogonal", make, at_once_bytes=(8, 32))
@@ -276,11 +274,10 @@ def _from_rows(
     at_once_bytes: tuple[int, int] = (0, 0),
 ) -> LazyTensor:
     """Return a missing part made of a few computed rows: float64 (before, 1 or count, after)."""
-    known = Once(compute)
     count, after = place.missing.shape[place.dim], math.prod(place.spec.shape[place.dim + 1 :])
 
     def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
-        rows, index = known.get(scratch), np.arange(start, stop)
+        rows, index = scratch.known(make, compute), np.arange(start, stop)
         if rows.shape[1] != count:  # the one row again and again
             index = index // (count * after) * after + index % after
         return np.take(rows, index)
@@ -300,7 +297,7 @@ def rows_normal(place: Place, *, old: LazyTensor) -> LazyTensor:
 
     Sampled as mean + (n - 1)^-1/2 Z (X - mean) with X the n old rows and Z standard normal, which
     has exactly their sample covariance and needs no d x d matrix; see `sampling.rows_like`. All new
-    rows are made at once: 8 bytes per new element stay until the plan is written. Hewitt 2021,
+    rows are made at once: 8 bytes per new element stay until they are written. Hewitt 2021,
     https://nlp.stanford.edu/~johnhew/vocab-expansion.html
     """
     count = place.missing.shape[place.dim]

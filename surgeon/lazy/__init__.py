@@ -9,7 +9,6 @@ from surgeon.lazy.base import (
     Fresh,
     Initialiser,
     LazyTensor,
-    Once,
     Piece,
     Scratch,
     Stored,
@@ -29,6 +28,22 @@ from surgeon.lazy.joined import (
     Joined,
     Selected,
 )
+from surgeon.lazy.whole import Whole
+
+
+def is_computed_at_once(tensor: LazyTensor) -> bool:
+    """Say whether something has to be known of a tensor before its first element is."""
+    return any(map(_is_known_at_once, forms(tensor)))
+
+
+def _is_known_at_once(form: LazyTensor) -> bool:
+    match form:
+        case Elementwise(statistics=statistics):
+            return statistics is not None
+        case Fresh(initialiser=initialiser):
+            return any(initialiser.at_once_bytes)
+    return isinstance(form, Whole)
+
 
 __all__ = [
     "BLOCK",
@@ -42,7 +57,6 @@ __all__ = [
     "Joined",
     "Kernel",
     "LazyTensor",
-    "Once",
     "Operands",
     "Piece",
     "Scratch",
@@ -51,7 +65,9 @@ __all__ = [
     "Stream",
     "Strided",
     "TensorSpec",
+    "Whole",
     "detached",
     "forms",
+    "is_computed_at_once",
     "raised_blocks",
 ]

@@ -7,7 +7,6 @@ arrays in the dtype's *storage* (see dtypes.py); they are read-only for whoever 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -92,12 +91,33 @@ class Computed:
 Piece = ByteRange | Computed
 
 
+Value = TypeVar("Value")
+
+
 class Scratch:
-    """Arrays that one worker uses again for every block; `take` never zeroes."""
+    """Arrays that one worker uses again for every block; `take` never zeroes.
+
+    Besides, what that worker knows of the tensor at hand: see `known`.
+    """
 
     def __init__(self) -> None:
         self._slots: list[Array] = []
         self._used = 0
+        self._known: dict[int, tuple[object, Any]] = {}
+
+    def known(self, owner: object, compute: Callable[[Scratch], Value]) -> Value:
+        """Return what `compute` gave for this owner, as long as it is not forgotten."""
+        if id(owner) not in self._known:
+            with self.scope():
+                self._known[id(owner)] = owner, compute(self)
+        value: Value = self._known[id(owner)][1]
+        return value
+
+    def forget(self, tensor: LazyTensor) -> None:
+        """Let go of everything that is known but of what this tensor is made of."""
+        if self._known:
+            needed = {id(form) for form in forms(tensor)}
+            self._known = {key: kept for key, kept in self._known.items() if key in needed}
 
     def take(self, dtype: np.dtype[Any] | type, count: int) -> Array:
         """Return an array of `count` elements, valid until the enclosing scope ends."""
@@ -144,25 +164,6 @@ class LazyTensor(Protocol):
         ...
 
 
-Value = TypeVar("Value")
-
-
-class Once(Generic[Value]):
-    """A value that the first thread to ask computes while the others wait."""
-
-    def __init__(self, compute: Callable[[Scratch], Value]) -> None:
-        self._compute = compute
-        self._lock = threading.Lock()
-        self._values: list[Value] = []
-
-    def get(self, scratch: Scratch) -> Value:
-        with self._lock:
-            if not self._values:
-                with scratch.scope():
-                    self._values.append(self._compute(scratch))
-        return self._values[0]
-
-
 @dataclass(frozen=True)
 class Stream:
     """A random stream of its own: keyed by recipe seed, step and tensor name, never by order."""
@@ -186,7 +187,7 @@ class Initialiser(Protocol):
 
     @property
     def at_once_bytes(self) -> tuple[int, int]:
-        """Bytes per element that stay until all is written, and that are used meanwhile."""
+        """Bytes per element that stay until it is written, and that are used meanwhile."""
         ...
 
     @property

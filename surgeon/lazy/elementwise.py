@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +13,6 @@ from surgeon.lazy.base import (
     BLOCK,
     Computed,
     LazyTensor,
-    Once,
     Piece,
     Scratch,
     TensorSpec,
@@ -83,14 +82,6 @@ class Elementwise:
     statistics: Callable[[Operands], Any] | None = None
     working: np.dtype[Any] | None = None
     explain: Callable[[Sequence[Array]], None] | None = None
-    _known: Once[Any] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        compute = self.statistics
-        once = Once[Any](
-            lambda scratch: compute(Operands(self.operands, scratch)) if compute else None
-        )
-        object.__setattr__(self, "_known", once)
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         yield Computed(self, start, stop)
@@ -110,7 +101,7 @@ class Elementwise:
         self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
     ) -> tuple[Array, bool]:
         """Return the kernel's values, and whether they are finite and fit into the dtype."""
-        statistics = self._known.get(scratch)
+        statistics = scratch.known(self, self._known) if self.statistics else None
         blocks = raised_blocks(self.operands, start, stop, scratch, working)
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
             values = self.kernel(blocks, statistics, scratch.take(blocks[0].dtype, stop - start))
@@ -121,6 +112,9 @@ class Elementwise:
         if not fits and self.explain and values.dtype != np.float32:
             self.explain(blocks)
         return values, fits
+
+    def _known(self, scratch: Scratch) -> Any:
+        return self.statistics(Operands(self.operands, scratch)) if self.statistics else None
 
     def new(self) -> tuple[Region, ...]:
         return self.operands[0].new() if len(self.operands) == 1 else ()

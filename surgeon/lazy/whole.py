@@ -1,0 +1,74 @@
+"""Tensors whose arithmetic needs entire tensors at once: decompositions, interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from surgeon.dtypes import DTYPES, LARGEST, Array, rounded
+from surgeon.lazy.base import BLOCK, Computed, LazyTensor, Piece, Scratch, TensorSpec
+from surgeon.lazy.elementwise import raised_blocks
+from surgeon.regions import Region
+
+_FLOAT64 = np.dtype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """Arithmetic on entire tensors, kept until the tensor is written.
+
+    The kernel gets each operand in its own shape, raised to `working`, and returns the values of
+    the spec's shape; `spare_bytes` is what it takes besides them. Where a result does not fit into
+    the spec's dtype, `explain` is given the operands, to raise what is wrong with them. A tensor
+    that several others take parts of is computed once for all of them where they are written one
+    after the other.
+    """
+
+    spec: TensorSpec
+    kernel: Callable[[Sequence[Array]], Array]
+    operands: tuple[LazyTensor, ...]
+    spare_bytes: int = 0
+    working: np.dtype[Any] = _FLOAT64
+    explain: Callable[[Sequence[Array]], None] | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """The most bytes that computing it takes."""
+        counts = sum(tensor.spec.count for tensor in self.operands) + self.spec.count
+        return counts * self.working.itemsize + self.spec.size_bytes + self.spare_bytes
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        yield Computed(self, start, stop)
+
+    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+        stored: Array = scratch.known(self, self._computed)[start:stop]
+        return stored
+
+    def _computed(self, scratch: Scratch) -> Array:
+        values = [self._values(tensor, scratch) for tensor in self.operands]
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            result = self.kernel(values).reshape(-1)
+        if self.explain and not np.all(np.abs(result) <= LARGEST[self.spec.dtype]):
+            self.explain(values)
+        stored = np.empty(self.spec.count, DTYPES[self.spec.dtype].storage)
+        for start in range(0, self.spec.count, BLOCK):
+            block = np.ascontiguousarray(result[start : start + BLOCK])
+            spare = np.empty(len(block), np.uint32)
+            rounded(block, self.spec.dtype, stored[start : start + BLOCK], spare)
+        stored.flags.writeable = False
+        return stored
+
+    def _values(self, tensor: LazyTensor, scratch: Scratch) -> Array:
+        values = np.empty(tensor.spec.count, self.working)
+        for start in range(0, tensor.spec.count, BLOCK):
+            with scratch.scope():
+                stop = min(start + BLOCK, tensor.spec.count)
+                (values[start:stop],) = raised_blocks([tensor], start, stop, scratch, self.working)
+        values.flags.writeable = False
+        return values.reshape(tensor.spec.shape)
+
+    def new(self) -> tuple[Region, ...]:
+        return ()
