@@ -28,6 +28,8 @@ FLOORS = (
     ("recipe", "layout"),
     ("ops", "merges", "formats"),
     ("merging", "layers", "moves", "initialisers"),
+    ("operands",),
+    ("varying",),
     ("registry", "validation", "values", "envelope"),
     ("draft", "schema", "depth", "checksums", "files", "workers"),
     ("patterns", "lazy", "units"),
