@@ -74,14 +74,17 @@ def raised_blocks(
 def _raised_block(
     tensor: LazyTensor, start: int, stop: int, scratch: Scratch, working: np.dtype[Any]
 ) -> Array:
+    dtype = tensor.spec.dtype
+    if DTYPES[dtype].storage == working:
+        return tensor.elements(start, stop, scratch)
     block = scratch.take(working, stop - start)
     with scratch.scope():
         stored = tensor.elements(start, stop, scratch)
-        if working == np.float64 and DTYPES[tensor.spec.dtype].bits < 32:
+        if dtype == "BF16" and working == np.float64:
             narrow = scratch.take(np.float32, stop - start)
-            np.copyto(block, raised(stored, tensor.spec.dtype, narrow))
+            np.copyto(block, raised(stored, dtype, narrow))
         else:
-            raised(stored, tensor.spec.dtype, block)
+            raised(stored, dtype, block)
     return block
 
 
@@ -120,7 +123,7 @@ class Elementwise:
                 values, fits = self._values(first, last, scratch, np.dtype(np.float64))
             spare = scratch.take(np.uint32, last - first)
             rounded(values, self.spec.dtype, stored, spare, finite=fits)
-        return stored[start - first : stop - first]
+        return stored[start - first : stop - first] if self.run > 1 else stored
 
     def _values(
         self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
@@ -133,7 +136,8 @@ class Elementwise:
         if DTYPES[self.spec.dtype].kind != "float" or not len(values):
             return values, True
         largest = LARGEST[self.spec.dtype]
-        fits = float(values.max()) <= largest and float(values.min()) >= -largest  # false for NaN
+        high, low = float(np.maximum.reduce(values)), float(np.minimum.reduce(values))
+        fits = high <= largest and low >= -largest  # false for NaN
         if not fits and self.explain and values.dtype != np.float32:
             self.explain(blocks)
         return values, fits
