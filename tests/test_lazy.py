@@ -31,6 +31,7 @@ from surgeon.lazy import (
     Strided,
     TensorSpec,
     forms,
+    is_computed_at_once,
 )
 
 STREAM = Stream(0, "0", "x")
@@ -371,11 +372,20 @@ def test_what_moves_nothing_is_byte_ranges(tensor: Rearranged) -> None:
     )
 
 
-def test_a_transposed_computed_matrix_is_computed_once_per_strip(
+def transposed_in_blocks(source: LazyTensor, expected: np.ndarray) -> Rearranged:
+    """Compare every block of a transposed matrix; the worker keeps what it knows."""
+    tensor, scratch = Rearranged(source, (1, 0), source.spec.shape[::-1]), Scratch()
+    for start in range(0, expected.size, 64):
+        with scratch.scope():
+            block = tensor.elements(start, min(start + 64, expected.size), scratch)
+            np.testing.assert_array_equal(block, expected.T.reshape(-1)[start : start + 64])
+    return tensor
+
+
+def test_a_transposed_computed_matrix_is_computed_eight_times_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_blocks_of(64, monkeypatch)
-    monkeypatch.setattr("surgeon.lazy.rearranged.STRIP", 4 * 2000)
     seen: list[int] = []
 
     def negative(blocks: Any, statistics: Any, out: np.ndarray) -> np.ndarray:
@@ -384,13 +394,26 @@ def test_a_transposed_computed_matrix_is_computed_once_per_strip(
 
     array = numbered((100, 40))
     source = Elementwise(TensorSpec("I32", (100, 40)), negative, (stored(array),))
-    tensor, scratch = Rearranged(source, (1, 0), (40, 100)), Scratch()
-    for start in range(0, 4000, 64):
-        with scratch.scope():
-            block = tensor.elements(start, min(start + 64, 4000), scratch)
-            np.testing.assert_array_equal(block, -array.T.reshape(-1)[start : start + 64])
-    assert sum(seen) <= 2 * 4000
+    tensor = transposed_in_blocks(source, -array)
+    assert sum(seen) <= 8 * 4000
     assert max(seen) <= 64
+    assert is_computed_at_once(tensor)
+    assert tensor.held_bytes == (500 + 3 * 64) * 4
+
+
+def test_a_transposed_matrix_put_together_of_stored_ones_is_mapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_blocks_of(64, monkeypatch)
+    array = numbered((100, 40))
+    base = stored(array)
+    turned = Rearranged(base, (1, 0), (40, 100))
+    parts = (Selected(base, 1, ((30, 40), (5, 9))), Copied(Rearranged(turned, (1, 0), (100, 40))))
+    tensor = transposed_in_blocks(
+        Joined(parts, 1), np.concatenate([array[:, 30:], array[:, 5:9], array], 1)
+    )
+    assert base.file.reads == []
+    assert not is_computed_at_once(tensor)
 
 
 def test_new_parts_in_thousands_of_pieces_are_refused() -> None:

@@ -43,6 +43,8 @@ def _is_known_at_once(form: LazyTensor) -> bool:
             return statistics is not None
         case Fresh(initialiser=initialiser):
             return any(initialiser.at_once_bytes)
+        case Rearranged():
+            return form.is_known_at_once
     return isinstance(form, Whole)
 
 
