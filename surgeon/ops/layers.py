@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +15,15 @@ from surgeon.lazy import Copied, LazyTensor
 from surgeon.patterns import Name
 from surgeon.registry import op
 from surgeon.schema import Schema
+from surgeon.units import parse_range
 
-_RANGE = re.compile(r"\s*(-?\d+)?\s*(?::\s*(-?\d+)?\s*(?::\s*(\d+)\s*)?)?")
-_ONE: Schema = {"type": ["integer", "string"], "pattern": r"^\s*(-?\d+|(-?\d+)?\s*:[-:\d\s]*)\s*$"}
+_ONE: Schema = {"type": ["integer", "string"], "format": "range"}
 _ITEM: Schema = {
     "type": "object",
     "properties": {
         "range": {
             "type": ["integer", "string", "array"],
-            "pattern": _ONE["pattern"],
+            "format": "range",
             "items": _ONE,
             "minItems": 1,
             "description": "'a:b', 'a:b:step' or one layer; negative ones count from the end",
@@ -244,12 +243,15 @@ class _Container:
         self._taken[taken.model, taken.index] += 1
         zeroed = _zeroed(taken, layer)
         made: Tensors = {}
+        zeros: dict[int, LazyTensor] = {}  # of tied tensors, zeros are tied
         for rest, tensor in layer.items():
             if rest in zeroed:
-                name = self._name(number, rest)
-                made[rest] = fresh(
-                    tensor.spec, "zeros", self._draft.stream(name), name=rest.rpartition(".")[2]
-                )
+                if id(tensor) not in zeros:
+                    name = self._name(number, rest)
+                    zeros[id(tensor)] = fresh(
+                        tensor.spec, "zeros", self._draft.stream(name), name=rest.rpartition(".")[2]
+                    )
+                made[rest] = zeros[id(tensor)]
             elif taken.model is None and occurrence == 0:
                 made[rest] = tensor
             else:  # of tied tensors, copies are tied
@@ -260,22 +262,15 @@ class _Container:
 
 def _indices(given: int | str, count: int, where: str) -> Sequence[int]:
     """Return the layers that a range means; raises PlanError where they are none, or outside."""
-    found = _RANGE.fullmatch(str(given))
-    if found is None:
-        raise PlanError(f"'{given}' is no range of layers such as '0:8', '0:8:2', ':-1' or '3'")
-    first, last, step = (int(text) if text else None for text in found.groups())
-    if ":" not in str(given):
-        last = (first or 0) + 1 if first != -1 else count
-    start, stop = (
-        default if side is None else side + count if side < 0 else side
-        for side, default in ((first, 0), (last, count))
-    )
-    if not (0 <= start <= count and 0 <= stop <= count):
-        problem = f"reaches outside of the {count} layers of {where}"
-    elif start >= stop or step == 0:
+    chosen = parse_range(given)
+    ends = [end + count if end < 0 else end for end in (chosen.start, chosen.stop)
+            if end is not None]  # fmt: skip
+    if not all(0 <= end <= count for end in ends):
+        problem = f"reaches outside of {where}, whose layers are 0 to {count - 1}"
+    elif chosen.step == 0 or not (found := range(*chosen.indices(count))):
         problem = "holds no layer"
     else:
-        return range(start, stop, step or 1)
+        return found
     raise PlanError(f"'{given}' {problem}")
 
 

@@ -88,6 +88,13 @@ def test_copies_of_tied_layers_are_tied_to_each_other(bench):
     assert made.manifest["ties"] == {"h.1.w": "h.0.w", "h.3.w": "h.2.w"}
 
 
+def test_zeros_of_tied_tensors_are_tied(bench):
+    bench.given({"h.0.a": torch.ones(2)}, {"h.0.b": "h.0.a"})
+    made = bench.operate(step(0, {"range": 0, "zero": ["(a|b)"]}))
+    assert made.manifest["ties"] == {"h.0.b": "h.0.a", "h.1.b": "h.1.a"}
+    assert not made["h.1.b"].any()
+
+
 @pytest.mark.parametrize(
     ("zero", "names"),
     [
@@ -147,13 +154,14 @@ def test_unlike_layers_of_one_model_are_no_problem(bench):
 @pytest.mark.parametrize(
     ("given", "problems"),
     [
-        (step("0:5"), ["'0:5' reaches outside of the 4 layers of 'h'"]),
+        (step("0:5"), ["'0:5' reaches outside of 'h', whose layers are 0 to 3"]),
         (step(4, "-5"), ["'4' reaches outside of", "'-5' reaches outside of"]),
         (step("2:2"), ["'2:2' holds no layer"]),
         (step("3:1"), ["'3:1' holds no layer"]),
         (step("0:4:0"), ["'0:4:0' holds no layer"]),
         (step({"model": "c", "range": "0:2"}), ["there is no model 'c'; the models are: 'b', 'd'"]),
-        (step({"model": "b", "range": "5:7"}), ["'5:7' reaches outside of the 6 layers of 'h' of"]),
+        (step({"model": "b", "range": "5:7"}),
+         ["'5:7' reaches outside of 'h' of model 'b', whose layers are 0 to 5"]),
         (step({"range": ":", "every": 3}), ["a copy after every 3 of 4 layers leaves a rest"]),
         (step({"range": 0, "zero": ["upp"]}), ["'upp' is nothing in layer 0; did you mean 'up'?"]),
         (step(0, container="k"), ["'k' has no numbered layers in the state; those that have: 'h'"]),
@@ -192,8 +200,7 @@ def test_gaps_in_the_numbers_are_refused(bench):
         bench.plan(step("0:2"))
 
 
-@pytest.mark.parametrize("take", ["a:b", "", "1:2:3:4:", "1.5", 1.5, {"zero": ["x"]}])
+@pytest.mark.parametrize("take", ["a:b", "", "1:2:3:4:", "1.5", {"range": ["0", "x"]}])
 def test_what_is_no_range_is_an_invalid_recipe(bench, take):
-    bench.given(HERE)
-    with pytest.raises((UsageError, PlanError), match=r"steps\[0\]"):
-        bench.plan(step(take))
+    with pytest.raises(UsageError, match=r"steps\[0\].take\[0\].*is not a range like 0:8, :-1,"):
+        bench.recipe(step(take))
