@@ -1,7 +1,8 @@
 """How much scratch a plan needs: what `--max-memory` bounds.
 
-Counted are the arrays that values pass through, block by block, and the matrices that some
-initialisations make at once; not Python itself, headers, and the mapped pages of input files.
+Counted are the arrays that values pass through, block by block, the strips of tensors whose
+elements move, and the matrices that some initialisations make at once; not Python itself, headers,
+and the mapped pages of input files.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from surgeon.draft import Tensors
 from surgeon.dtypes import DTYPES
 from surgeon.errors import PlanError
 from surgeon.execute import COPY_BUFFER
-from surgeon.lazy import BLOCK, ByteRange, Elementwise, Fresh, LazyTensor, Strided, Whole, forms
+from surgeon.lazy import (
+    BLOCK,
+    ByteRange,
+    Elementwise,
+    Fresh,
+    LazyTensor,
+    Rearranged,
+    Strided,
+    Whole,
+    forms,
+)
 from surgeon.units import spoken_size
 
 # Per element of a block. An initialiser: float64 values, the chunk they are drawn in, what of it
@@ -75,7 +86,7 @@ def _rounding_bytes(form: LazyTensor) -> int:
 
 def _at_once_bytes(form: LazyTensor) -> int:
     match form:
-        case Whole():
+        case Whole() | Rearranged():
             return form.held_bytes
         case Fresh(initialiser=initialiser):
             return form.spec.count * sum(initialiser.at_once_bytes)

@@ -29,6 +29,7 @@ from surgeon.lazy import (
     Fresh,
     Joined,
     LazyTensor,
+    Rearranged,
     Selected,
     Stored,
     Stream,
@@ -192,6 +193,8 @@ def mapped(tensor: LazyTensor, leaf: Callable[[LazyTensor], LazyTensor]) -> Lazy
             return Joined(tuple(mapped(part, leaf) for part in parts), dim)
         case Selected(source=source, dim=dim, ranges=ranges):
             return Selected(mapped(source, leaf), dim, ranges)
+        case Rearranged(source=source, order=order, shape=shape):
+            return Rearranged(mapped(source, leaf), order, shape)
         case Elementwise(operands=(operand,)):
             return mapped(operand, leaf)
     return leaf(tensor)

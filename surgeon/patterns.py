@@ -45,7 +45,7 @@ _MOST_WILDCARDS = 6
 _SEVERAL = re.compile(r"\*{3,}|\*\*(?:\.\*\*)+")
 _TOKEN = re.compile(r"\*\*|\*|\{(?P<capture>[A-Za-z_]\w*)(?P<many>\*\*)?\}|[().|{}]|[^*().|{}]+")
 # What follows the name of a module that a pattern matched; not a name that a user can write.
-_UNDER = "_under_"
+UNDER = "_under_"
 
 
 def _segment_edge(tokens: Sequence[str], index: int) -> bool:
@@ -123,7 +123,7 @@ def compiled(pattern: str) -> re.Pattern[str]:
             return re.compile(pattern[3:])
         except re.error as error:
             raise UsageError(f"'{pattern}' is not a regular expression: {error}") from None
-    return re.compile(f"{_translated(pattern)}(?:\\.(?P<{_UNDER}>.+))?")
+    return re.compile(f"{_translated(pattern)}(?:\\.(?P<{UNDER}>.+))?")
 
 
 def check(pattern: str) -> None:
@@ -244,13 +244,25 @@ def _template(destination: str) -> tuple[str, ...]:
     return tuple(_BRACES.split(destination))
 
 
+def used(destination: str) -> list[str]:
+    """Return the captures that a destination uses, each once."""
+    return list(
+        dict.fromkeys(
+            node.id
+            for inside in _BRACES.findall(destination)
+            for node in ast.walk(ast.parse(inside.strip().removesuffix("**"), mode="eval"))
+            if isinstance(node, ast.Name)
+        )
+    )
+
+
 def expand(destination: str, captures: Captures) -> str:
     """Write a name with what the other side captured; keeps what came under a module's name."""
     parts = [
         _written(part, captures, destination) if index % 2 else part
         for index, part in enumerate(_template(destination))
     ]
-    if (rest := captures.get(_UNDER)) is not None:
+    if (rest := captures.get(UNDER)) is not None:
         parts += (".", rest)
     return "".join(parts)
 
@@ -276,7 +288,7 @@ def under(target: str | Sequence[str], name: str) -> str | None:
         if pattern in SPECIAL:
             return None
         if not pattern.startswith("!") and (captures := match(pattern, name)) is not None:
-            rest = captures.get(_UNDER)
+            rest = captures.get(UNDER)
             if rest is None:
                 return None
             shortest = min(shortest or rest, rest, key=len)

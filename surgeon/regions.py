@@ -7,11 +7,16 @@ regions, and a stage covers a parameter exactly when its regions partition it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from math import prod
+
+from surgeon.errors import PlanError
 
 Region = tuple[tuple[int, int], ...]
 
+# More regions of one tensor than this are no description of it any more.
+_MOST = 4096
 _BLOCK = re.compile(r"(?P<name>[^\[\]]+)\[(?P<slices>[-\d:,\s]+)\]")
 _SLICE = re.compile(r"\s*(?:(\d+)?\s*:\s*(\d+)?)\s*")
 
@@ -53,6 +58,75 @@ def remainder(shape: Sequence[int], taken: Iterable[Region]) -> list[Region]:
     for region in taken:
         rest = [piece for old in rest for piece in without(old, region)]
     return sorted(rest)
+
+
+def boxes(shape: Sequence[int], start: int, stop: int) -> Iterator[Region]:
+    """Yield disjoint regions that hold elements start to stop of a tensor, in their order."""
+    if start >= stop:
+        return
+    if not shape:
+        yield ()
+        return
+    row = prod(shape[1:])
+    (first, inside), (end, rest) = divmod(start, row), divmod(stop, row)
+    if first == end or inside:
+        upto = min(stop - first * row, row)
+        yield from (((first, first + 1), *box) for box in boxes(shape[1:], inside, upto))
+        first += 1
+    if first < end:
+        yield ((first, end), *whole(shape[1:]))
+    if first <= end:
+        yield from (((end, end + 1), *box) for box in boxes(shape[1:], 0, rest))
+
+
+def reshaped(region: Region, old: Sequence[int], new: Sequence[int]) -> list[Region]:
+    """Return disjoint regions of shape `new` that hold the same elements as one of shape `old`.
+
+    Raises PlanError where that takes thousands of them.
+    """
+    choices: list[list[Region]] = []
+    for (first, last), (begin, end) in _groups(old, new):
+        runs = _runs(region[first:last], old[first:last])
+        found: list[Region] = []
+        for start, stop in runs:
+            found += boxes(new[begin:end], start, stop)
+            if len(found) * prod(map(len, choices)) > _MOST:
+                raise PlanError(
+                    f"what is new of it in shape {tuple(old)} would be over {_MOST} pieces in "
+                    f"shape {tuple(new)}; reshape it before the step that widens it"
+                )
+        choices.append(found)
+    return [tuple(side for box in parts for side in box) for parts in product(*choices)]
+
+
+def _groups(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Yield ranges of dimensions of two shapes that hold as many elements, as few as possible."""
+    last = end = 0
+    while last < len(old) or end < len(new):
+        first, begin = last, end
+        last, end = min(last + 1, len(old)), min(end + 1, len(new))
+        while (counts := (prod(old[first:last]), prod(new[begin:end])))[0] != counts[1]:
+            if counts[0] < counts[1]:
+                last += 1
+            else:
+                end += 1
+        yield (first, last), (begin, end)
+
+
+def _runs(region: Region, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of elements, counted flat, that a region consists of."""
+    partial = [dim for dim, size in enumerate(shape) if region[dim] != (0, size)]
+    if not partial:
+        yield 0, prod(shape)
+        return
+    inner = prod(shape[partial[-1] + 1 :])
+    start, stop = region[partial[-1]]
+    for index in product(*(range(*side) for side in region[: partial[-1]])):
+        row = 0
+        for place, size in zip(index, shape, strict=False):
+            row = row * size + place
+        row *= shape[partial[-1]]
+        yield (row + start) * inner, (row + stop) * inner
 
 
 def spelled(name: str, region: Region, shape: Sequence[int]) -> str:

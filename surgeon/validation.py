@@ -12,7 +12,7 @@ from jsonschema.exceptions import ValidationError
 from surgeon import patterns
 from surgeon.dtypes import require_dtype
 from surgeon.errors import SurgeonError, UsageError, did_you_mean
-from surgeon.units import parse_size
+from surgeon.units import parse_range, parse_size
 
 _FORMATS = FormatChecker(formats=())
 
@@ -30,6 +30,7 @@ def _checks(format_name: str, check: Any) -> None:
 _checks("name-pattern", patterns.check)
 _checks("destination", patterns.check_destination)
 _checks("size", parse_size)
+_checks("range", parse_range)
 _checks("dtype", require_dtype)
 
 

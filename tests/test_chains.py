@@ -19,7 +19,8 @@ START = {
 }
 MODEL = {name: tensor + 100 for name, tensor in START.items()}
 
-KINDS = ["rename", "copy", "borrow", "delete", "tie", "untie", "rows", "columns", "cast"]
+KINDS = ["rename", "copy", "borrow", "delete", "tie", "untie", "rows", "columns", "cast",
+         "transpose", "flat", "halves", "stack"]  # fmt: skip
 
 
 class Simple:
@@ -55,6 +56,17 @@ class Simple:
         shape = [1 if d == dim else size for d, size in enumerate(old.shape)]
         self.cells[name][0] = torch.cat([old, torch.full(shape, value, dtype=old.dtype)], dim)
 
+    def change(self, name: str, tensor: torch.Tensor) -> None:
+        self.cells[name][0] = tensor
+
+    def halve(self, name: str, to: list[str]) -> None:
+        tensor = self.cells.pop(name)[0]
+        half = len(tensor) // 2
+        self.cells |= {to[0]: [tensor[:half]], to[1]: [tensor[half:]]}
+
+    def stack(self, names: list[str], to: str) -> None:
+        self.cells[to] = [torch.stack([self.cells.pop(name)[0] for name in names], 1)]
+
     def cast(self, name: str, dtype: torch.dtype) -> None:
         self.cells[name][0] = self.cells[name][0].to(dtype)
 
@@ -87,6 +99,23 @@ def one_step(draw: st.DrawFn, state: Simple, number: int) -> dict[str, object] |
         case "untie" if tied:
             state.untie(name)
             return {"op": "untie", "target": name}
+        case "transpose" if state.cells[name][0].ndim > 1:
+            state.change(name, state.cells[name][0].transpose(-1, -2))
+            return {"op": "transpose", "target": name}
+        case "flat":
+            count = state.cells[name][0].shape[0]
+            state.change(name, state.cells[name][0].reshape(count, -1))
+            return {"op": "reshape", "target": name, "shape": [count, -1]}
+        case "halves" if len(state.cells[name][0]) > 1:
+            into, rows = [new, f"m{number}.weight"], len(state.cells[name][0])
+            state.halve(name, into)
+            return {"op": "split", "target": name, "dim": 0, "into": into,
+                    "sizes": [rows // 2, rows - rows // 2]}  # fmt: skip
+        case "stack" if (
+            name != other and alike and (state.cells[name][0].dtype == state.cells[other][0].dtype)
+        ):
+            state.stack([name, other], new)
+            return {"op": "stack", "from": [name, other], "dim": 1, "into": new}
         case "rows" | "columns":
             state.widen(name, number, 0 if kind == "rows" else 1)
             init = {"name": "constant", "val": number}

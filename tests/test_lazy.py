@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgeon.dtypes import DTYPES
+from surgeon.errors import PlanError
 from surgeon.lazy import (
     ByteRange,
     Copied,
@@ -22,6 +23,7 @@ from surgeon.lazy import (
     Joined,
     LazyTensor,
     Operands,
+    Rearranged,
     Scratch,
     Selected,
     Stored,
@@ -29,6 +31,7 @@ from surgeon.lazy import (
     Strided,
     TensorSpec,
     forms,
+    is_computed_at_once,
 )
 
 STREAM = Stream(0, "0", "x")
@@ -79,6 +82,8 @@ def numbered(shape: tuple[int, ...], first: int = 0, dtype: str = "I32") -> np.n
 def use_blocks_of(size: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr("surgeon.lazy.joined.BLOCK", size)
     patch.setattr("surgeon.lazy.elementwise.BLOCK", size)
+    patch.setattr("surgeon.lazy.rearranged.BLOCK", size)
+    patch.setattr("surgeon.lazy.rearranged.STRIP", 5 * size)
 
 
 def from_pieces(tensor: LazyTensor, start: int, stop: int) -> np.ndarray:
@@ -144,6 +149,24 @@ def selected(draw: st.DrawFn, shape: tuple[int, ...], depth: int) -> Pair:
 
 
 @st.composite
+def rearranged(draw: st.DrawFn, shape: tuple[int, ...], depth: int) -> Pair:
+    """Dimensions merged or cut, then in another order."""
+    sizes = list(shape)
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(sizes) - 1))
+        if draw(st.booleans()) and at + 1 < len(sizes):
+            sizes[at : at + 2] = [sizes[at] * sizes[at + 1]]
+        else:
+            part = draw(st.sampled_from([n for n in range(1, 6) if sizes[at] % n == 0]))
+            sizes[at : at + 1] = [part, sizes[at] // part]
+    order = draw(st.permutations(range(len(sizes))))
+    source, array = draw(
+        tensors(tuple(sizes[order.index(axis)] for axis in range(len(sizes))), depth - 1)
+    )
+    return Rearranged(source, tuple(order), shape), array.transpose(order).reshape(shape)
+
+
+@st.composite
 def doubled(draw: st.DrawFn, shape: tuple[int, ...], depth: int) -> Pair:
     source, array = draw(tensors(shape, depth - 1))
 
@@ -158,7 +181,8 @@ def tensors(shape: tuple[int, ...], depth: int) -> st.SearchStrategy[Pair]:
     leaves = sources(shape)
     if depth == 0:
         return leaves
-    return st.one_of(joined(shape, depth), selected(shape, depth), doubled(shape, depth), leaves)
+    kinds = (joined, selected, rearranged, doubled)
+    return st.one_of(*(kind(shape, depth) for kind in kinds), leaves)
 
 
 TREES = SHAPES.flatmap(lambda shape: tensors(shape, 3))
@@ -216,6 +240,8 @@ def naive_new(tensor: LazyTensor) -> np.ndarray:
         case Selected(source, dim, ranges):
             index = np.concatenate([np.arange(start, stop) for start, stop in ranges])
             return np.take(naive_new(source), index, dim)
+        case Rearranged(source, order, shape):
+            return naive_new(source).transpose(order).reshape(shape)
         case Elementwise():
             return naive_new(tensor.operands[0])
     return np.zeros(tensor.spec.shape, int)
@@ -303,6 +329,7 @@ def test_empty_tensors_have_no_elements(shape: tuple[int, ...]) -> None:
     forms = [empty, fresh, strided, Copied(empty), Elementwise(fresh.spec, add, (fresh, fresh))]
     for dim in range(len(shape)):
         forms += [Joined((empty, empty), dim), Selected(empty, dim, (whole[dim], (0, 0)))]
+        forms += [Rearranged(fresh, tuple(range(len(shape)))[::-1], shape[::-1])]
     for tensor in forms:
         assert tensor.elements(0, 0, Scratch()).size == 0
         assert from_pieces(tensor, 0, 0).size == 0
@@ -322,6 +349,79 @@ def test_selected_columns_read_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch
     source = stored(numbered((500, 8)))
     assert_is(Selected(source, 1, ((6, 8), (0, 1))), numbered((500, 8))[:, [6, 7, 0]], 0, 1500)
     assert max(source.file.reads) == 64 * 4
+
+
+def opened(shape: tuple[int, ...], order: tuple[int, ...], *new: int) -> Rearranged:
+    return Rearranged(stored(numbered(shape)), order, new)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        opened((6, 4), (0, 1), 2, 12),
+        opened((1, 6, 1, 4), (1, 2, 0, 3), 6, 4),
+        opened((6, 1), (1, 0), 6),
+        opened((6, 4), (0, 1), 1, 24, 1),
+    ],
+)
+def test_what_moves_nothing_is_byte_ranges(tensor: Rearranged) -> None:
+    assert [type(piece) for piece in tensor.pieces(0, tensor.spec.count)] == [ByteRange]
+    assert tensor.held_bytes == 0
+    np.testing.assert_array_equal(
+        tensor.elements(0, tensor.spec.count, Scratch()), range(tensor.spec.count)
+    )
+
+
+def transposed_in_blocks(source: LazyTensor, expected: np.ndarray) -> Rearranged:
+    """Compare every block of a transposed matrix; the worker keeps what it knows."""
+    tensor, scratch = Rearranged(source, (1, 0), source.spec.shape[::-1]), Scratch()
+    for start in range(0, expected.size, 64):
+        with scratch.scope():
+            block = tensor.elements(start, min(start + 64, expected.size), scratch)
+            np.testing.assert_array_equal(block, expected.T.reshape(-1)[start : start + 64])
+    return tensor
+
+
+def test_a_transposed_computed_matrix_is_computed_eight_times_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_blocks_of(64, monkeypatch)
+    seen: list[int] = []
+
+    def negative(blocks: Any, statistics: Any, out: np.ndarray) -> np.ndarray:
+        seen.append(len(out))
+        return np.negative(blocks[0], out=out)
+
+    array = numbered((100, 40))
+    source = Elementwise(TensorSpec("I32", (100, 40)), negative, (stored(array),))
+    tensor = transposed_in_blocks(source, -array)
+    assert sum(seen) <= 8 * 4000
+    assert max(seen) <= 64
+    assert is_computed_at_once(tensor)
+    assert tensor.held_bytes == (500 + 3 * 64) * 4
+
+
+def test_a_transposed_matrix_put_together_of_stored_ones_is_mapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_blocks_of(64, monkeypatch)
+    array = numbered((100, 40))
+    base = stored(array)
+    turned = Rearranged(base, (1, 0), (40, 100))
+    parts = (Selected(base, 1, ((30, 40), (5, 9))), Copied(Rearranged(turned, (1, 0), (100, 40))))
+    tensor = transposed_in_blocks(
+        Joined(parts, 1), np.concatenate([array[:, 30:], array[:, 5:9], array], 1)
+    )
+    assert base.file.reads == []
+    assert not is_computed_at_once(tensor)
+
+
+def test_new_parts_in_thousands_of_pieces_are_refused() -> None:
+    fresh = Fresh(TensorSpec("I32", (5000, 1)), Counting(), STREAM)
+    joined = Joined((stored(numbered((5000, 2))), fresh), 1)
+    assert len(Rearranged(joined, (1, 0), (3, 5000)).new()) == 1
+    with pytest.raises(PlanError, match=r"over 4096 pieces in shape \(15000,\); reshape it before"):
+        Rearranged(joined, (0, 1), (15000,)).new()
 
 
 def test_scratch_gives_back_what_a_scope_took() -> None:

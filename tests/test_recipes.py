@@ -24,6 +24,10 @@ def tensors(seed: int) -> Tensors:
         "fc.weight": (7, 6),
         "fc.bias": (7,),
     }
+    for layer in range(4):
+        for part, rows in (("q_proj", 4), ("k_proj", 2), ("v_proj", 2), ("o_proj", 4)):
+            shapes[f"model.layers.{layer}.self_attn.{part}.weight"] = (rows, 4)
+        shapes[f"model.layers.{layer}.mlp.down_proj.weight"] = (4, 8)
     made = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     embedding = torch.arange(12.0).reshape(4, 3)
     return made | {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding.clone()}
@@ -39,6 +43,14 @@ def applied(folder: Path, name: str, *models: str, **variables: Any) -> tuple[Te
     with apply.opened(plan, str(folder / "in.safetensors"), locations) as opened:
         apply.write(opened, output, Options(), force=False)
     return load_file(output), json.loads((folder / "out.manifest.json").read_text())
+
+
+def reapplied(folder: Path, name: str, **variables: Any) -> Tensors:
+    """Apply a ready-made recipe to what in.safetensors is by now."""
+    output = folder / "again.safetensors"
+    with apply.opened(recipe.load(name, variables), str(folder / "in.safetensors"), {}) as opened:
+        apply.write(opened, output, Options(), force=False)
+    return load_file(output)
 
 
 def test_add_output_nodes_keeps_rows_and_trains_new_ones_first(tmp_path: Path) -> None:
@@ -107,6 +119,50 @@ def test_cast_for_export_rounds_as_torch_does(tmp_path: Path) -> None:
     found, _ = applied(tmp_path, "cast-for-export", dtype="bfloat16")
     wanted = {name: tensor.bfloat16() for name, tensor in tensors(0).items()}
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def layers_of(found: Tensors, part: str) -> list[torch.Tensor]:
+    names = [f"model.layers.{layer}.{part}.weight" for layer in range(20)]
+    return [found[name] for name in names if name in found]
+
+
+def test_drop_layers_keeps_and_renumbers_those_named(tmp_path: Path) -> None:
+    found, _ = applied(tmp_path, "drop-layers", keep=["0:2", 3])
+    old = layers_of(tensors(0), "mlp.down_proj")
+    wanted = [old[0], old[1], old[3]]
+    torch.testing.assert_close(layers_of(found, "mlp.down_proj"), wanted, rtol=0, atol=0)
+
+
+def test_up_scale_depth_runs_the_middle_twice(tmp_path: Path) -> None:
+    found, _ = applied(tmp_path, "up-scale-depth", lower="0:3", upper="1:4")
+    old = layers_of(tensors(0), "self_attn.q_proj")
+    wanted = [old[index] for index in (0, 1, 2, 1, 2, 3)]
+    torch.testing.assert_close(layers_of(found, "self_attn.q_proj"), wanted, rtol=0, atol=0)
+
+
+def test_llama_pro_blocks_are_zero_where_they_end_and_train_alone(tmp_path: Path) -> None:
+    found, manifest = applied(tmp_path, "llama-pro-blocks", every=2)
+    for part in ("self_attn.o_proj", "mlp.down_proj"):
+        zero = [not tensor.any() for tensor in layers_of(found, part)]
+        assert zero == [False, False, True, False, False, True]
+    assert all(tensor.any() for tensor in layers_of(found, "self_attn.q_proj"))
+    (stage,) = manifest["stages"]
+    trained = {name.split(".")[2] for name in stage["groups"][0]["params"]}
+    assert trained == {"2", "5"}
+    assert len(stage["groups"][0]["params"]) == 10
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_fuse_qkv_and_split_qkv_are_there_and_back(tmp_path: Path, groups: int) -> None:
+    found, _ = applied(tmp_path, "fuse-qkv", groups=groups)
+    parts = [layers_of(tensors(0), f"self_attn.{p}_proj")[2] for p in "qkv"]
+    slices = [p[g * len(p) // groups :][: len(p) // groups] for g in range(groups) for p in parts]
+    fused = found["model.layers.2.self_attn.qkv_proj.weight"]
+    torch.testing.assert_close(fused, torch.cat(slices), rtol=0, atol=0)
+    (tmp_path / "out.safetensors").rename(tmp_path / "in.safetensors")
+    (tmp_path / "out.manifest.json").unlink()
+    again = reapplied(tmp_path, "split-qkv", sizes=[4, 2, 2], groups=groups)
+    torch.testing.assert_close(again, tensors(0), rtol=0, atol=0)
 
 
 def test_every_recipe_has_a_test_here_and_says_first_what_it_is_for() -> None:

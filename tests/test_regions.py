@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations_with_replacement, product
 from math import prod
 
 import numpy as np
@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surgeon import regions
 from surgeon.regions import (
     Region,
     count,
     intersection,
     parsed,
     remainder,
+    reshaped,
     spelled,
     split_block,
     whole,
@@ -152,3 +154,39 @@ def test_whole_has_every_element(shape: list[int]) -> None:
 def test_of_an_empty_tensor_nothing_remains() -> None:
     assert remainder((0, 3), []) == []
     assert remainder((0, 3), [whole((0, 3))]) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((2, 3, 4), (24,)),
+        ((2, 3, 4), (6, 4)),
+        ((2, 3, 4), (2, 12)),
+        ((6, 4), (2, 12)),
+        ((6, 4), (3, 2, 1, 4)),
+        ((1, 6, 1), (3, 2)),
+        ((4,), (1, 4, 1)),
+        ((1,), ()),
+    ],
+)
+def test_reshaped_regions_hold_the_same_elements(
+    old: tuple[int, ...], new: tuple[int, ...]
+) -> None:
+    numbers = np.arange(int(np.prod(old)))
+    sides = [[(a, b) for a in range(size) for b in range(a + 1, size + 1)] for size in old]
+    for region in product(*sides):
+        chosen = numbers.reshape(old)[tuple(slice(*side) for side in region)].reshape(-1)
+        parts = [
+            numbers.reshape(new)[tuple(slice(*side) for side in part)].reshape(-1)
+            for part in reshaped(region, old, new)
+        ]
+        assert sorted(np.concatenate(parts)) == chosen.tolist()
+
+
+def test_boxes_hold_a_window_in_order() -> None:
+    numbers = np.arange(24).reshape(2, 3, 4)
+    for start, stop in combinations_with_replacement(range(25), 2):
+        found = list(regions.boxes(numbers.shape, start, stop))
+        parts = [numbers[tuple(slice(*side) for side in box)].reshape(-1) for box in found]
+        assert [number for part in parts for number in part] == list(range(start, stop))
+        assert len(found) <= 5

@@ -471,6 +471,7 @@ def test_fewer_workers_fit_into_less_memory(example: Bench) -> None:
         {"op": "widen", "rows": 200, "init": "rows_normal"},
         {"op": "average", "models": ["other"]},
         {"op": "cast", "dtype": "F16"},
+        {"op": "transpose"},
     ],
 )
 def test_the_estimate_is_not_exceeded(tmp_path: Path, step: Any, dtype: torch.dtype) -> None:
@@ -486,6 +487,21 @@ def test_the_estimate_is_not_exceeded(tmp_path: Path, step: Any, dtype: torch.dt
     finally:
         tracemalloc.stop()
     assert peak < need.worker_bytes + 500_000
+
+
+def test_a_computed_tensor_is_transposed_within_the_estimate(tmp_path: Path) -> None:
+    tensors = {"w": torch.zeros(600, 500)}
+    bench = Bench(tmp_path).given(tensors, other=tensors)
+    steps = {"op": "average", "models": ["other"]}, {"op": "transpose", "target": "w"}
+    need = memory.scratch_bytes(bench.plan(*steps).tensors)
+    bench.operate(*steps, options=Options(workers=1))  # imports and caches are no scratch
+    tracemalloc.start()
+    try:
+        bench.operate(*steps, options=Options(workers=1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 600 * 500 * 4 < peak < need.worker_bytes + 500_000
 
 
 def test_distances_of_what_has_no_values_count_elements(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from surgeon.lazy.joined import (
     Joined,
     Selected,
 )
+from surgeon.lazy.rearranged import Rearranged
 from surgeon.lazy.whole import Whole
 
 
@@ -43,6 +44,8 @@ def _is_known_at_once(form: LazyTensor) -> bool:
             return statistics is not None
         case Fresh(initialiser=initialiser):
             return any(initialiser.at_once_bytes)
+        case Rearranged():
+            return form.is_known_at_once
     return isinstance(form, Whole)
 
 
@@ -61,6 +64,7 @@ __all__ = [
     "LazyTensor",
     "Operands",
     "Piece",
+    "Rearranged",
     "Scratch",
     "Selected",
     "Stored",

@@ -1,0 +1,82 @@
+"""split: several tensors of one, cut along a dimension."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+from surgeon.draft import Draft
+from surgeon.errors import PlanError
+from surgeon.grouping import dimension, take_apart
+from surgeon.lazy import LazyTensor, Selected
+from surgeon.patterns import Destinations, Name
+from surgeon.registry import op
+
+
+@op(
+    group="structure",
+    example={
+        "target": "encoder.{i}.weight",
+        "dim": 0,
+        "parts": 2,
+        "into": ["encoder.{i}.first.weight", "encoder.{i}.second.weight"],
+    },
+    exactly_one=("sizes", "parts"),
+)
+def split(
+    draft: Draft,
+    *,
+    target: Annotated[Name, "the tensors to cut: a tensor, a module or a pattern"],
+    dim: Annotated[int, "the dimension to cut; -1 is the last"],
+    into: Annotated[
+        Destinations, "the parts' names, or one with a capture of its own that counts them from 0"
+    ],
+    sizes: Annotated[
+        list[int] | None,
+        "the parts' sizes along the dimension",
+        {"items": {"type": "integer", "minimum": 1}, "minItems": 1},
+    ] = None,
+    parts: Annotated[int | None, "the number of parts of equal size", {"minimum": 1}] = None,
+    groups: Annotated[
+        int,
+        "how many groups (heads) the parts alternate in: a slice of each per group",
+        {"minimum": 1},
+    ] = 1,
+) -> None:
+    """Cut tensors along a dimension; the parts take their place.
+
+    Captures of `target` name the parts, so that one step serves all layers. `sizes` add up to the
+    dimension's size. With `groups`, as in fused heads of GPT-NeoX, the dimension holds for each
+    group (head) a slice of every part; the parts come out whole, and `concat` with the same
+    `groups` is the way back. Raises where sizes do not fit or a name is taken.
+    """
+    take_apart(draft, target, into, partial(_parts, dim, sizes, parts, groups))
+
+
+def _parts(
+    dim: int, sizes: list[int] | None, parts: int | None, groups: int, name: str, tensor: LazyTensor
+) -> list[LazyTensor]:
+    dim = dimension(name, tensor.spec, dim)
+    size = tensor.spec.shape[dim]
+    if parts is not None and size % parts:
+        raise PlanError(
+            f"'{name}' is {tensor.spec}: {size} in dimension {dim} is not {parts} equal parts; "
+            "give 'sizes'"
+        )
+    sizes = sizes or [size // (parts or 1)] * (parts or 1)
+    if sum(sizes) != size:
+        raise PlanError(
+            f"'{name}' is {tensor.spec}: sizes {sizes} are {sum(sizes)} together, not {size}"
+        )
+    if uneven := [part for part in sizes if part % groups]:
+        raise PlanError(f"'{name}': a part of {uneven[0]} is not {groups} equal groups")
+    found: list[LazyTensor] = []
+    start = 0
+    for part in sizes:
+        ranges = tuple(
+            (first, first + part // groups)
+            for first in range(start // groups, size, size // groups or 1)
+        )
+        found.append(Selected(tensor, dim, ranges))
+        start += part
+    return found
