@@ -29,6 +29,7 @@ from surgeon.lazy import (
     Fresh,
     Joined,
     LazyTensor,
+    Scaled,
     Selected,
     Stored,
     Stream,
@@ -185,14 +186,14 @@ def mapped(tensor: LazyTensor, leaf: Callable[[LazyTensor], LazyTensor]) -> Lazy
     """Return the same tree of moves over other leaves.
 
     Every form that moves elements belongs here; all others are leaves. Arithmetic on one tensor
-    alone, as a cast, moves nothing: what is kept of a tensor has a dtype of its own.
+    alone, as a cast or a scale, moves nothing: what is kept of a tensor has a dtype of its own.
     """
     match tensor:
         case Joined(parts=parts, dim=dim):
             return Joined(tuple(mapped(part, leaf) for part in parts), dim)
         case Selected(source=source, dim=dim, ranges=ranges):
             return Selected(mapped(source, leaf), dim, ranges)
-        case Elementwise(operands=(operand,)):
+        case Elementwise(operands=(operand,)) | Scaled(source=operand):
             return mapped(operand, leaf)
     return leaf(tensor)
 

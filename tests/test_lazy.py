@@ -22,6 +22,7 @@ from surgeon.lazy import (
     Joined,
     LazyTensor,
     Operands,
+    Scaled,
     Scratch,
     Selected,
     Stored,
@@ -153,12 +154,21 @@ def doubled(draw: st.DrawFn, shape: tuple[int, ...], depth: int) -> Pair:
     return Elementwise(source.spec, double, (source,)), array * 2
 
 
+@st.composite
+def scaled(draw: st.DrawFn, shape: tuple[int, ...], depth: int) -> Pair:
+    dim = draw(st.integers(0, len(shape) - 1))
+    source, array = draw(tensors(shape, depth - 1))
+    signs = draw(st.lists(st.sampled_from([0, 1, -1]), min_size=shape[dim], max_size=shape[dim]))
+    factors = np.array(signs).reshape([-1 if d == dim else 1 for d in range(len(shape))])
+    return Scaled(source, dim, np.array(signs, np.float64)), array * factors.astype(array.dtype)
+
+
 def tensors(shape: tuple[int, ...], depth: int) -> st.SearchStrategy[Pair]:
     """Forms nested up to a depth, of this shape, with the values that they stand for."""
     leaves = sources(shape)
     if depth == 0:
         return leaves
-    return st.one_of(joined(shape, depth), selected(shape, depth), doubled(shape, depth), leaves)
+    return st.one_of(*(make(shape, depth) for make in (joined, selected, doubled, scaled)), leaves)
 
 
 TREES = SHAPES.flatmap(lambda shape: tensors(shape, 3))
@@ -216,7 +226,7 @@ def naive_new(tensor: LazyTensor) -> np.ndarray:
         case Selected(source, dim, ranges):
             index = np.concatenate([np.arange(start, stop) for start, stop in ranges])
             return np.take(naive_new(source), index, dim)
-        case Elementwise():
+        case Elementwise() | Scaled():
             return naive_new(tensor.operands[0])
     return np.zeros(tensor.spec.shape, int)
 
@@ -322,6 +332,21 @@ def test_selected_columns_read_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch
     source = stored(numbered((500, 8)))
     assert_is(Selected(source, 1, ((6, 8), (0, 1))), numbered((500, 8))[:, [6, 7, 0]], 0, 1500)
     assert max(source.file.reads) == 64 * 4
+
+
+def test_many_columns_of_part_of_a_row_are_read_together() -> None:
+    source = stored(numbered((3, 40)))
+    tensor = Selected(source, 1, tuple((i, i + 1) for i in range(0, 40, 2)))
+    assert_is(tensor, numbered((3, 40))[:, ::2], 3, 17)
+    assert source.file.reads == [40 * 4]
+
+
+@pytest.mark.parametrize(("dtype", "numpy"), [("F32", "f4"), ("F64", "f8"), ("F16", "f2")])
+def test_scaled_products_are_rounded_once(dtype: str, numpy: str) -> None:
+    array = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(numpy)
+    factors = np.array([1.0, 1 / 3, 0.7, -0.1])
+    expected = (array.astype("f8") * factors[None, :, None]).astype(numpy)
+    assert_is(Scaled(stored(array, dtype), 1, factors), expected, 0, array.size)
 
 
 def test_scratch_gives_back_what_a_scope_took() -> None:
