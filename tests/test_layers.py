@@ -27,10 +27,11 @@ FLOORS = (
     ("plan", "stages", "execute", "publish"),
     ("recipe", "layout"),
     ("ops", "merges", "formats"),
+    ("widths",),
     ("merging", "layers", "moves", "initialisers"),
     ("registry", "validation", "values", "envelope"),
     ("draft", "schema", "depth", "checksums", "files", "workers"),
-    ("patterns", "lazy", "units"),
+    ("patterns", "lazy", "units", "indices"),
     ("regions", "dtypes"),
     ("errors",),
 )
