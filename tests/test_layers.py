@@ -31,7 +31,7 @@ FLOORS = (
     ("merging", "layers", "moves", "initialisers"),
     ("registry", "validation", "values", "envelope"),
     ("draft", "schema", "depth", "checksums", "files", "workers"),
-    ("patterns", "lazy", "units", "indices"),
+    ("patterns", "lazy", "units", "indices", "interpolation"),
     ("regions", "dtypes"),
     ("errors",),
 )
