@@ -35,10 +35,8 @@ def taps(
 ) -> Taps:
     """Return the taps of a dimension that goes from `source` to `target` positions."""
     position = np.arange(target)
-    if mode == "nearest":
-        return Taps((position * source // target)[:, None], np.ones((target, 1)))
-    if mode == "nearest-exact":
-        return Taps(((2 * position + 1) * source // (2 * target))[:, None], np.ones((target, 1)))
+    if mode not in SMOOTH:
+        return _nearest(mode, source, target)
     if align_corners:
         scale = (source - 1) / (target - 1) if target > 1 else 0.0
     else:
@@ -56,6 +54,15 @@ def taps(
     offset = np.arange(-1, 3)
     weight = _cubic(part[:, None] - offset, _CUBIC)
     return Taps(np.clip(first[:, None] + offset, 0, source - 1), weight)
+
+
+def _nearest(mode: Mode, source: int, target: int) -> Taps:
+    """Return one tap each, found in float32 as torch does: it decides where two are as near."""
+    middle = np.float32(0.5 if mode == "nearest-exact" else 0)
+    scale = np.float32(source) / np.float32(target)
+    place = (np.arange(target, dtype=np.float32) + middle) * scale
+    index = np.minimum(np.floor(place).astype(np.int64), source - 1)
+    return Taps(index[:, None], np.ones((target, 1)))
 
 
 def _antialiased(mode: Mode, scale: float, source: int, target: int) -> Taps:
