@@ -24,7 +24,11 @@ from surgeon.widths import (
 
 @op(
     group="size",
-    example={"target": "encoder.0", "drop": [1, "4:6"], "consumers": ["encoder.1"]},
+    example={
+        "target": ["encoder.0", "encoder.0.norm"],
+        "drop": [1, "4:6"],
+        "consumers": ["encoder.1"],
+    },
     exactly_one=("keep", "drop"),
 )
 def narrow(
