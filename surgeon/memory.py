@@ -20,6 +20,7 @@ from surgeon.lazy import (
     Fresh,
     LazyTensor,
     Rearranged,
+    Scaled,
     Strided,
     Whole,
     forms,
@@ -29,6 +30,8 @@ from surgeon.units import spoken_size
 # Per element of a block. An initialiser: float64 values, the chunk they are drawn in, what of it
 # was rejected. An index into a strided view: five int64.
 _FRESH, _STRIDED = 4 * 8, 5 * 8
+# Values and products as float64, a float32 below them, the index of each factor and the factors.
+_SCALED = 4 * 8 + 4
 # A kernel's own arrays beside its operands and its result.
 _KERNEL_ARRAYS = 2
 # What rounding takes per element, as measured with tracemalloc; to float8 in the second place.
@@ -70,6 +73,8 @@ def _block_bytes(form: LazyTensor) -> int:
     own = DTYPES[form.spec.dtype].storage.itemsize
     if isinstance(form, Fresh):
         return count * (own + _FRESH + _rounding_bytes(form))
+    if isinstance(form, Scaled):
+        return count * (own + _SCALED + _rounding_bytes(form))
     if isinstance(form, Strided):
         return count * (own + _STRIDED)
     if isinstance(form, Elementwise):

@@ -30,6 +30,7 @@ from surgeon.lazy import (
     Joined,
     LazyTensor,
     Rearranged,
+    Scaled,
     Selected,
     Stored,
     Stream,
@@ -186,7 +187,7 @@ def mapped(tensor: LazyTensor, leaf: Callable[[LazyTensor], LazyTensor]) -> Lazy
     """Return the same tree of moves over other leaves.
 
     Every form that moves elements belongs here; all others are leaves. Arithmetic on one tensor
-    alone, as a cast, moves nothing: what is kept of a tensor has a dtype of its own.
+    alone, as a cast or a scale, moves nothing: what is kept of a tensor has a dtype of its own.
     """
     match tensor:
         case Joined(parts=parts, dim=dim):
@@ -195,7 +196,7 @@ def mapped(tensor: LazyTensor, leaf: Callable[[LazyTensor], LazyTensor]) -> Lazy
             return Selected(mapped(source, leaf), dim, ranges)
         case Rearranged(source=source, order=order, shape=shape):
             return Rearranged(mapped(source, leaf), order, shape)
-        case Elementwise(operands=(operand,)):
+        case Elementwise(operands=(operand,)) | Scaled(source=operand):
             return mapped(operand, leaf)
     return leaf(tensor)
 

@@ -1,4 +1,4 @@
-"""Sizes and ranges as people write and read them."""
+"""Sizes as people write and read them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,6 @@ from surgeon.errors import UsageError
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
 _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
-
-
-_RANGE = re.compile(r"\s*(-?\d{1,9})?\s*(?P<many>:\s*(-?\d{1,9})?\s*(?::\s*(\d{1,9})?\s*)?)?")
-
-
-def parse_range(text: str | int) -> slice:
-    """Return what `0:8`, `:-1`, `::2` or `3` selects; raises UsageError for anything else."""
-    found = _RANGE.fullmatch(str(text))
-    if not found or not str(text).strip():
-        raise UsageError(f"'{text}' is not a range like 0:8, :-1, ::2 or 3")
-    first, last, step = (int(found[group]) if found[group] else None for group in (1, 3, 4))
-    if found["many"] is None and first is not None:
-        return slice(first, first + 1 or None)
-    return slice(first, last, step)
 
 
 def parse_size(text: str | int) -> int:

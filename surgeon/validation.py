@@ -9,10 +9,10 @@ from typing import Any
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
 
-from surgeon import patterns
+from surgeon import indices, patterns
 from surgeon.dtypes import require_dtype
 from surgeon.errors import SurgeonError, UsageError, did_you_mean
-from surgeon.units import parse_range, parse_size
+from surgeon.units import parse_size
 
 _FORMATS = FormatChecker(formats=())
 
@@ -30,7 +30,7 @@ def _checks(format_name: str, check: Any) -> None:
 _checks("name-pattern", patterns.check)
 _checks("destination", patterns.check_destination)
 _checks("size", parse_size)
-_checks("range", parse_range)
+_checks("indices", indices.parsed)
 _checks("dtype", require_dtype)
 
 

@@ -24,6 +24,7 @@ from surgeon.lazy import (
     LazyTensor,
     Operands,
     Rearranged,
+    Scaled,
     Scratch,
     Selected,
     Stored,
@@ -176,12 +177,21 @@ def doubled(draw: st.DrawFn, shape: tuple[int, ...], depth: int) -> Pair:
     return Elementwise(source.spec, double, (source,)), array * 2
 
 
+@st.composite
+def scaled(draw: st.DrawFn, shape: tuple[int, ...], depth: int) -> Pair:
+    dim = draw(st.integers(0, len(shape) - 1))
+    source, array = draw(tensors(shape, depth - 1))
+    signs = draw(st.lists(st.sampled_from([0, 1, -1]), min_size=shape[dim], max_size=shape[dim]))
+    factors = np.array(signs).reshape([-1 if d == dim else 1 for d in range(len(shape))])
+    return Scaled(source, dim, np.array(signs, np.float64)), array * factors.astype(array.dtype)
+
+
 def tensors(shape: tuple[int, ...], depth: int) -> st.SearchStrategy[Pair]:
     """Forms nested up to a depth, of this shape, with the values that they stand for."""
     leaves = sources(shape)
     if depth == 0:
         return leaves
-    kinds = (joined, selected, rearranged, doubled)
+    kinds = (joined, selected, rearranged, doubled, scaled)
     return st.one_of(*(kind(shape, depth) for kind in kinds), leaves)
 
 
@@ -242,7 +252,7 @@ def naive_new(tensor: LazyTensor) -> np.ndarray:
             return np.take(naive_new(source), index, dim)
         case Rearranged(source, order, shape):
             return naive_new(source).transpose(order).reshape(shape)
-        case Elementwise():
+        case Elementwise() | Scaled():
             return naive_new(tensor.operands[0])
     return np.zeros(tensor.spec.shape, int)
 
@@ -422,6 +432,21 @@ def test_new_parts_in_thousands_of_pieces_are_refused() -> None:
     assert len(Rearranged(joined, (1, 0), (3, 5000)).new()) == 1
     with pytest.raises(PlanError, match=r"over 4096 pieces in shape \(15000,\); reshape it before"):
         Rearranged(joined, (0, 1), (15000,)).new()
+
+
+def test_many_columns_of_part_of_a_row_are_read_together() -> None:
+    source = stored(numbered((3, 40)))
+    tensor = Selected(source, 1, tuple((i, i + 1) for i in range(0, 40, 2)))
+    assert_is(tensor, numbered((3, 40))[:, ::2], 3, 17)
+    assert source.file.reads == [40 * 4]
+
+
+@pytest.mark.parametrize(("dtype", "numpy"), [("F32", "f4"), ("F64", "f8"), ("F16", "f2")])
+def test_scaled_products_are_rounded_once(dtype: str, numpy: str) -> None:
+    array = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(numpy)
+    factors = np.array([1.0, 1 / 3, 0.7, -0.1])
+    expected = (array.astype("f8") * factors[None, :, None]).astype(numpy)
+    assert_is(Scaled(stored(array, dtype), 1, factors), expected, 0, array.size)
 
 
 def test_scratch_gives_back_what_a_scope_took() -> None:

@@ -23,6 +23,7 @@ def tensors(seed: int) -> Tensors:
         "body.1.weight": (6, 6),
         "fc.weight": (7, 6),
         "fc.bias": (7,),
+        "stem.weight": (4, 3, 2, 2),
     }
     for layer in range(4):
         for part, rows in (("q_proj", 4), ("k_proj", 2), ("v_proj", 2), ("o_proj", 4)):
@@ -163,6 +164,46 @@ def test_fuse_qkv_and_split_qkv_are_there_and_back(tmp_path: Path, groups: int) 
     (tmp_path / "out.manifest.json").unlink()
     again = reapplied(tmp_path, "split-qkv", sizes=[4, 2, 2], groups=groups)
     torch.testing.assert_close(again, tensors(0), rtol=0, atol=0)
+
+
+def test_widen_hidden_layer_keeps_the_function(tmp_path: Path) -> None:
+    found, _ = applied(tmp_path, "widen-hidden-layer", layer="body.1", readers="fc", rows=5)
+    assert found["body.1.weight"].shape == (11, 6)
+    inputs, old = torch.randn(9, 6), tensors(0)
+    out, expected = (
+        torch.tanh(inputs @ each["body.1.weight"].T) @ each["fc.weight"].T for each in (found, old)
+    )
+    torch.testing.assert_close(out, expected)
+
+
+def test_prune_heads_drops_them_and_what_reads_them(tmp_path: Path) -> None:
+    words = {"qkv": ["body.0", "body.1"], "out": "fc", "heads": 1, "head_size": 2}
+    found, _ = applied(tmp_path, "prune-heads", **words)
+    kept, old = [0, 1, 4, 5], tensors(0)
+    torch.testing.assert_close(found["body.0.weight"], old["body.0.weight"][kept], rtol=0, atol=0)
+    torch.testing.assert_close(found["fc.weight"], old["fc.weight"][:, kept], rtol=0, atol=0)
+
+
+def test_narrow_channels_drops_them_and_what_reads_them(tmp_path: Path) -> None:
+    readers = [{"target": "fc.weight", "dim": 1}]
+    found, _ = applied(tmp_path, "narrow-channels", layer="body.1", readers=readers, drop=["1:3"])
+    kept, old = [0, 3, 4, 5], tensors(0)
+    torch.testing.assert_close(found["body.1.weight"], old["body.1.weight"][kept], rtol=0, atol=0)
+    torch.testing.assert_close(found["fc.weight"], old["fc.weight"][:, kept], rtol=0, atol=0)
+
+
+def test_resize_positions_interpolates_as_torch_does(tmp_path: Path) -> None:
+    words = {"positions": "lm_head.weight", "from": [2, 2], "to": [3, 5]}
+    found, _ = applied(tmp_path, "resize-positions", **words)
+    image = tensors(0)["lm_head.weight"].T.reshape(1, 3, 2, 2)
+    expected = torch.nn.functional.interpolate(image, (3, 5), mode="bicubic", antialias=True)
+    torch.testing.assert_close(found["lm_head.weight"], expected[0].reshape(3, 15).T)
+
+
+def test_change_input_channels_adds_them_up_for_one(tmp_path: Path) -> None:
+    found, _ = applied(tmp_path, "change-input-channels", layer="stem")
+    expected = tensors(0)["stem.weight"].double().sum(1, keepdim=True).float()
+    torch.testing.assert_close(found["stem.weight"], expected, rtol=0, atol=0)
 
 
 def test_every_recipe_has_a_test_here_and_says_first_what_it_is_for() -> None:

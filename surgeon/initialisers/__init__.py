@@ -19,6 +19,7 @@ __all__ = [
     "INITIALISERS",
     "Chosen",
     "Init",
+    "InitSchema",
     "for_sibling",
     "fresh",
     "grown",
@@ -60,17 +61,19 @@ def init_schema(*others: str) -> Schema:
 
 
 @dataclass(frozen=True)
-class _InitSchema:
+class InitSchema:
     """The schema of an init, put together only where it is asked for."""
+
+    others: tuple[str, ...] = ()
 
     @property
     def json_schema(self) -> Schema:
-        return init_schema()
+        return init_schema(*self.others)
 
 
-Init = Annotated[str | dict[str, Any], _InitSchema(), "how new values are made"]
+Init = Annotated[str | dict[str, Any], InitSchema(), "how new values are made"]
 BiasInit = Annotated[
-    str | dict[str, Any] | None, _InitSchema(), "how new biases are made, where not as init says"
+    str | dict[str, Any] | None, InitSchema(), "how new biases are made, where not as init says"
 ]
 
 

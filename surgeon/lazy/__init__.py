@@ -30,6 +30,7 @@ from surgeon.lazy.joined import (
     Selected,
 )
 from surgeon.lazy.rearranged import Rearranged
+from surgeon.lazy.scaled import Scaled
 from surgeon.lazy.whole import Whole
 
 
@@ -65,6 +66,7 @@ __all__ = [
     "Operands",
     "Piece",
     "Rearranged",
+    "Scaled",
     "Scratch",
     "Selected",
     "Stored",

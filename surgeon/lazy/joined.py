@@ -14,6 +14,9 @@ from surgeon.dtypes import DTYPES, Array
 from surgeon.lazy.base import BLOCK, Computed, LazyTensor, Piece, Scratch, TensorSpec
 from surgeon.regions import Region, intersection, whole
 
+# Reading this many runs of a row one by one takes as long as reading the row.
+_FEW_RUNS = 8
+
 
 def _spans(start: int, stop: int, row: int) -> Iterator[tuple[int, int, int, int]]:
     """Cut elements start to stop into (first row, end row, from, to): whole rows, or part of one.
@@ -141,10 +144,11 @@ class Selected:
         out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
         filled = 0
         for first, end, inside, upto in _spans(start, stop, row):
-            # One row, or rows too long for scratch: only the runs that are asked for are read.
-            if end - first == 1 or source_row > BLOCK:
+            runs = list(self._within(inside, upto))
+            # Rows too long for scratch, or one row in few runs: only what is asked for is read.
+            if source_row > BLOCK or (end - first == 1 and len(runs) <= _FEW_RUNS):
                 for line in range(first, end):
-                    for low, high in self._within(inside, upto):
+                    for low, high in runs:
                         with scratch.scope():
                             out[filled : filled + high - low] = self.source.elements(
                                 line * source_row + low, line * source_row + high, scratch
@@ -154,14 +158,14 @@ class Selected:
             lines = max(1, BLOCK // source_row)
             for line in range(first, end, lines):
                 count = min(lines, end - line)
-                block = out[filled : filled + count * row].reshape(count, row)
+                size = count * (upto - inside)
+                block = out[filled : filled + size].reshape(count, upto - inside)
                 with scratch.scope():
                     source = self.source.elements(
                         line * source_row, (line + count) * source_row, scratch
                     ).reshape(count, source_row)
-                    runs = [source[:, low:high] for low, high in self._within(0, row)]
-                    np.concatenate(runs, axis=1, out=block)
-                filled += count * row
+                    np.concatenate([source[:, low:high] for low, high in runs], axis=1, out=block)
+                filled += size
         return out
 
     def new(self) -> tuple[Region, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from surgeon import patterns
+from surgeon import indices, patterns
 from surgeon.draft import Draft, Tensors
 from surgeon.errors import PlanError, did_you_mean
 from surgeon.initialisers import fresh
@@ -15,15 +15,14 @@ from surgeon.lazy import Copied, LazyTensor
 from surgeon.patterns import Name
 from surgeon.registry import op
 from surgeon.schema import Schema
-from surgeon.units import parse_range
 
-_ONE: Schema = {"type": ["integer", "string"], "format": "range"}
+_ONE: Schema = {"type": ["integer", "string"], "format": "indices"}
 _ITEM: Schema = {
     "type": "object",
     "properties": {
         "range": {
             "type": ["integer", "string", "array"],
-            "format": "range",
+            "format": "indices",
             "items": _ONE,
             "minItems": 1,
             "description": "'a:b', 'a:b:step' or one layer; negative ones count from the end",
@@ -167,8 +166,8 @@ class _Container:
             except PlanError as error:
                 problems += error.problems
         for model in dict.fromkeys(taken.model for taken in plan if taken.model):
-            indices = sorted({taken.index for taken in plan if taken.model == model})
-            problems += self._misfits(model, indices)
+            taken_from = sorted({taken.index for taken in plan if taken.model == model})
+            problems += self._misfits(model, taken_from)
         result: Tensors = {}
         for number, taken in enumerate(plan if not problems else ()):
             try:
@@ -204,25 +203,25 @@ class _Container:
         given = item["range"] if isinstance(item["range"], list) else [item["range"]]
         count = len(self._of(model))
         where = f"'{self._place}'" + (f" of model '{model}'" if model else "")
-        indices = [index for part in given for index in _indices(part, count, where)]
+        chosen = [index for part in given for index in _indices(part, count, where)]
         if every is None:
-            return [_Taken(model, index, zero) for index in indices]
-        if len(indices) % every:
-            raise PlanError(f"a copy after every {every} of {len(indices)} layers leaves a rest")
+            return [_Taken(model, index, zero) for index in chosen]
+        if len(chosen) % every:
+            raise PlanError(f"a copy after every {every} of {len(chosen)} layers leaves a rest")
         found: list[_Taken] = []
-        for number, index in enumerate(indices, 1):
+        for number, index in enumerate(chosen, 1):
             found.append(_Taken(model, index))
             if number % every == 0:
                 found.append(_Taken(model, index, zero))
         return found
 
-    def _misfits(self, model: str, indices: Sequence[int]) -> list[str]:
+    def _misfits(self, model: str, taken: Sequence[int]) -> list[str]:
         """Say which layers of a model are like none of the state's."""
         own = list(self._layers[None].values())
         kinds = [_kind(layer) for layer in own]
         problems: list[str] = []
         dtypes: dict[str, str] = {}
-        for index in indices:
+        for index in taken:
             layer = self._layers[model][index]
             if _kind(layer) not in kinds:
                 problems.append(_difference(_Taken(model, index), layer, own[0]))
@@ -262,15 +261,13 @@ class _Container:
 
 def _indices(given: int | str, count: int, where: str) -> Sequence[int]:
     """Return the layers that a range means; raises PlanError where they are none, or outside."""
-    chosen = parse_range(given)
-    ends = [end + count if end < 0 else end for end in (chosen.start, chosen.stop)
-            if end is not None]  # fmt: skip
-    if not all(0 <= end <= count for end in ends):
+    chosen = indices.within(given, count)
+    if chosen is None:
         problem = f"reaches outside of {where}, whose layers are 0 to {count - 1}"
-    elif chosen.step == 0 or not (found := range(*chosen.indices(count))):
+    elif not chosen:
         problem = "holds no layer"
     else:
-        return found
+        return chosen
     raise PlanError(f"'{given}' {problem}")
 
 

@@ -158,7 +158,6 @@ def test_unlike_layers_of_one_model_are_no_problem(bench):
         (step(4, "-5"), ["'4' reaches outside of", "'-5' reaches outside of"]),
         (step("2:2"), ["'2:2' holds no layer"]),
         (step("3:1"), ["'3:1' holds no layer"]),
-        (step("0:4:0"), ["'0:4:0' holds no layer"]),
         (step({"model": "c", "range": "0:2"}), ["there is no model 'c'; the models are: 'b', 'd'"]),
         (step({"model": "b", "range": "5:7"}),
          ["'5:7' reaches outside of 'h' of model 'b', whose layers are 0 to 5"]),
@@ -202,5 +201,5 @@ def test_gaps_in_the_numbers_are_refused(bench):
 
 @pytest.mark.parametrize("take", ["a:b", "", "1:2:3:4:", "1.5", {"range": ["0", "x"]}])
 def test_what_is_no_range_is_an_invalid_recipe(bench, take):
-    with pytest.raises(UsageError, match=r"steps\[0\].take\[0\].*is not a range like 0:8, :-1,"):
+    with pytest.raises(UsageError, match=r"steps\[0\].take\[0\].*is not an index like 3"):
         bench.recipe(step(take))

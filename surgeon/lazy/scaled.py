@@ -1,0 +1,57 @@
+"""Tensors whose entries along a dimension are each multiplied by a number of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from surgeon.dtypes import DTYPES, Array, rounded
+from surgeon.lazy.base import Computed, LazyTensor, Piece, Scratch, TensorSpec
+from surgeon.lazy.elementwise import raised_blocks
+from surgeon.regions import Region
+
+_FLOAT64 = np.dtype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """A tensor of floats, entry i along `dim` multiplied by `factors[i]` (float64).
+
+    Products are computed in float64 and rounded once. Factors are at most 1 in magnitude, so none
+    of them overflows.
+    """
+
+    source: LazyTensor
+    dim: int
+    factors: Array
+
+    @property
+    def spec(self) -> TensorSpec:
+        return self.source.spec
+
+    @property
+    def operands(self) -> tuple[LazyTensor, ...]:
+        return (self.source,)
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        yield Computed(self, start, stop)
+
+    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+        out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
+        inner = prod(self.spec.shape[self.dim + 1 :])
+        with scratch.scope():
+            (block,) = raised_blocks([self.source], start, stop, scratch, _FLOAT64)
+            entry = np.arange(start, stop)
+            entry //= inner
+            entry %= len(self.factors)
+            values = self.factors[entry]
+            with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+                np.multiply(block, values, out=values)
+            rounded(values, self.spec.dtype, out, scratch.take(np.uint32, stop - start))
+        return out
+
+    def new(self) -> tuple[Region, ...]:
+        return self.source.new()

@@ -1,0 +1,112 @@
+"""narrow: keep some of a layer's rows, and what reads them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from surgeon.draft import Draft
+from surgeon.errors import PlanError
+from surgeon.indices import SCHEMA, Indices, Ranges, chosen, runs
+from surgeon.lazy import LazyTensor, Selected
+from surgeon.patterns import Target
+from surgeon.registry import op
+from surgeon.widths import (
+    Consumer,
+    ConsumersSchema,
+    OutputDim,
+    Outputs,
+    outputs,
+    readers,
+    require_one_size,
+    with_tied_layers,
+)
+
+
+@op(
+    group="size",
+    example={
+        "target": ["encoder.0", "encoder.0.norm"],
+        "drop": [1, "4:6"],
+        "consumers": ["encoder.1"],
+    },
+    exactly_one=("keep", "drop"),
+)
+def narrow(
+    draft: Draft,
+    *,
+    target: Target,
+    keep: Annotated[
+        Indices | None, 'what to keep, in this order: 3, "0:5", [1, 2, "7:9"]', SCHEMA
+    ] = None,
+    drop: Annotated[Indices | None, "what to drop; the rest keeps its order", SCHEMA] = None,
+    block: Annotated[int, "rows for each index, such as a head's size", {"minimum": 1}] = 1,
+    parts: Annotated[
+        int, "equal parts to choose the same of, such as 3 for fused q, k, v", {"minimum": 1}
+    ] = 1,
+    dim: OutputDim = 0,
+    consumers: Annotated[
+        str | list[Consumer] | None,
+        ConsumersSchema("columns for each index (default: the step's block)", {}),
+    ] = None,
+) -> None:
+    """Keep some of a layer's rows by index and range; consumers follow.
+
+    A module narrows whole: its weight, its bias and every tensor directly in it that has one entry
+    per row. A tensor named by itself narrows alone; tied names narrow together. An index means a
+    row, or `block` rows where they form heads. `consumers` read what narrows, and keep the columns
+    of what is kept.
+
+    Heads of a fused projection whose rows are q, then k, then v: `"parts": 3` and the head's size
+    as `block`. Where each head has its own q, k and v (GPT-NeoX), `block` is three heads' sizes,
+    and the consumer's is one. Where the channels are flattened between a convolution and a linear
+    layer, the consumer's `block` is the number of positions. What is kept keeps its bits.
+    """
+    found = outputs(draft, target, dim)
+    problems: list[str] = []
+    kept: list[list[int]] = []
+    for layer in found:
+        units, rest = divmod(layer.size, parts * block)
+        if rest:
+            divisor = f"{parts} x {block}" if parts > 1 else str(block)
+            problems.append(
+                f"'{layer.label}' has {layer.size} outputs, not a multiple of {divisor}"
+            )
+            continue
+        try:
+            kept.append(_kept(keep, drop, units))
+        except PlanError as error:
+            problems += [f"'{layer.label}': {line}" for line in error.problems]
+    if problems:
+        raise PlanError(*problems)
+    changes: dict[str, LazyTensor] = {}
+    shared = draft.shared()
+    reading = []
+    if consumers is not None and found:
+        units = require_one_size(found) // (parts * block)
+        reading = readers(draft, consumers, units, block)
+    for layer, indices in zip(found, kept, strict=True):
+        ranges = _in_each_part(indices, layer, parts, block)
+        for name, place in with_tied_layers(draft, layer, dim, shared):
+            changes[name] = Selected(draft[name], place, ranges)
+    draft.replace(changes)
+    draft.replace(
+        {
+            reader.name: Selected(draft[reader.name], reader.dim, runs(kept[0], reader.block))
+            for reader in reading
+        }
+    )
+
+
+def _kept(keep: Indices | None, drop: Indices | None, units: int) -> list[int]:
+    """Return the indices that are kept, in order; raises PlanError where there are none."""
+    if keep is not None:
+        return chosen(keep, units)
+    dropped = set(chosen(drop if drop is not None else [], units))
+    if len(dropped) == units:
+        raise PlanError(f"all {units} would be dropped")
+    return [index for index in range(units) if index not in dropped]
+
+
+def _in_each_part(indices: list[int], layer: Outputs, parts: int, block: int) -> Ranges:
+    units = layer.size // (parts * block)
+    return runs([part * units + index for part in range(parts) for index in indices], block)
