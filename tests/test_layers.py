@@ -27,7 +27,7 @@ FLOORS = (
     ("plan", "stages", "execute", "publish"),
     ("recipe", "layout"),
     ("ops", "merges", "formats"),
-    ("merging", "layers", "moves", "initialisers"),
+    ("merging", "layers", "moves", "initialisers", "arithmetic"),
     ("registry", "validation", "values", "envelope"),
     ("draft", "schema", "depth", "checksums", "files", "workers"),
     ("patterns", "lazy", "units"),
