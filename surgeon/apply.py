@@ -39,6 +39,7 @@ class Opened:
     recipe: Recipe
     input: Checkpoint
     models: Mapping[str, Checkpoint]
+    outside: Mapping[str, Checkpoint]
     plan: Plan
     stages: manifest.Training
     state: OptimizerState | None
@@ -52,7 +53,7 @@ class Opened:
     @property
     def notes(self) -> list[str]:
         """Everything that the user should know about the inputs and the steps."""
-        about = [("input", self.input), *self.models.items()]
+        about = [("input", self.input), *self.models.items(), *self.outside.items()]
         notes = [f"{name}: {note}" for name, opened in about for note in opened.notes]
         notes += [f"{step.op}: {note}" for step in self.plan.steps for note in step.notes]
         return notes + list(self.state_notes)
@@ -120,8 +121,15 @@ def opened(
 
         checkpoint = open_one(source)
         models = {name: open_one(location) for name, location in locations.items()}
+        others: dict[str, Checkpoint] = {}
+
+        def open_outside(location: str) -> Tensors:
+            if location not in others:
+                others[location] = open_one(_beside(recipe, location))
+            return others[location].tensors
+
         outside = Outside(
-            open_model=lambda location: open_one(_beside(recipe, location)).tensors,
+            open_model=open_outside,
             read_json=lambda location: read_json(Path(_beside(recipe, location)), location),
         )
         made = plan.make(
@@ -135,7 +143,7 @@ def opened(
             raise PlanError(f"{recipe.label}: no tensor is left to write")
         stages = manifest.resolve(recipe, made, checkpoint, models)
         state, notes = _state(recipe, checkpoint, made, stages, optimizer, stack)
-        yield Opened(recipe, checkpoint, models, made, stages, state, tuple(notes))
+        yield Opened(recipe, checkpoint, models, others, made, stages, state, tuple(notes))
 
 
 def _state(
@@ -304,7 +312,7 @@ def _manifest(
     return manifest.build(
         opened.recipe,
         opened.plan,
-        {"input": opened.input, **opened.models},
+        {**opened.outside, "input": opened.input, **opened.models},
         opened.stages,
         file=file,
         files=files,
@@ -314,7 +322,7 @@ def _manifest(
 
 
 def _used_records(opened: Opened) -> list[Record]:
-    checkpoints = (opened.input, *opened.models.values())
+    checkpoints = (opened.input, *opened.models.values(), *opened.outside.values())
     records = [record for checkpoint in checkpoints for record in checkpoint.records]
     return _used(opened.plan.tensors.values(), records)
 

@@ -11,7 +11,7 @@ import numpy as np
 from surgeon.draft import Draft
 from surgeon.dtypes import DTYPES, LARGEST, Array
 from surgeon.errors import PlanError
-from surgeon.lazy import Elementwise, Kernel, LazyTensor
+from surgeon.lazy import Elementwise, Kernel, LazyTensor, TensorSpec
 from surgeon.values import require_finite
 
 Integers = Annotated[
@@ -40,10 +40,16 @@ def floats(draft: Draft, names: Sequence[str], integers: Integers) -> list[str]:
 
 
 def calculated(
-    name: str, kernel: Kernel, operands: tuple[LazyTensor, ...], nonfinite: NonFinite
+    name: str,
+    spec: TensorSpec,
+    kernel: Kernel,
+    operands: tuple[LazyTensor, ...],
+    nonfinite: NonFinite,
 ) -> LazyTensor:
-    """Return arithmetic on tensors, the one to change first: in float64, rounded once."""
-    spec = operands[0].spec
+    """Return arithmetic on tensors: the named one, or what replaces it, first.
+
+    It is in float64, and rounded once.
+    """
     explain = partial(_explain, name, spec.dtype) if nonfinite == "error" else None
     return Elementwise(spec, kernel, operands, working=FLOAT64, explain=explain)
 

@@ -12,7 +12,17 @@ from surgeon.draft import Tensors
 from surgeon.dtypes import DTYPES
 from surgeon.errors import PlanError
 from surgeon.execute import COPY_BUFFER
-from surgeon.lazy import BLOCK, ByteRange, Elementwise, Fresh, LazyTensor, Strided, Whole, forms
+from surgeon.lazy import (
+    BLOCK,
+    ByteRange,
+    Elementwise,
+    Fresh,
+    LazyTensor,
+    Product,
+    Strided,
+    Whole,
+    forms,
+)
 from surgeon.units import spoken_size
 
 # Per element of a block. An initialiser: float64 values, the chunk they are drawn in, what of it
@@ -74,7 +84,7 @@ def _rounding_bytes(form: LazyTensor) -> int:
 
 def _at_once_bytes(form: LazyTensor) -> int:
     match form:
-        case Whole():
+        case Whole() | Product():
             return form.held_bytes
         case Fresh(initialiser=initialiser):
             return form.spec.count * sum(initialiser.at_once_bytes)

@@ -27,10 +27,11 @@ FLOORS = (
     ("plan", "stages", "execute", "publish"),
     ("recipe", "layout"),
     ("ops", "merges", "formats"),
-    ("merging", "layers", "moves", "initialisers", "arithmetic"),
+    ("merging", "layers", "moves", "initialisers", "arithmetic", "adapters"),
     ("registry", "validation", "values", "envelope"),
     ("draft", "schema", "depth", "checksums", "files", "workers"),
     ("patterns", "lazy", "units"),
+    ("matrices",),
     ("regions", "dtypes"),
     ("errors",),
 )
@@ -49,6 +50,7 @@ MAY_IMPORT = {
     "jsonschema": {"validation"},
     "shutil": {"apply", "publish", "formats"},
     "mmap": {"files"},
+    "threadpoolctl": {"matrices"},
     "torch": {"formats.torch_legacy"},
 }
 MAY_TOUCH_FILES = {"formats", "files", "execute", "publish", "apply", "manifest", "recipe"}

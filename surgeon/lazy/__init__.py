@@ -28,6 +28,7 @@ from surgeon.lazy.joined import (
     Joined,
     Selected,
 )
+from surgeon.lazy.product import Product
 from surgeon.lazy.whole import Whole
 
 
@@ -59,6 +60,7 @@ __all__ = [
     "LazyTensor",
     "Operands",
     "Piece",
+    "Product",
     "Scratch",
     "Selected",
     "Stored",

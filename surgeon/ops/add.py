@@ -53,7 +53,7 @@ def add(
             problems.append(f"'{name}' is tied to '{first}', and both would be added to; untie it")
         elif first == name:
             kernel = partial(_added, by)
-            replaced[name] = calculated(name, kernel, (ours, theirs), nonfinite)
+            replaced[name] = calculated(name, ours.spec, kernel, (ours, theirs), nonfinite)
     if problems:
         raise PlanError(*problems)
     draft.replace(replaced)

@@ -39,7 +39,7 @@ def clamp(
     kernel = partial(_clamped, min_, max_)
     draft.replace(
         {
-            name: calculated(name, kernel, (draft[name],), nonfinite)
+            name: calculated(name, draft.spec(name), kernel, (draft[name],), nonfinite)
             for name in floats(draft, draft.select(target), integers)
         }
     )

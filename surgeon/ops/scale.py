@@ -31,7 +31,9 @@ def scale(
     """
     draft.replace(
         {
-            name: calculated(name, partial(_scaled, by), (draft[name],), nonfinite)
+            name: calculated(
+                name, draft.spec(name), partial(_scaled, by), (draft[name],), nonfinite
+            )
             for name in floats(draft, draft.select(target), integers)
         }
     )
