@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from bisect import bisect_left
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon import manifest, optimizer_state, plan, publish
-from surgeon.draft import Outside, Tensors
+from surgeon.draft import MODEL_WEIGHTS, Outside, Tensors
 from surgeon.errors import PlanError, UsageError, WriteError
 from surgeon.execute import COPY_BUFFER, Executor, Options, Written
 from surgeon.formats import Checkpoint, open_checkpoint, open_optimizer
@@ -189,7 +190,8 @@ def layouts(opened: Opened, output: Path | None) -> list[OutputFile]:
         return [lay_out(made.tensors, made.metadata, output.name if output else "out.safetensors")]
     # transformers refuses a file without this entry, which its own save_pretrained writes.
     metadata = {"format": "pt", **made.metadata}
-    return lay_out_shards(made.tensors, metadata, parse_size(wanted or DEFAULT_SHARD_SIZE))
+    shard_size = parse_size(wanted or DEFAULT_SHARD_SIZE)
+    return lay_out_shards(made.tensors, metadata, shard_size, made.weights_file)
 
 
 def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Result:
@@ -204,6 +206,9 @@ def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Res
         else:
             path, written = _write_folder(opened, output, files, executor)
     written.notes = notes
+    if _is_file(output) and opened.plan.sidecars:
+        listed = ", ".join(opened.plan.sidecars)
+        written.notes.append(f"{output} is one file; only a folder as output gets {listed}")
     state = _optimizer_of(output) if opened.state else None
     return Result(output, path, tuple(files), written, state)
 
@@ -262,7 +267,10 @@ def _write_folder(
     opened: Opened, output: Path, files: Sequence[OutputFile], executor: Executor
 ) -> tuple[Path, Written]:
     with publish.folder(output) as (folder, publish_folder), ExitStack() as stack:
-        _carry_along(opened.input, folder)
+        if opened.plan.weights_file == MODEL_WEIGHTS:  # an adapter's folder is no model's
+            _carry_along(opened.input, folder)
+        for name, value in opened.plan.sidecars.items():
+            (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
         descriptors = {}
         for file in files:
             handle = stack.enter_context((folder / file.name).open("xb+", buffering=0))
@@ -271,7 +279,7 @@ def _write_folder(
         executor.verify_records(_used_records(opened), files, written.checksums)
         weights, state = files[0].name, None
         if len(files) > 1:
-            weights = "model.safetensors.index.json"
+            weights = f"{opened.plan.weights_file}.index.json"
             (folder / weights).write_text(index_of(files), "utf-8")
         if opened.state:
             handle = stack.enter_context((folder / _FOLDER_OPTIMIZER).open("xb+", buffering=0))

@@ -281,9 +281,9 @@ def test_every_tensor_that_finds_no_place_is_an_error(bench):
 @pytest.mark.parametrize(
     ("extra", "problem"),
     [
-        ({"q.lora_x": normal(4)}, "'base_model.model.q.lora_x' is a part of an adapter that is not"),
+        ({"q.lora_x": normal(4)}, "'base_model.model.q.lora_x' is a part of an adapter that is"),
         ({"v.lora_A.weight": normal(2, 6)}, "'v' has no lora_B"),
-        ({"v.lora_B.bias": normal(2)}, "'v' has no lora_A"),
+        ({"v.lora_B.weight": normal(4, 2)}, "'v' has no lora_A"),
     ],
 )  # fmt: skip
 def test_incomplete_or_unknown_parts_are_an_error(bench, extra, problem):
