@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgeon import manifest, optimizer_state, plan, publish
+from surgeon import adapters, manifest, optimizer_state, plan, publish
 from surgeon.draft import MODEL_WEIGHTS, Outside, Tensors
 from surgeon.errors import PlanError, UsageError, WriteError
 from surgeon.execute import COPY_BUFFER, Executor, Options, Written
@@ -191,7 +191,7 @@ def layouts(opened: Opened, output: Path | None) -> list[OutputFile]:
     # transformers refuses a file without this entry, which its own save_pretrained writes.
     metadata = {"format": "pt", **made.metadata}
     shard_size = parse_size(wanted or DEFAULT_SHARD_SIZE)
-    return lay_out_shards(made.tensors, metadata, shard_size, made.weights_file)
+    return lay_out_shards(made.tensors, metadata, shard_size, _weights_file(opened))
 
 
 def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Result:
@@ -211,6 +211,14 @@ def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Res
         written.notes.append(f"{output} is one file; only a folder as output gets {listed}")
     state = _optimizer_of(output) if opened.state else None
     return Result(output, path, tuple(files), written, state)
+
+
+def _weights_file(opened: Opened) -> str:
+    """Return what a folder's weights are called: an adapter's stay an adapter's."""
+    source = opened.input
+    if source.folder and source.weight_files[0].stem == Path(adapters.WEIGHTS).stem:
+        return adapters.WEIGHTS
+    return opened.plan.weights_file
 
 
 def _is_file(output: Path) -> bool:
@@ -279,7 +287,7 @@ def _write_folder(
         executor.verify_records(_used_records(opened), files, written.checksums)
         weights, state = files[0].name, None
         if len(files) > 1:
-            weights = f"{opened.plan.weights_file}.index.json"
+            weights = f"{_weights_file(opened)}.index.json"
             (folder / weights).write_text(index_of(files), "utf-8")
         if opened.state:
             handle = stack.enter_context((folder / _FOLDER_OPTIMIZER).open("xb+", buffering=0))
