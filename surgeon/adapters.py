@@ -54,10 +54,14 @@ class Factors:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's tensors, sorted by what they do: low-rank changes, and whole replacements."""
+    """An adapter's tensors, sorted by what they do: low-rank changes, and whole replacements.
+
+    `given` is what of the configuration the recipe says.
+    """
 
     label: str
     config: Mapping[str, Any]
+    given: Mapping[str, Any]
     factors: Mapping[str, Factors]
     replaced: Mapping[str, list[LazyTensor]]
 
@@ -118,7 +122,7 @@ def read_adapter(draft: Draft, location: str, given: Mapping[str, Any]) -> Adapt
         module: Factors(parts["A"], parts["B"], parts.get("bias"), module in found.embeddings)
         for module, parts in found.parts.items()
     }
-    return Adapter(location, config, factors, found.replaced)
+    return Adapter(location, config, given, factors, found.replaced)
 
 
 def _configuration(outside: Outside, location: str, given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from surgeon.adapters import CONFIG, PREFIX, WEIGHTS
 from surgeon.draft import Draft, Tensors
 from surgeon.dtypes import DTYPES, Array
 from surgeon.errors import PlanError
-from surgeon.lazy import LazyTensor, Scratch, TensorSpec, Whole
+from surgeon.lazy import LazyTensor, Scratch, TensorSpec, Whole, detached
 from surgeon.matrices import coefficients, right_singular
 from surgeon.patterns import Target
 from surgeon.registry import op
@@ -85,7 +85,7 @@ def lora_extract(
     adapter_model.safetensors and adapter_config.json and nothing of the input's folder, a file no
     configuration. A smaller matrix has its full rank. `energy` is looked at while writing: the
     rank has to be known before. Raises for tied weights, for what the base lacks, and, before
-    anything is written, where a tensor that is in no layer of the target differs.
+    anything is written, where a tensor differs that the adapter does not hold.
     """
     model = draft.model(base)
     saved = _saved(draft, save)
@@ -104,7 +104,8 @@ def lora_extract(
     ]
     if problems:
         raise PlanError(*sorted(set(problems)))
-    tensors: Tensors = {f"{PREFIX}{name}": draft[name] for name in saved}
+    # PEFT knows of no ties: it reads each tensor under its own name.
+    tensors: Tensors = {f"{PREFIX}{name}": detached(draft[name]) for name in saved}
     for weight in weights:
         kind, leaf = ("lora_embedding", "") if weight.is_embedding else ("lora", ".weight")
         a, b = _factors(weight, energy)

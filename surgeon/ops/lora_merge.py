@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -114,19 +114,19 @@ def _merged(
 
 def _collect(changes: _Changes, adapter: Adapter, weight: float) -> None:
     """Add what one adapter does to the changes."""
+    products: dict[str, Product] = {}
     for module, factors in adapter.factors.items():
         try:
-            changes.add(
-                f"{module}.weight",
-                adapter.scaling(module) * weight,
-                _product(changes.draft, adapter, module, factors),
-            )
+            factor = adapter.scaling(module) * weight
+            products[module] = _product(changes.draft, adapter, module, factors)
+            changes.add(f"{module}.weight", factor, products[module])
             if factors.bias is not None:
                 name = f"{module}.bias"
                 _require(changes.draft, adapter, name, factors.bias.spec.shape)
-                changes.add(name, adapter.scaling(module) * weight, factors.bias)
+                changes.add(name, factor, factors.bias)
         except PlanError as error:
             changes.problems += error.problems
+    changes.problems += _ambiguous(adapter, products)
     for name, tensors in adapter.replaced.items():
         try:
             replacement = _replacement(changes.draft, adapter, name, tensors)
@@ -144,6 +144,33 @@ def _collect(changes: _Changes, adapter: Adapter, weight: float) -> None:
             changes.replaced[key] = name, replacement
 
 
+def _ambiguous(adapter: Adapter, products: Mapping[str, Product]) -> Iterator[str]:
+    """Say which weights may be the other way round than they are taken to be.
+
+    PEFT keeps one flag for all layers, whatever their kind; of a square weight nothing else tells.
+    """
+    flag = bool(adapter.config.get("fan_in_fan_out"))
+    linear = {
+        module: product
+        for module, product in products.items()
+        if len(product.shape) == 2 and not adapter.factors[module].is_embedding
+    }
+    others = [
+        module
+        for module, product in linear.items()
+        if product.shape[0] != product.shape[1] and product.is_transposed != flag
+    ]
+    if not others or "fan_in_fan_out" in adapter.given:
+        return
+    for module, product in linear.items():
+        if product.shape[0] == product.shape[1]:
+            yield (
+                f"{adapter.label}: '{module}' is square, and fan_in_fan_out is {str(flag).lower()} "
+                f"although it is not so for '{others[0]}'; say it for the square ones: "
+                '"config": {"fan_in_fan_out": ...}'
+            )
+
+
 def _require(
     draft: Draft, adapter: Adapter, name: str, *shapes: tuple[int, ...]
 ) -> tuple[int, ...]:
@@ -158,7 +185,7 @@ def _require(
     return spec.shape
 
 
-def _product(draft: Draft, adapter: Adapter, module: str, factors: Factors) -> LazyTensor:
+def _product(draft: Draft, adapter: Adapter, module: str, factors: Factors) -> Product:
     """Return what a module's factors add to its weight, before it is scaled."""
     a, b = factors.a, factors.b
     place = f"{adapter.label}: '{module}'"
@@ -179,7 +206,6 @@ def _product(draft: Draft, adapter: Adapter, module: str, factors: Factors) -> L
         shape, is_transposed = _require(draft, adapter, name, straight), False
     else:
         shape = _require(draft, adapter, name, straight, turned)
-        # PEFT has one flag for all layers; only of a square weight does the shape not tell.
         is_transposed = (
             bool(adapter.config.get("fan_in_fan_out")) if straight == turned else shape == turned
         )

@@ -112,8 +112,9 @@ def test_weight_that_did_not_change_gets_zeros(bench):
 def test_there_and_back_with_full_rank_is_the_trained_model(bench):
     state, base = trained(bench, q_weight=(6, 8), e_weight=(9, 4), c_weight=(5, 5), n_bias=(4,))
     folder = as_folder(bench, step(rank=9, transposed="c", embeddings="e", save="n"))
-    bench.given(base)
-    made = bench.operate({"op": "lora_merge", "adapter": str(folder)}).tensors
+    # One flag for all: of the square weight, beside others, the recipe says which way round it is.
+    adapter = {"adapter": str(folder), "config": {"fan_in_fan_out": True}}
+    made = bench.given(base).operate({"op": "lora_merge", "adapter": adapter}).tensors
     assert sorted(made) == sorted(state)
     for name in state:
         torch.testing.assert_close(made[name], state[name], rtol=1e-5, atol=1e-6)
@@ -137,6 +138,15 @@ def test_folder_is_a_peft_folder(bench):
     assert config["fan_in_fan_out"] is False
     tensors = load_file(folder / "adapter_model.safetensors")
     assert_identical({"": tensors[f"{BASE}n.weight"]}, {"": state["n.weight"]})
+
+
+def test_tied_tensors_are_saved_under_both_names(bench):
+    bench.given({"e.weight": normal(4, 3), "q.weight": normal(3, 3)}, {"h.weight": "e.weight"})
+    bench.models["base"] = str(bench.input)
+    folder = as_folder(bench, step(target="q", save=["e", "h"]))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert_identical({"": tensors[f"{BASE}h.weight"]}, {"": normal(4, 3)})
+    assert_identical({"": tensors[f"{BASE}e.weight"]}, {"": normal(4, 3)})
 
 
 def test_nothing_of_the_inputs_folder_comes_along(bench):

@@ -112,6 +112,18 @@ def test_configuration_says_whether_a_square_weight_is_transposed(bench, flag):
     assert_identical({"": made}, {"": expected.T if flag else expected})
 
 
+def test_square_weight_beside_one_that_contradicts_the_flag_is_an_error(bench):
+    old = {"c.weight": normal(5, 5), "d.weight": normal(5, 6)}
+    write_adapter(bench.folder / "adapter", {**factors("c", 5, 5), **factors("d", 6, 5)})
+    assert problems(bench.given(old)) == [
+        "adapter: 'c' is square, and fan_in_fan_out is false although it is not so for 'd'; say it "
+        'for the square ones: "config": {"fan_in_fan_out": ...}'
+    ]
+    made = bench.operate(step({"adapter": "adapter", "config": {"fan_in_fan_out": True}}))
+    expected = naive(old["c.weight"].T, *factors("c", 5, 5).values(), 2).float().T
+    assert_identical({"": made["c.weight"]}, {"": expected})
+
+
 def test_embeddings_are_transposed_even_if_square(bench):
     old = {"embed.weight": normal(5, 5)}
     adapter = {"embed.lora_embedding_A": normal(2, 5), "embed.lora_embedding_B": normal(5, 2)}
