@@ -18,19 +18,19 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("default"),  # what transformers and peft warn of is theirs
 ]
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
 
 
 class Everything(nn.Module):
     """One layer of each kind that an adapter may change."""
 
     def __init__(self) -> None:
+        from transformers.pytorch_utils import Conv1D
+
         super().__init__()
         self.embed = nn.Embedding(11, 8)
         self.linear = nn.Linear(8, 12)
         self.square = nn.Linear(12, 12, bias=False)
-        self.turned = transformers.pytorch_utils.Conv1D(8, 12)
+        self.turned = Conv1D(8, 12)
         self.conv = nn.Conv2d(1, 4, 3, padding=1)
         self.pointwise = nn.Conv2d(4, 2, 1)
         self.norm = nn.LayerNorm(8)
@@ -63,6 +63,8 @@ def randomised(model: nn.Module, seed: int) -> None:
 
 def adapted(model: nn.Module, folder: Path, seed: int = 1, **settings: object) -> nn.Module:
     """Adapt a copy with peft, save the adapter, and return what peft merges it to."""
+    import peft
+
     wrapped = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(**settings))
     randomised(wrapped, seed)
     wrapped.save_pretrained(folder)
@@ -112,6 +114,8 @@ def test_bias_of_b_is_what_peft_merges(tmp_path: Path) -> None:
 
 
 def test_two_weighted_adapters_are_pefts_linear_combination(tmp_path: Path) -> None:
+    import peft
+
     torch.manual_seed(0)
     model = Everything().eval()
     settings = {"r": 3, "lora_alpha": 6, "target_modules": ["linear", "square"]}
@@ -128,6 +132,8 @@ def test_two_weighted_adapters_are_pefts_linear_combination(tmp_path: Path) -> N
 
 
 def small_gpt2() -> nn.Module:
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=8)
     return transformers.GPT2LMHeadModel(config).eval()
@@ -139,6 +145,8 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 def test_gpt2_with_transposed_weights_and_a_tied_embedding(tmp_path: Path) -> None:
+    import transformers
+
     model = small_gpt2()
     model.save_pretrained(tmp_path / "base")
     settings = {"r": 4, "target_modules": ["wte", "c_attn", "c_proj", "c_fc"],
@@ -152,6 +160,8 @@ def test_gpt2_with_transposed_weights_and_a_tied_embedding(tmp_path: Path) -> No
 
 
 def test_extracted_adapter_of_full_rank_is_the_trained_model_in_peft(tmp_path: Path) -> None:
+    import peft
+
     base = small_gpt2()
     trained = copy.deepcopy(base)
     randomised(trained, 5)
@@ -174,6 +184,8 @@ def test_extracted_adapter_of_full_rank_is_the_trained_model_in_peft(tmp_path: P
 
 
 def test_adapter_that_was_merged_is_extracted_again(tmp_path: Path) -> None:
+    import peft
+
     torch.manual_seed(0)
     model = Everything().eval()
     settings = {"r": 3, "target_modules": ["embed", "linear", "square"]}
