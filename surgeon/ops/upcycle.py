@@ -43,7 +43,7 @@ def upcycle(
     columns: Annotated[int, "the router's columns: the inputs of the dense layer", {"minimum": 1}],
     init: Init = _ROUTER,
 ) -> None:
-    """Replace dense layers by experts that are copies of them, and a new router.
+    """Replace dense layers by experts, copies of them, and a new router.
 
     `into` names the copies, `{expert}` counting from 0; `router` names a weight (experts, columns)
     for each of what the captures tell apart, in the dense layer's dtype, by default normal with
