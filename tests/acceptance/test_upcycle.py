@@ -16,6 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 SIZES = {
     "vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": None,
+    # The two models have other defaults for these.
+    "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }  # fmt: skip
 
 
@@ -43,4 +45,5 @@ def test_mixtral_of_equal_experts_computes_what_the_dense_model_did(
     ids = torch.arange(30).view(2, 15)
     with torch.no_grad():
         expected, found = dense(ids).logits, sparse.eval()(ids).logits
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    # The routers' softmax is in float32, whatever the model's dtype.
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
