@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from bisect import bisect_left
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgeon import manifest, optimizer_state, plan, publish
-from surgeon.draft import Outside, Tensors
+from surgeon import adapters, manifest, optimizer_state, plan, publish
+from surgeon.draft import MODEL_WEIGHTS, Outside, Tensors
 from surgeon.errors import PlanError, UsageError, WriteError
 from surgeon.execute import COPY_BUFFER, Executor, Options, Written
 from surgeon.formats import Checkpoint, open_checkpoint, open_optimizer
@@ -39,6 +40,7 @@ class Opened:
     recipe: Recipe
     input: Checkpoint
     models: Mapping[str, Checkpoint]
+    outside: Mapping[str, Checkpoint]
     plan: Plan
     stages: manifest.Training
     state: OptimizerState | None
@@ -52,7 +54,7 @@ class Opened:
     @property
     def notes(self) -> list[str]:
         """Everything that the user should know about the inputs and the steps."""
-        about = [("input", self.input), *self.models.items()]
+        about = [("input", self.input), *self.models.items(), *self.outside.items()]
         notes = [f"{name}: {note}" for name, opened in about for note in opened.notes]
         notes += [f"{step.op}: {note}" for step in self.plan.steps for note in step.notes]
         return notes + list(self.state_notes)
@@ -120,8 +122,15 @@ def opened(
 
         checkpoint = open_one(source)
         models = {name: open_one(location) for name, location in locations.items()}
+        others: dict[str, Checkpoint] = {}
+
+        def open_outside(location: str) -> Tensors:
+            if location not in others:
+                others[location] = open_one(_beside(recipe, location))
+            return others[location].tensors
+
         outside = Outside(
-            open_model=lambda location: open_one(_beside(recipe, location)).tensors,
+            open_model=open_outside,
             read_json=lambda location: read_json(Path(_beside(recipe, location)), location),
         )
         made = plan.make(
@@ -135,7 +144,7 @@ def opened(
             raise PlanError(f"{recipe.label}: no tensor is left to write")
         stages = manifest.resolve(recipe, made, checkpoint, models)
         state, notes = _state(recipe, checkpoint, made, stages, optimizer, stack)
-        yield Opened(recipe, checkpoint, models, made, stages, state, tuple(notes))
+        yield Opened(recipe, checkpoint, models, others, made, stages, state, tuple(notes))
 
 
 def _state(
@@ -181,7 +190,8 @@ def layouts(opened: Opened, output: Path | None) -> list[OutputFile]:
         return [lay_out(made.tensors, made.metadata, output.name if output else "out.safetensors")]
     # transformers refuses a file without this entry, which its own save_pretrained writes.
     metadata = {"format": "pt", **made.metadata}
-    return lay_out_shards(made.tensors, metadata, parse_size(wanted or DEFAULT_SHARD_SIZE))
+    shard_size = parse_size(wanted or DEFAULT_SHARD_SIZE)
+    return lay_out_shards(made.tensors, metadata, shard_size, _weights_file(opened))
 
 
 def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Result:
@@ -196,8 +206,19 @@ def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Res
         else:
             path, written = _write_folder(opened, output, files, executor)
     written.notes = notes
+    if _is_file(output) and opened.plan.sidecars:
+        listed = ", ".join(opened.plan.sidecars)
+        written.notes.append(f"{output} is one file; only a folder as output gets {listed}")
     state = _optimizer_of(output) if opened.state else None
     return Result(output, path, tuple(files), written, state)
+
+
+def _weights_file(opened: Opened) -> str:
+    """Return what a folder's weights are called: an adapter's stay an adapter's."""
+    source = opened.input
+    if source.folder and source.weight_files[0].stem == Path(adapters.WEIGHTS).stem:
+        return adapters.WEIGHTS
+    return opened.plan.weights_file
 
 
 def _is_file(output: Path) -> bool:
@@ -254,7 +275,10 @@ def _write_folder(
     opened: Opened, output: Path, files: Sequence[OutputFile], executor: Executor
 ) -> tuple[Path, Written]:
     with publish.folder(output) as (folder, publish_folder), ExitStack() as stack:
-        _carry_along(opened.input, folder)
+        if opened.plan.weights_file == MODEL_WEIGHTS:  # an adapter's folder is no model's
+            _carry_along(opened.input, folder)
+        for name, value in opened.plan.sidecars.items():
+            (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
         descriptors = {}
         for file in files:
             handle = stack.enter_context((folder / file.name).open("xb+", buffering=0))
@@ -263,7 +287,7 @@ def _write_folder(
         executor.verify_records(_used_records(opened), files, written.checksums)
         weights, state = files[0].name, None
         if len(files) > 1:
-            weights = "model.safetensors.index.json"
+            weights = f"{_weights_file(opened)}.index.json"
             (folder / weights).write_text(index_of(files), "utf-8")
         if opened.state:
             handle = stack.enter_context((folder / _FOLDER_OPTIMIZER).open("xb+", buffering=0))
@@ -304,7 +328,7 @@ def _manifest(
     return manifest.build(
         opened.recipe,
         opened.plan,
-        {"input": opened.input, **opened.models},
+        {**opened.outside, "input": opened.input, **opened.models},
         opened.stages,
         file=file,
         files=files,
@@ -314,7 +338,7 @@ def _manifest(
 
 
 def _used_records(opened: Opened) -> list[Record]:
-    checkpoints = (opened.input, *opened.models.values())
+    checkpoints = (opened.input, *opened.models.values(), *opened.outside.values())
     records = [record for checkpoint in checkpoints for record in checkpoint.records]
     return _used(opened.plan.tensors.values(), records)
 

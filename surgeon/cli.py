@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Results must not depend on the number of threads, and parallelism is ours. NumPy reads these when
 # it is imported, which no line above does; what is heavy is imported by the command that needs it.
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")
+    os.environ[_variable] = "1"
 
 # More threads than this wait for the memory bus or the disk.
 _MOST_WORKERS = 8

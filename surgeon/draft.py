@@ -13,6 +13,7 @@ from surgeon.lazy import LazyTensor, Scratch, Stream, TensorSpec
 from surgeon.regions import whole
 
 Tensors = dict[str, LazyTensor]
+MODEL_WEIGHTS = "model.safetensors"
 # Looks at tensor data before anything is written: raises, or returns a line to report.
 Check = Callable[[Scratch], str | None]
 
@@ -37,6 +38,9 @@ class Draft:
     optional: bool = False
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    # What a folder as output has beside the weights: JSON files by name; and how these are called.
+    sidecars: dict[str, Any] = field(default_factory=dict)
+    weights_file: str = MODEL_WEIGHTS
 
     def __getitem__(self, name: str) -> LazyTensor:
         return self.tensors[name]

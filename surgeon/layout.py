@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from surgeon.draft import Tensors
+from surgeon.draft import MODEL_WEIGHTS, Tensors
 from surgeon.dtypes import LAYOUT_RANK
 from surgeon.lazy import LazyTensor
 
@@ -56,38 +56,38 @@ def ties(tensors: Tensors) -> dict[str, str]:
     return {name: owner for name in sorted(tensors) if (owner := owners[id(tensors[name])]) != name}
 
 
-def lay_out(
-    tensors: Tensors, metadata: Mapping[str, str], name: str = "model.safetensors"
-) -> OutputFile:
+def lay_out(tensors: Tensors, metadata: Mapping[str, str], name: str = MODEL_WEIGHTS) -> OutputFile:
     """Return the layout of all tensors in one file."""
     aliases = ties(tensors)
     return _file(name, [(n, t) for n, t in tensors.items() if n not in aliases], metadata, aliases)
 
 
 def lay_out_shards(
-    tensors: Tensors, metadata: Mapping[str, str], shard_size: int
+    tensors: Tensors, metadata: Mapping[str, str], shard_size: int, name: str = MODEL_WEIGHTS
 ) -> list[OutputFile]:
     """Return the layouts of a model folder's files, none larger than `shard_size` if it can be.
 
+    `name` is that of the file where there is one; several have numbers in theirs.
     Tensors fill the files in the order of `tensors`, as transformers does; one that is larger than
     `shard_size` has a file of its own.
     """
     aliases = ties(tensors)
     shards: list[list[tuple[str, LazyTensor]]] = [[]]
     filled = 0
-    for name, tensor in tensors.items():
-        if name in aliases:
+    for tensor_name, tensor in tensors.items():
+        if tensor_name in aliases:
             continue
         size = tensor.spec.size_bytes
         if shards[-1] and filled + size > shard_size:
             shards.append([])
             filled = 0
-        shards[-1].append((name, tensor))
+        shards[-1].append((tensor_name, tensor))
         filled += size
     if len(shards) == 1:
-        return [_file("model.safetensors", shards[0], metadata, aliases)]
+        return [_file(name, shards[0], metadata, aliases)]
+    stem = name.removesuffix(".safetensors")
     return [
-        _file(f"model-{number:05d}-of-{len(shards):05d}.safetensors", shard, metadata, aliases)
+        _file(f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors", shard, metadata, aliases)
         for number, shard in enumerate(shards, 1)
     ]
 

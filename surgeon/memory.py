@@ -19,6 +19,7 @@ from surgeon.lazy import (
     Elementwise,
     Fresh,
     LazyTensor,
+    Product,
     Rearranged,
     Scaled,
     Strided,
@@ -91,7 +92,7 @@ def _rounding_bytes(form: LazyTensor) -> int:
 
 def _at_once_bytes(form: LazyTensor) -> int:
     match form:
-        case Whole() | Rearranged():
+        case Whole() | Rearranged() | Product():
             return form.held_bytes
         case Fresh(initialiser=initialiser):
             return form.spec.count * sum(initialiser.at_once_bytes)

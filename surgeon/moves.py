@@ -16,6 +16,17 @@ def destinations(
     among: Tensors | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Yield (name, new name) for what patterns match; raises PlanError for a name moved twice."""
+    for name, captures, destination in matches(draft, sources, to, among):
+        yield name, patterns.expand(destination, captures)
+
+
+def matches(
+    draft: Draft,
+    sources: str | Sequence[str],
+    to: str | Sequence[str],
+    among: Tensors | None = None,
+) -> Iterator[tuple[str, patterns.Captures, str]]:
+    """Yield (name, captures, its destination, not yet expanded), as `destinations` does."""
     sources = [sources] if isinstance(sources, str) else sources
     to = [to] if isinstance(to, str) else to
     if len(sources) != len(to):
@@ -26,7 +37,7 @@ def destinations(
             if name in moved:
                 raise PlanError(f"'{name}' matches both '{moved[name]}' and '{source}'")
             moved[name] = source
-            yield name, patterns.expand(destination, captures)
+            yield name, captures, destination
 
 
 def require_distinct(moves: Iterable[tuple[str, str]]) -> None:

@@ -144,6 +144,11 @@ def match(pattern: str, name: str) -> Captures | None:
     return found.groupdict() if found else None
 
 
+def braced(captures: Captures) -> Captures:
+    """Return what a pattern's braces captured, without what came under a module's name."""
+    return {name: captured for name, captured in captures.items() if name != UNDER}
+
+
 def modules(names: Iterable[str]) -> set[str]:
     """Return every module that holds one of these tensors, directly or deeper."""
     found: set[str] = set()

@@ -62,6 +62,8 @@ class Plan:
     steps: tuple[StepSummary, ...]
     checks: tuple[tuple[str, Check], ...]
     metadata: Mapping[str, str]
+    sidecars: Mapping[str, Any]
+    weights_file: str
 
 
 def make(
@@ -103,6 +105,8 @@ def make(
             **recipe.output.get("metadata", {}),
             "surgeon": json.dumps(about_us, sort_keys=True),
         },
+        sidecars=draft.sidecars,
+        weights_file=draft.weights_file,
     )
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.network import TIES, Bench, example_tensors, write
+from tests.network import (
+    TIES,
+    Bench,
+    example_adapter,
+    example_tensors,
+    write,
+    write_adapter,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +34,9 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.fixture
 def example(tmp_path: Path) -> Bench:
-    """The example network, and the model `other` with the same names and shapes."""
+    """The example network, the model `other` of the same names and shapes, and an adapter."""
     made = Bench(tmp_path)
     made.given(example_tensors(), TIES)
     made.models["other"] = str(write(tmp_path / "other.safetensors", example_tensors(1), TIES))
+    write_adapter(tmp_path / "adapter", example_adapter())
     return made

@@ -68,6 +68,26 @@ def write_recipe(folder: Path, *steps: Json, **rest: Any) -> Path:
     return path
 
 
+def write_adapter(folder: Path, tensors: Tensors, **config: Any) -> Path:
+    """Write an adapter as PEFT saves it; `config` are settings besides the usual ones."""
+    folder.mkdir(exist_ok=True)
+    named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def example_adapter() -> dict[str, torch.Tensor]:
+    """An adapter for the example network."""
+    generator = torch.Generator().manual_seed(2)
+    return {
+        "encoder.0.lora_A.weight": torch.randn(2, 8, generator=generator),
+        "encoder.0.lora_B.weight": torch.randn(8, 2, generator=generator),
+        "classifier.bias": torch.randn(7, generator=generator),
+    }
+
+
 def read(path: Path) -> dict[str, torch.Tensor]:
     """Read a checkpoint with the safetensors library; tied names share one tensor."""
     tensors = load_file(path)

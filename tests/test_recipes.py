@@ -206,6 +206,42 @@ def test_change_input_channels_adds_them_up_for_one(tmp_path: Path) -> None:
     torch.testing.assert_close(found["stem.weight"], expected, rtol=0, atol=0)
 
 
+def lora_there_and_back(folder: Path) -> Tensors:
+    """Extract what lies between two models, and merge it into the first one."""
+    save_file(tensors(1), folder / "trained.safetensors")
+    save_file(tensors(0), folder / "in.safetensors")
+    plan = recipe.load(
+        "extract-lora-adapter", {"target": ["body", "fc"], "rank": 4, "others": "drop"}
+    )
+    locations = apply.bind_models(plan, [str(folder / "in.safetensors")], {})
+    with apply.opened(plan, str(folder / "trained.safetensors"), locations) as opened:
+        apply.write(opened, folder / "adapter", Options(), force=False)
+    found, _ = applied(folder, "merge-lora-adapter", adapter=str(folder / "adapter"))
+    return found
+
+
+def test_lora_recipes_bring_the_nearest_matrices_there_and_back(tmp_path: Path) -> None:
+    found = lora_there_and_back(tmp_path)
+    torch.testing.assert_close(found["body.0.weight"], tensors(1)["body.0.weight"])  # of rank 4
+    delta = tensors(1)["fc.weight"] - tensors(0)["fc.weight"]
+    left = found["fc.weight"] - tensors(1)["fc.weight"]
+    assert left.norm().item() == pytest.approx(torch.linalg.svdvals(delta)[4:].norm().item(), 1e-4)
+    torch.testing.assert_close(found["fc.bias"], tensors(0)["fc.bias"], rtol=0, atol=0)
+
+
+def test_upcycle_to_experts_makes_copies_and_routers(tmp_path: Path) -> None:
+    mlp = {f"model.layers.0.mlp.{n}_proj.weight": torch.randn(4, 4) for n in ("gate", "up", "down")}
+    save_file(mlp, tmp_path / "dense.safetensors")
+    plan = recipe.load("upcycle-to-experts", {"experts": 2, "hidden_size": 4})
+    with apply.opened(plan, str(tmp_path / "dense.safetensors"), {}) as opened:
+        apply.write(opened, tmp_path / "moe.safetensors", Options(), force=False)
+    found = load_file(tmp_path / "moe.safetensors")
+    assert len(found) == 7
+    experts = [found[f"model.layers.0.block_sparse_moe.experts.{e}.w2.weight"] for e in (0, 1)]
+    for expert in experts:
+        torch.testing.assert_close(expert, mlp["model.layers.0.mlp.down_proj.weight"])
+
+
 def test_every_recipe_has_a_test_here_and_says_first_what_it_is_for() -> None:
     here = Path(__file__).read_text()
     for name, path in recipe.ready_made().items():

@@ -1,4 +1,4 @@
-"""Open model folders: one weight file, or shards and the index that maps names to them."""
+"""Open folders of models and adapters: one weight file, or shards and the index that maps names."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from surgeon.lazy import LazyTensor
 OpenFile = Callable[[Path], Checkpoint]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = tuple(f"{name}.index.json" for name in _WEIGHTS)
+# A folder that holds a model, too, is a model's.
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # What a process has open besides its shards: the output, libraries, pipes.
 _OTHER_FILES = 64
 
@@ -29,6 +31,7 @@ def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be listed: {error.strerror}") from None
     found = [name for name in (*_WEIGHTS, *_INDEXES) if name in there]
+    found = found or [name for name in _ADAPTERS if name in there]
     if not found and ".metadata" in there:
         raise CheckpointError(
             f"{folder}: found a torch distributed checkpoint, which is not read directly; convert "
@@ -36,9 +39,8 @@ def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:
         )
     if not found:
         holds = listed(there, 10) if there else "nothing"
-        raise CheckpointError(
-            f"{folder}: found none of {', '.join((*_WEIGHTS, *_INDEXES))}; it holds {holds}"
-        )
+        expected = ", ".join((*_WEIGHTS, *_INDEXES, *_ADAPTERS))
+        raise CheckpointError(f"{folder}: found none of {expected}; it holds {holds}")
     if len(found) > 1:
         raise CheckpointError(
             f"{folder}: found {' and '.join(found)}, expected one of them; name the one that is "

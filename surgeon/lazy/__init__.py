@@ -29,6 +29,7 @@ from surgeon.lazy.joined import (
     Joined,
     Selected,
 )
+from surgeon.lazy.product import Product
 from surgeon.lazy.rearranged import Rearranged
 from surgeon.lazy.scaled import Scaled
 from surgeon.lazy.whole import Whole
@@ -65,6 +66,7 @@ __all__ = [
     "LazyTensor",
     "Operands",
     "Piece",
+    "Product",
     "Rearranged",
     "Scaled",
     "Scratch",

@@ -48,7 +48,7 @@ class Whole:
         return stored
 
     def _computed(self, scratch: Scratch) -> Array:
-        values = [self._values(tensor, scratch) for tensor in self.operands]
+        values = [read_whole(tensor, scratch, self.working) for tensor in self.operands]
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
             result = self.kernel(values).reshape(-1)
         if self.explain and not np.all(np.abs(result) <= LARGEST[self.spec.dtype]):
@@ -61,14 +61,16 @@ class Whole:
         stored.flags.writeable = False
         return stored
 
-    def _values(self, tensor: LazyTensor, scratch: Scratch) -> Array:
-        values = np.empty(tensor.spec.count, self.working)
-        for start in range(0, tensor.spec.count, BLOCK):
-            with scratch.scope():
-                stop = min(start + BLOCK, tensor.spec.count)
-                (values[start:stop],) = raised_blocks([tensor], start, stop, scratch, self.working)
-        values.flags.writeable = False
-        return values.reshape(tensor.spec.shape)
-
     def new(self) -> tuple[Region, ...]:
         return ()
+
+
+def read_whole(tensor: LazyTensor, scratch: Scratch, working: np.dtype[Any] = _FLOAT64) -> Array:
+    """Return all values of a tensor in its shape, raised to `working`; read-only."""
+    values = np.empty(tensor.spec.count, working)
+    for start in range(0, tensor.spec.count, BLOCK):
+        with scratch.scope():
+            stop = min(start + BLOCK, tensor.spec.count)
+            (values[start:stop],) = raised_blocks([tensor], start, stop, scratch, working)
+    values.flags.writeable = False
+    return values.reshape(tensor.spec.shape)

@@ -1,0 +1,43 @@
+"""scale: tensors times a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated
+
+import numpy as np
+
+from surgeon.arithmetic import Integers, NonFinite, calculated, floats
+from surgeon.draft import Draft
+from surgeon.dtypes import Array
+from surgeon.patterns import Target
+from surgeon.registry import op
+
+
+@op(group="values", example={"target": "encoder.1.weight", "by": 0.5})
+def scale(
+    draft: Draft,
+    *,
+    target: Target,
+    by: Annotated[float, "the factor"],
+    integers: Integers = "keep",
+    nonfinite: NonFinite = "error",
+) -> None:
+    """Multiply tensors by a number.
+
+    Calculated in float64 and rounded once to the tensor's dtype. Raises, while writing, where a
+    tensor holds NaN or Inf, or where a product is beyond the dtype's largest value.
+    """
+    draft.replace(
+        {
+            name: calculated(
+                name, draft.spec(name), partial(_scaled, by), (draft[name],), nonfinite
+            )
+            for name in floats(draft, draft.select(target), integers)
+        }
+    )
+
+
+def _scaled(by: float, blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+    return np.multiply(blocks[0], by, out=out)
