@@ -22,13 +22,13 @@ FLOORS = (
     ("inspection",),
     ("tables",),
     ("apply",),
-    ("manifest", "optimizer_state"),
+    ("manifest", "optimizer_state", "model_folder"),
     ("state_names",),
     ("plan", "stages", "execute", "publish"),
     ("recipe", "layout"),
     ("ops", "merges", "formats"),
     ("merging", "layers", "moves", "initialisers"),
-    ("registry", "validation", "values", "envelope"),
+    ("registry", "validation", "values", "envelope", "model_config", "torch_module"),
     ("draft", "schema", "depth", "checksums", "files", "workers"),
     ("patterns", "lazy", "units"),
     ("regions", "dtypes"),
@@ -47,11 +47,12 @@ MAY_IMPORT = {
     "click": {"cli", "report"},
     "tabulate": {"cli", "report", "tables"},
     "jsonschema": {"validation"},
-    "shutil": {"apply", "publish", "formats"},
+    "shutil": {"model_folder", "publish", "formats"},
     "mmap": {"files"},
-    "torch": {"formats.torch_legacy"},
+    "torch": {"formats.torch_legacy", "torch_module"},
 }
-MAY_TOUCH_FILES = {"formats", "files", "execute", "publish", "apply", "manifest", "recipe"}
+MAY_TOUCH_FILES = {"formats", "files", "execute", "publish", "apply", "manifest", "recipe",
+                   "model_folder"}  # fmt: skip
 OS_CALLS = {"open", "read", "pread", "preadv", "write", "pwrite", "ftruncate", "rename", "replace",
             "remove", "unlink", "mkdir", "makedirs", "listdir", "scandir", "walk"}  # fmt: skip
 PATH_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "unlink", "mkdir",
