@@ -158,6 +158,11 @@ def _follow_heads(case: Case, found: Mapping[Base, Fraction]) -> None:
             )
         elif _value(case.new, family, key) != total / width:
             case.follow(key, int(total / width))
+            if key in case.stated and not is_a_key:
+                case.contradiction(
+                    f"output.config.{key} is {json.dumps(case.stated[key])}, which does not divide "
+                    f"{_number(total)}"
+                )
     if is_a_key and _value(case.new, family, "head_dim") != width:
         case.follow("head_dim", int(width))
     _require_whole_groups(case, list(totals))
