@@ -12,6 +12,9 @@ import torch
 from surgeon import apply, report
 from surgeon.errors import PlanError, UsageError
 from surgeon.execute import Options
+from surgeon.formats import open_checkpoint
+from surgeon.lazy import Selected
+from surgeon.model_config import follow
 from tests.network import Bench, write
 
 Json = dict[str, Any]
@@ -236,6 +239,17 @@ def test_labels_follow_the_rows(folder: Any, step: Json, stated: Json, labels: l
     config = folder(BERT, step, stated={"id2label": stated} if stated else None)
     assert config["id2label"] == {str(index): label for index, label in enumerate(labels)}
     assert config["label2id"] == {label: index for index, label in enumerate(labels)}
+
+
+def test_labels_of_rows_that_moved_move_along(folder: Any, bench: Bench) -> None:
+    folder(BERT)
+    opened = open_checkpoint(str(bench.input))
+    rows = {name: Selected(opened.tensors[name], 0, ((2, 3), (0, 1)))
+            for name in ("classifier.weight", "classifier.bias")}  # fmt: skip
+    followed = follow(BERT, {}, opened.tensors, opened.tensors | rows)
+    opened.close()
+    assert followed.config["id2label"] == {"0": "emu", "1": "cat"}
+    assert followed.config["label2id"] == {"emu": 0, "cat": 1}
 
 
 def test_labels_are_written_in_the_order_of_their_numbers(folder: Any, bench: Bench) -> None:
