@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgeon import adapters, manifest, optimizer_state, plan, publish
-from surgeon.draft import MODEL_WEIGHTS, Outside, Tensors
+from surgeon import adapters, manifest, optimizer_state, plan, publish, torch_module
+from surgeon.draft import Outside, Tensors
 from surgeon.errors import PlanError, UsageError, WriteError
 from surgeon.execute import COPY_BUFFER, Executor, Options, Written
 from surgeon.formats import Checkpoint, open_checkpoint, open_optimizer
 from surgeon.formats.checkpoint import Record
 from surgeon.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.lazy import LazyTensor, Stored, forms
+from surgeon.model_folder import Besides, besides
 from surgeon.optimizer_state import OptimizerState
 from surgeon.plan import Plan
 from surgeon.recipe import Recipe, read_json
@@ -45,6 +44,7 @@ class Opened:
     stages: manifest.Training
     state: OptimizerState | None
     state_notes: tuple[str, ...]
+    besides: Besides
 
     @property
     def written_tensors(self) -> Tensors:
@@ -69,6 +69,7 @@ class Result:
     files: tuple[OutputFile, ...]
     written: Written
     optimizer: Path | None
+    besides: Besides | None
 
 
 def bind_models(recipe: Recipe, extra: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
@@ -106,10 +107,16 @@ def _beside(recipe: Recipe, location: str) -> str:
 
 @contextmanager
 def opened(
-    recipe: Recipe, source: str, locations: Mapping[str, str], optimizer: str | None = None
+    recipe: Recipe,
+    source: str,
+    locations: Mapping[str, str],
+    optimizer: str | None = None,
+    *,
+    allow_code: bool = False,
 ) -> Iterator[Opened]:
     """Open all checkpoints of a recipe and plan it; reads headers only.
 
+    Without `allow_code`, a recipe whose `match` names a module is refused.
     `optimizer` is where the state of the input's optimizer is. Without it, a state that the input
     holds beside the model is taken; "none" leaves that behind.
     """
@@ -132,6 +139,7 @@ def opened(
         outside = Outside(
             open_model=open_outside,
             read_json=lambda location: read_json(Path(_beside(recipe, location)), location),
+            build_module=torch_module.build if allow_code else torch_module.refuse,
         )
         made = plan.make(
             recipe,
@@ -144,7 +152,10 @@ def opened(
             raise PlanError(f"{recipe.label}: no tensor is left to write")
         stages = manifest.resolve(recipe, made, checkpoint, models)
         state, notes = _state(recipe, checkpoint, made, stages, optimizer, stack)
-        yield Opened(recipe, checkpoint, models, others, made, stages, state, tuple(notes))
+        yield Opened(
+            recipe, checkpoint, models, others, made, stages, state, tuple(notes),
+            besides(recipe, checkpoint, made),
+        )  # fmt: skip
 
 
 def _state(
@@ -182,11 +193,12 @@ def layouts(opened: Opened, output: Path | None) -> list[OutputFile]:
     """Return the layout of every file that an output has; raises UsageError on a contradiction."""
     made, wanted = opened.plan, opened.recipe.output.get("shard_size")
     if output is None or _is_file(output):
-        if output is not None and wanted is not None:
-            raise UsageError(
-                f"{opened.recipe.label}: output.shard_size is for model folders, and {output} is "
-                "one file"
-            )
+        for key in ("shard_size", "config"):
+            if output is not None and key in opened.recipe.output:
+                raise UsageError(
+                    f"{opened.recipe.label}: output.{key} is for model folders, and {output} is "
+                    "one file"
+                )
         return [lay_out(made.tensors, made.metadata, output.name if output else "out.safetensors")]
     # transformers refuses a file without this entry, which its own save_pretrained writes.
     metadata = {"format": "pt", **made.metadata}
@@ -198,6 +210,8 @@ def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Res
     """Write the planned output and its manifest; raises before anything appears at `output`."""
     _require_free(output, force, has_state=opened.state is not None)
     files = layouts(opened, output)
+    if not _is_file(output):
+        opened.besides.check()
     executor = Executor(options)
     notes = executor.check(opened.plan.checks)
     with publish.writing(output):
@@ -205,12 +219,13 @@ def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Res
             path, written = _write_file(opened, output, files, executor)
         else:
             path, written = _write_folder(opened, output, files, executor)
-    written.notes = notes
     if _is_file(output) and opened.plan.sidecars:
         listed = ", ".join(opened.plan.sidecars)
-        written.notes.append(f"{output} is one file; only a folder as output gets {listed}")
+        notes.append(f"{output} is one file; only a folder as output gets {listed}")
     state = _optimizer_of(output) if opened.state else None
-    return Result(output, path, tuple(files), written, state)
+    folder = None if _is_file(output) else opened.besides
+    written.notes = notes + (folder.notes if folder else [])
+    return Result(output, path, tuple(files), written, state, folder)
 
 
 def _weights_file(opened: Opened) -> str:
@@ -275,10 +290,7 @@ def _write_folder(
     opened: Opened, output: Path, files: Sequence[OutputFile], executor: Executor
 ) -> tuple[Path, Written]:
     with publish.folder(output) as (folder, publish_folder), ExitStack() as stack:
-        if opened.plan.weights_file == MODEL_WEIGHTS:  # an adapter's folder is no model's
-            _carry_along(opened.input, folder)
-        for name, value in opened.plan.sidecars.items():
-            (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
+        opened.besides.write(folder, {_FOLDER_MANIFEST, _FOLDER_OPTIMIZER})
         descriptors = {}
         for file in files:
             handle = stack.enter_context((folder / file.name).open("xb+", buffering=0))
@@ -358,17 +370,3 @@ def _used(tensors: Iterable[LazyTensor], records: Iterable[Record]) -> list[Reco
         return first < len(offsets) and offsets[first] < record.offset + record.size_bytes
 
     return [record for record in records if is_used(record)]
-
-
-def _carry_along(source: Checkpoint, folder: Path) -> None:
-    """Copy what an input folder holds besides its weights, such as config and tokenizer."""
-    if source.folder is None:
-        return
-    replaced = {_FOLDER_MANIFEST, _FOLDER_OPTIMIZER, *(path.name for path in source.weight_files)}
-    for item in sorted(source.folder.iterdir()):
-        if item.name in replaced or item.name.startswith("."):
-            continue
-        if item.is_dir():
-            shutil.copytree(item, folder / item.name)
-        else:
-            shutil.copyfile(item, folder / item.name)

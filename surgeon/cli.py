@@ -15,7 +15,14 @@ import click
 
 from surgeon import __version__
 from surgeon.errors import PlanError, SurgeonError, UsageError
-from surgeon.options import json_option, model_option, optimizer_option, set_option, size
+from surgeon.options import (
+    allow_code_option,
+    json_option,
+    model_option,
+    optimizer_option,
+    set_option,
+    size,
+)
 from surgeon.tables import json_text, shown
 
 if TYPE_CHECKING:
@@ -95,13 +102,14 @@ def _say(lines: Sequence[str]) -> None:
 @contextmanager
 def _planned(
     recipe: str, source: str, extra: Sequence[str], named: Mapping[str, str],
-    variables: Mapping[str, Any], optimizer: str | None,
+    variables: Mapping[str, Any], optimizer: str | None, *, allow_code: bool,
 ) -> Iterator[Opened]:  # fmt: skip
     from surgeon.apply import bind_models, opened
     from surgeon.recipe import load
 
     loaded = load(recipe, variables)
-    with opened(loaded, source, bind_models(loaded, extra, named), optimizer) as made:
+    locations = bind_models(loaded, extra, named)
+    with opened(loaded, source, locations, optimizer, allow_code=allow_code) as made:
         yield made
 
 
@@ -113,6 +121,7 @@ def _planned(
 @model_option
 @set_option
 @optimizer_option
+@allow_code_option
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @json_option
 @click.option("--quiet", is_flag=True, help="Print nothing but the answer and errors.")
@@ -127,8 +136,9 @@ def _planned(
 )  # fmt: skip
 def _apply(
     recipe: str, source: str, models: Sequence[str], output: Path, named: dict[str, str],
-    variables: dict[str, Any], optimizer: str | None, force: bool, as_json: bool, quiet: bool,
-    checksums: Literal["crc32", "sha256", "none"], workers: int | None, max_memory: int | None,
+    variables: dict[str, Any], optimizer: str | None, allow_code: bool, force: bool,
+    as_json: bool, quiet: bool, checksums: Literal["crc32", "sha256", "none"],
+    workers: int | None, max_memory: int | None,
 ) -> None:  # fmt: skip
     """Apply RECIPE to the checkpoint INPUT and write OUTPUT with its manifest.
 
@@ -143,7 +153,9 @@ def _apply(
     from surgeon.memory import workers_within
 
     began = time.monotonic()
-    with _planned(recipe, source, models, named, variables, optimizer) as opened:
+    with _planned(
+        recipe, source, models, named, variables, optimizer, allow_code=allow_code
+    ) as opened:
         threads = workers or _default_workers()
         if max_memory is not None:
             threads = workers_within(max_memory, opened.written_tensors, threads)
@@ -184,15 +196,19 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @model_option
 @set_option
 @optimizer_option
+@allow_code_option
 @json_option
 def _plan(
     recipe: str, source: str, models: Sequence[str], named: dict[str, str],
-    variables: dict[str, Any], optimizer: str | None, as_json: bool,
+    variables: dict[str, Any], optimizer: str | None, allow_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what RECIPE would make of INPUT; reads no tensor data."""
     from surgeon import report
 
-    with _planned(recipe, source, models, named, variables, optimizer) as opened:
+    with _planned(
+        recipe, source, models, named, variables, optimizer, allow_code=allow_code
+    ) as opened:
+        opened.besides.check()
         if as_json:
             _print(report.planned_as_json(opened))
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from surgeon import patterns
 from surgeon.errors import PlanError, did_you_mean
@@ -14,6 +14,15 @@ from surgeon.regions import whole
 
 Tensors = dict[str, LazyTensor]
 MODEL_WEIGHTS = "model.safetensors"
+
+
+class ModuleTensor(NamedTuple):
+    """A parameter or persistent buffer of a torch module; tied names have one `owner`."""
+
+    shape: tuple[int, ...]
+    owner: str
+
+
 # Looks at tensor data before anything is written: raises, or returns a line to report.
 Check = Callable[[Scratch], str | None]
 
@@ -24,6 +33,7 @@ class Outside:
 
     open_model: Callable[[str], Tensors]
     read_json: Callable[[str], Any]
+    build_module: Callable[[str, Mapping[str, Any]], Mapping[str, ModuleTensor]]
 
 
 @dataclass

@@ -165,6 +165,11 @@ RECIPE_SCHEMA: Schema = _object(
                     "default": "5GB",
                 },
                 "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+                "config": {
+                    "type": "object",
+                    "description": "merged into a model folder's config.json; what follows from "
+                    "the steps need not be said",
+                },
             }
         ),
     },

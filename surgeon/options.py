@@ -65,4 +65,8 @@ optimizer_option = click.option(
     help="Where the optimizer's state is that is to go through the same surgery; 'none' leaves "
     "behind the one in INPUT.",
 )  # fmt: skip
+allow_code_option = click.option(
+    "--allow-code", is_flag=True,
+    help="Let `match` import and run the module that the recipe names.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -13,12 +13,14 @@ from surgeon.lazy import ByteRange, LazyTensor
 from surgeon.plan import Change, Plan, StepSummary
 from surgeon.regions import count, parsed, split_block
 from surgeon.registry import OPS
-from surgeon.tables import indented, number, plural, shape_text, shown, table
+from surgeon.tables import indented, json_text, number, plural, shape_text, shown, table
 from surgeon.units import spoken_size
 
 Json = dict[str, Any]
 # A group of optimizer settings is shown in columns of its own for these, the rest in one.
 _OWN_COLUMNS = ("name", "params", "lr", "weight_decay")
+# A value of a config takes no more of a line; labels can be a thousand.
+_WIDEST = 60
 
 
 def written_bytes(tensors: Tensors) -> int:
@@ -52,6 +54,8 @@ def applied(opened: Opened, result: Result, seconds: float) -> list[str]:
         f"{spoken_size(total)}: {spoken_size(written.copied_bytes)} copied, "
         f"{spoken_size(written.computed_bytes)} computed, in {seconds:.1f} s"
     )
+    if result.besides and (changes := result.besides.changes):
+        lines.append(shown(f"config.json: {', '.join(map(_in_words, changes))}"))
     if result.optimizer:
         lines.append(f"{_state_line(opened)}, in {shown(str(result.optimizer))}")
     return lines
@@ -65,6 +69,34 @@ def _state_line(opened: Opened) -> str:
     carried = [plural(len(parameters) - len(parts), "parameter")]
     carried += [plural(len(parts), "block")] if parts else []
     return f"optimizer state of {shown(opened.state.place)}: {' and '.join(carried)} carried"
+
+
+def _in_words(change: Json) -> str:
+    before = f" {_json(change['before'])} ->" if "before" in change else ""
+    return f"{change['key']}{before} {_json(change['after'])}"
+
+
+def _json(value: object) -> str:
+    text = json_text(value)
+    if len(text) <= _WIDEST:
+        return text
+    if isinstance(value, dict | list):
+        return f"({len(value):,} entries)"
+    return f"{text[: _WIDEST - 3]}..."
+
+
+def _config_table(opened: Opened) -> str:
+    """Return what a model folder's config.json becomes, and what to know of the folder."""
+    rows = [
+        (
+            change["key"],
+            _json(change["before"]) if "before" in change else "",
+            _json(change["after"]),
+        )
+        for change in opened.besides.changes
+    ]
+    parts = [table(("config.json", "before", "after"), rows)] if rows else []
+    return "\n".join([*parts, *(f"note: {shown(note)}" for note in opened.besides.notes)])
 
 
 def _state_as_json(opened: Opened, file: Path | None = None) -> Json | None:
@@ -124,6 +156,7 @@ def applied_as_json(opened: Opened, result: Result) -> Json:
         "computed_bytes": result.written.computed_bytes,
         "dropped": lost(opened.plan),
         "optimizer_state": _state_as_json(opened, result.optimizer),
+        "config": result.besides.changes if result.besides else [],
         "steps": _steps_as_json(opened.plan),
         "notes": [*opened.notes, *result.written.notes],
     }
@@ -135,7 +168,7 @@ def applied_as_json(opened: Opened, result: Result) -> Json:
 def planned(opened: Opened) -> str:
     """Return what a recipe would do: changed tensors, checks, training stages."""
     plan = opened.plan
-    parts = [_changes_table(opened), _unchanged_line(plan)]
+    parts = [_changes_table(opened), _unchanged_line(plan), _config_table(opened)]
     places: dict[str, int] = {}
     for place, _ in plan.checks:
         places[place] = places.get(place, 0) + 1
@@ -282,7 +315,7 @@ def planned_as_json(opened: Opened) -> Json:
             "lineage": lineage,
         }
     # Any folder will do: what is asked for is the shards' names and sizes.
-    folder = Path("out") if "shard_size" in recipe.output else None
+    folder = Path("out") if recipe.output.keys() & {"shard_size", "config"} else None
     return {
         "recipe": {
             "file": recipe.label,
@@ -299,7 +332,8 @@ def planned_as_json(opened: Opened) -> Json:
         "checks": [place for place, _ in plan.checks],
         "optimizer": opened.stages.optimizer,
         "optimizer_state": _state_as_json(opened),
+        "config": opened.besides.changes,
         "teacher": opened.stages.teacher,
         "stages": opened.stages.stages,
-        "notes": opened.notes,
+        "notes": [*opened.notes, *opened.besides.notes],
     }

@@ -484,3 +484,23 @@ def test_too_many_steps_on_one_tensor_is_one_line(example: Bench) -> None:
     assert result.returncode == 4
     assert result.stderr.splitlines()[-1].startswith("some tensor passes through too many steps")
     assert not list(example.folder.glob("*deep*"))
+
+
+@pytest.mark.parametrize("command", ["plan", "apply"])
+def test_a_module_is_imported_from_here_with_allow_code_alone(
+    example: Bench, command: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    here = tmp_path_factory.mktemp("here")
+    (here / "mine.py").write_text("import torch\n\ndef net():\n    return torch.nn.Linear(2, 3)\n")
+    save_file({"weight": np.ones((3, 2)), "bias": np.ones(3)}, example.input)
+    recipe = write_recipe(example.folder, {"op": "match", "module": "mine:net"})
+    output = [example.output] if command == "apply" else []
+    refused = process(command, recipe, example.input, *output, cwd=here)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "recipe.json: steps[0] (match): 'mine:net' would be imported and run; --allow-code allows "
+        "that\n"
+    )
+    assert (
+        process(command, recipe, example.input, *output, "--allow-code", cwd=here).returncode == 0
+    )

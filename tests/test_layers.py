@@ -24,7 +24,7 @@ FLOORS = (
     ("inspection",),
     ("tables",),
     ("apply",),
-    ("manifest", "optimizer_state"),
+    ("manifest", "optimizer_state", "model_folder"),
     ("state_names",),
     ("plan", "stages", "execute", "publish"),
     ("recipe", "layout"),
@@ -33,7 +33,7 @@ FLOORS = (
     ("merging", "layers", "grouping", "initialisers", "arithmetic", "adapters"),
     ("operands", "moves"),
     ("varying",),
-    ("registry", "validation", "values", "envelope"),
+    ("registry", "validation", "values", "envelope", "model_config", "torch_module"),
     ("draft", "schema", "depth", "checksums", "files", "workers"),
     ("patterns", "lazy", "units", "indices", "interpolation"),
     ("matrices",),
@@ -54,11 +54,12 @@ MAY_IMPORT = {
     "matplotlib": {"pictures"},
     "tabulate": {"cli", "report", "tables"},
     "jsonschema": {"validation"},
-    "shutil": {"apply", "publish", "formats"},
+    "shutil": {"model_folder", "publish", "formats"},
     "mmap": {"files"},
-    "torch": {"formats.torch_legacy"},
+    "torch": {"formats.torch_legacy", "torch_module"},
 }
-MAY_TOUCH_FILES = {"formats", "files", "execute", "publish", "apply", "manifest", "recipe"}
+MAY_TOUCH_FILES = {"formats", "files", "execute", "publish", "apply", "manifest", "recipe",
+                   "model_folder"}  # fmt: skip
 OS_CALLS = {"open", "read", "pread", "preadv", "write", "pwrite", "ftruncate", "rename", "replace",
             "remove", "unlink", "mkdir", "makedirs", "listdir", "scandir", "walk"}  # fmt: skip
 PATH_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "unlink", "mkdir",

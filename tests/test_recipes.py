@@ -242,6 +242,20 @@ def test_upcycle_to_experts_makes_copies_and_routers(tmp_path: Path) -> None:
         torch.testing.assert_close(expert, mlp["model.layers.0.mlp.down_proj.weight"])
 
 
+def test_mixed_precision_export_casts_the_matrices_of_layers_alone(tmp_path: Path) -> None:
+    kept = {"wte.weight": torch.ones(5, 4), "h.0.ln_1.weight": torch.ones(4)}
+    matrices = {f"h.0.{name}.weight": torch.full((4, 4), 1 + 2**-9)
+                for name in ("attn.c_attn", "mlp.c_fc", "self_attn.q_proj", "attention.self.query",
+                             "output.dense", "fc1", "experts.1.w2")}  # fmt: skip
+    save_file({**kept, **matrices, "h.0.attn.bias": torch.ones(9)}, tmp_path / "in.safetensors")
+    plan = recipe.load("mixed-precision-export", {"shard_size": "1MB"})
+    with apply.opened(plan, str(tmp_path / "in.safetensors"), {}) as opened:
+        apply.write(opened, tmp_path / "out", Options(), force=False)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    wanted = kept | {name: tensor.bfloat16() for name, tensor in matrices.items()}
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
 def test_every_recipe_has_a_test_here_and_says_first_what_it_is_for() -> None:
     here = Path(__file__).read_text()
     for name, path in recipe.ready_made().items():

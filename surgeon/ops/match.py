@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from surgeon.draft import Draft
+from surgeon.draft import Draft, ModuleTensor
 from surgeon.dtypes import dtype_named
-from surgeon.errors import CheckFailedError, PlanError, did_you_mean
+from surgeon.errors import CheckFailedError, PlanError, UsageError, did_you_mean
 from surgeon.registry import op
 
 
 @op(
     group="check",
     example={"like": "other"},
-    exactly_one=("shapes", "like"),
+    exactly_one=("shapes", "like", "module"),
 )
 def match(
     draft: Draft,
@@ -23,16 +24,33 @@ def match(
         'a JSON file, or an object: {name: [sizes]} or {name: {"shape": [...], "dtype": "F32"}}',
     ] = None,
     like: Annotated[str | None, "a model of the recipe, or a checkpoint's path"] = None,
+    module: Annotated[
+        str | None,
+        "package.module:factory of a torch module; its code is run, with --allow-code only",
+        {"pattern": r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"},
+    ] = None,
+    kwargs: Annotated[dict[str, Any] | None, "what the module's factory is called with"] = None,
 ) -> None:
     """Stop the run unless names and shapes are exactly these.
 
     There is a line for each difference. A dtype is compared where the shapes file states one, not
-    with `like`.
+    with `like` or `module`. A module is built on the meta device, and its parameters and persistent
+    buffers are compared; names that it ties are one tensor here, of which one name is enough.
     """
-    expected = _expected(draft, shapes, like)
+    if kwargs is not None and module is None:
+        raise UsageError("'kwargs' are those of a 'module', and there is none")
+    built = draft.outside.build_module(module, kwargs or {}) if module is not None else {}
+    expected = (
+        {name: (tensor.shape, None) for name, tensor in built.items()}
+        if module is not None
+        else _expected(draft, shapes, like)
+    )
+    tied = {tensor.owner for name, tensor in built.items() if name in draft.tensors}
     problems = []
     for name, (shape, dtype) in expected.items():
         if name not in draft.tensors:
+            if name in built and built[name].owner in tied:
+                continue
             hint = did_you_mean(name, draft.tensors.keys() - expected.keys())
             problems.append(f"'{name}' {shape} is missing{hint}")
         elif draft.spec(name).shape != shape:
@@ -46,8 +64,26 @@ def match(
         for name in draft.tensors
         if name not in expected
     ]
+    problems += _tied_otherwise(draft, built)
     if problems:
         raise CheckFailedError(*problems)
+
+
+def _tied_otherwise(draft: Draft, built: Mapping[str, ModuleTensor]) -> list[str]:
+    """Return a line for each name that is tied to another in the module and not here, or here."""
+    problems = []
+    first: dict[str, str] = {}
+    here: dict[int, str] = {}
+    for name, tensor in built.items():
+        if name not in draft.tensors:
+            continue
+        owner = first.setdefault(tensor.owner, name)
+        if draft[owner] is not draft[name]:
+            problems.append(f"'{name}' and '{owner}' are one tensor in the module; tie them")
+        other = here.setdefault(id(draft[name]), name)
+        if built[other].owner != tensor.owner:
+            problems.append(f"'{name}' and '{other}' are two tensors in the module; untie them")
+    return problems
 
 
 def _expected(

@@ -1,0 +1,115 @@
+"""What a model folder holds besides its weights: carried along, or left out, or followed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from surgeon.draft import MODEL_WEIGHTS
+from surgeon.errors import PlanError
+from surgeon.formats import Checkpoint
+from surgeon.model_config import Followed, follow
+from surgeon.plan import Plan
+from surgeon.recipe import Recipe
+
+_CONFIG = "config.json"
+# What goes with the weights as they were: the state of the run that made them, and the same weights
+# in formats that surgeon does not write.
+_STALE = (
+    "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "scaler.pt", "rng_state*.pth",
+    "tf_model.h5", "flax_model.msgpack", "rust_model.ot",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Besides:
+    """The files of a model folder that are not its weights, as they will be.
+
+    `source` is the folder they come from, `replaced` its weight files; `left_out` are files that do
+    not go with changed weights, `followed` is the config where there is one to write, and
+    `sidecars` are JSON files that a step makes.
+    """
+
+    label: str
+    source: Path | None
+    replaced: frozenset[str]
+    left_out: tuple[str, ...]
+    followed: Followed | None
+    sidecars: Mapping[str, Any]
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """What changes in the config: {key, before, after} each, without what is not there."""
+        return list(self.followed.changes) if self.followed else []
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of these files."""
+        notes = list(self.followed.notes) if self.followed else []
+        if self.left_out:
+            files = ", ".join(self.left_out)
+            notes.append(f"left out, since they go with the tensors as they were: {files}")
+        return notes
+
+    def check(self) -> None:
+        """Raise PlanError, with a line for each, where the config would contradict the tensors."""
+        if self.followed and self.followed.problems:
+            raise PlanError(*self.followed.problems).at(self.label)
+
+    def write(self, folder: Path, ours: set[str]) -> None:
+        """Write these files, but those that surgeon writes itself, into an output folder."""
+        for item in sorted(self.source.iterdir()) if self.source else ():
+            if item.name in {*self.replaced, *self.left_out, *ours} or item.name.startswith("."):
+                continue
+            if item.is_dir():
+                shutil.copytree(item, folder / item.name)
+            else:
+                shutil.copyfile(item, folder / item.name)
+        if self.followed and self.changes:
+            (folder / _CONFIG).write_text(self.followed.text, "utf-8")
+        for name, value in self.sidecars.items():
+            (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def besides(recipe: Recipe, source: Checkpoint, plan: Plan) -> Besides:
+    """Return what goes along with a plan's tensors into a model folder."""
+    if plan.weights_file != MODEL_WEIGHTS:  # what a step made is no model's folder
+        return Besides(recipe.label, None, frozenset(), (), None, plan.sidecars)
+    return Besides(
+        label=recipe.label,
+        source=source.folder,
+        replaced=frozenset(path.name for path in source.weight_files),
+        left_out=_left_out(source, plan),
+        followed=_followed(recipe, source, plan),
+        sidecars=plan.sidecars,
+    )
+
+
+def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:
+    is_unchanged = not plan.dropped and not any(plan.lineage.values())
+    if source.folder is None or is_unchanged:
+        return ()
+    names = sorted(item.name for item in source.folder.iterdir() if item.is_file())
+    return tuple(name for name in names if any(fnmatch(name, pattern) for pattern in _STALE))
+
+
+def _followed(recipe: Recipe, source: Checkpoint, plan: Plan) -> Followed | None:
+    stated = recipe.output.get("config", {})
+    path = source.folder / _CONFIG if source.folder else None
+    if path is None or not path.is_file():
+        return follow({}, stated, {}, {}) if stated else None
+    try:
+        # Not read strictly: transformers writes infinities.
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if isinstance(config, dict):
+        return follow(config, stated, source.tensors, plan.tensors)
+    if stated:
+        raise PlanError(f"{recipe.label}: output.config: {path} is no JSON object to merge it into")
+    return None
