@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon import patterns
-from surgeon.depth import is_before_layers
+from surgeon import depth, patterns
 from surgeon.draft import Tensors
 from surgeon.dtypes import DTYPES
 from surgeon.errors import PlanError
@@ -186,8 +185,8 @@ def _unfrozen(section: Mapping[str, Any]) -> Iterable[Json]:
             "train": [pattern for entry in order[: last + 1] for pattern in entry],
             "groups": [
                 {"name": ", ".join(entry), "params": entry}
-                | ({"lr_scale": decay**depth} if decay != 1.0 else {})
-                for depth, entry in enumerate(order[: last + 1])
+                | ({"lr_scale": decay**below} if decay != 1.0 else {})
+                for below, entry in enumerate(order[: last + 1])
             ],
         }
         yield stage | ({"duration": sugar["duration"]} if "duration" in sugar else {})
@@ -314,40 +313,21 @@ def _described(
     if rate is None:
         raise PlanError(f"{place}: layer_decay needs an lr, its own or in optimizer.args")
     factor, container = settings["layer_decay"]["factor"], settings["layer_decay"]["container"]
-    layers = {_layer_in(container, name) for name in parameters.names} - {None}
+    layers = depth.positions(depth.layer_in(container, name) for name in parameters.names)
     if not layers:
         raise PlanError(f"{place}: layer_decay: '{container}' has no numbered layers")
-    last = max(layer for layer in layers if layer is not None)
     by_distance: dict[int, dict[str, tuple[Region, ...]]] = {}
     for name, regions in cover.regions.items():
-        by_distance.setdefault(_distance(name, container, last), {})[name] = regions
+        by_distance.setdefault(depth.distance(name, container, layers), {})[name] = regions
     return [
         {
-            "name": f"{settings['name']} x {factor}^{distance}",
+            "name": f"{settings['name']} x {factor}^{away}",
             "params": parameters.spelled(Cover(regions)),
-            "lr": rate * factor**distance,
+            "lr": rate * factor**away,
             **own,
         }
-        for distance, regions in sorted(by_distance.items())
+        for away, regions in sorted(by_distance.items())
     ]
-
-
-def _layer_in(container: str, name: str) -> int | None:
-    if not name.startswith(f"{container}."):
-        return None
-    index = name.removeprefix(f"{container}.").partition(".")[0]
-    return int(index) if index.isdecimal() else None
-
-
-def _distance(name: str, container: str, last: int) -> int:
-    """Return how many layers lie between a tensor and the output: 0 after the container.
-
-    The last layer is at 1, the first at their number, what comes before it one further, as in
-    BEiT's and ELECTRA's layer-wise learning-rate decay.
-    """
-    if (layer := _layer_in(container, name)) is not None:
-        return last + 1 - layer
-    return last + 2 if is_before_layers(name) else 0
 
 
 def _eval_modules(parameters: Parameters, frozen: Cover) -> list[str]:

@@ -182,6 +182,23 @@ def test_layer_decay_scales_by_depth(bench):
     }
 
 
+def test_layer_decay_counts_layers_and_not_their_numbers(bench):
+    # Sequential(Linear, ReLU, Linear, BatchNorm(affine=False), Linear)
+    names = [f"net.{number}.weight" for number in (0, 2, 10)]
+    bench.given({"net.3.running_mean": torch.zeros(1), **{n: torch.zeros(1) for n in names}})
+    stage = {"name": "s", "layer_decay": {"container": "net", "factor": 0.5}}
+    made = bench.operate(training={"optimizer": SGD, "stages": [stage]}).manifest
+    found = {tuple(group["params"]): group["lr"] for group in made["stages"][0]["groups"]}
+    assert found == {(names[0],): 0.1 / 8, (names[1],): 0.1 / 4, (names[2],): 0.1 / 2}
+
+
+def test_layer_decay_counts_what_the_steps_have_left(bench):
+    steps = [{"op": "delete", "target": "blocks.1"}]
+    stage = stage_of(bench, steps=steps, layer_decay={"container": "blocks", "factor": 0.5})
+    rates = {name: group["lr"] for group in stage["groups"] for name in group["params"]}
+    assert (rates["blocks.0.weight"], rates["blocks.2.weight"]) == (0.1 / 4, 0.1 / 2)
+
+
 def test_layer_decay_of_a_group_is_its_own(bench):
     decay = {"container": "blocks", "factor": 0.1}
     stage = stage_of(
