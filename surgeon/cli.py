@@ -135,7 +135,7 @@ _model = click.option(
 _optimizer = click.option(
     "--optimizer", metavar="FILE[#NAME]",
     help="Where the optimizer's state is that is to go through the same surgery; 'none' leaves "
-    "behind the one in INPUT.",
+    "behind the one in INPUT, which is taken where a stage carries it.",
 )  # fmt: skip
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
