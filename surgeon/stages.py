@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from surgeon import depth, patterns
@@ -63,6 +64,10 @@ class Cover:
                 left[name] = tuple(rest)
         return Cover(left)
 
+    def within(self, names: Container[str]) -> Cover:
+        """Return what is of these names."""
+        return Cover({name: found for name, found in self.regions.items() if name in names})
+
     def shared(self, other: Cover) -> Cover:
         """Return what both hold."""
         both: dict[str, tuple[Region, ...]] = {}
@@ -76,9 +81,12 @@ class Cover:
 class Parameters:
     """The parameters of a plan, and what patterns and row blocks mean among them."""
 
-    def __init__(self, tensors: Tensors) -> None:
+    def __init__(self, tensors: Tensors, also: Collection[str] = ()) -> None:
+        self._tensors = tensors
         self.owners = ties(tensors)
-        self.names = [name for name, t in tensors.items() if is_parameter(name, t.spec.dtype)]
+        self.names = [
+            name for name, t in tensors.items() if name in also or is_parameter(name, t.spec.dtype)
+        ]
         self.order = {name: number for number, name in enumerate(self.names)}
         self.shapes = {name: tensors[name].spec.shape for name in self.names}
         self.statistics = {
@@ -90,6 +98,16 @@ class Parameters:
         self._special: Mapping[str, Collection[str]] = {
             "@vectors": [name for name in self.names if len(self.shapes[name]) <= 1]
         }
+
+    @cached_property
+    def with_statistics(self) -> Parameters:
+        """These, and the running means of layers that have no parameters, as if they were some.
+
+        Nothing else tells whether a stage is to leave the statistics of such a layer alone.
+        """
+        alone = self.statistics - {name.rpartition(".")[0] for name in self.names}
+        means = {f"{module}.running_mean".lstrip(".") for module in alone}
+        return Parameters(self._tensors, means) if means else self
 
     def cover(self, target: str | Sequence[str]) -> Cover:
         """Return what a target selects; raises PlanError where a pattern matches nothing."""
@@ -193,14 +211,15 @@ def _unfrozen(section: Mapping[str, Any]) -> Iterable[Json]:
 
 
 def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Json) -> Json:
-    everything = parameters.everything
+    can_move = parameters.with_statistics
+    moving = can_move.everything
     if "train" in stage:
-        trained = parameters.cover(stage["train"])
-    else:
-        frozen_ones = stage.get("freeze") or []
-        trained = everything.minus(parameters.cover(frozen_ones)) if frozen_ones else everything
-    frozen = everything.minus(trained)
-    if not trained.regions and everything.regions:
+        moving = can_move.cover(stage["train"])
+    elif frozen_ones := stage.get("freeze"):
+        moving = moving.minus(can_move.cover(frozen_ones))
+    still = can_move.everything.minus(moving)
+    trained, frozen = moving.within(parameters.order), still.within(parameters.order)
+    if not trained.regions and parameters.everything.regions:
         raise PlanError("nothing is left to train")
     groups, problems = _groups(stage, parameters, trained, frozen)
     aligned = [_aligned(action, parameters, frozen, problems) for action in stage.get("after", [])]
@@ -217,7 +236,7 @@ def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Jso
         entry["duration"] = stage["duration"]
     entry["groups"] = described
     entry["frozen"] = parameters.spelled(frozen)
-    entry["eval_modules"] = _eval_modules(parameters, frozen)
+    entry["eval_modules"] = _eval_modules(can_move, still)
     if "scheduler" in stage:
         entry["scheduler"] = {"args": {}, **stage["scheduler"]}
     entry["optimizer_state"] = stage.get("optimizer_state", "reset")
@@ -331,7 +350,7 @@ def _described(
 
 
 def _eval_modules(parameters: Parameters, frozen: Cover) -> list[str]:
-    """Return the modules with running statistics none of whose parameters is trained."""
+    """Return the modules with running statistics of which a stage trains nothing."""
     still = set(parameters.spelled(frozen)) if parameters.statistics else set()
     own: dict[str, list[str]] = {}
     for name in parameters.names:

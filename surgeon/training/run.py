@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,21 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from surgeon.errors import SurgeonError, did_you_mean
 from surgeon.regions import Region, whole
-from surgeon.training import resume, saved_state
+from surgeon.training import carry, resume, saved_state
 from surgeon.training.align import align
 from surgeon.training.construct import class_of, optimizer_of, scheduler_of
-from surgeon.training.cover import Block, ResolvedStage, blocks_of, resolved
+from surgeon.training.cover import ResolvedStage, blocks_of, resolved
 from surgeon.training.distillation import Distillation, load_teacher, old_outputs
 from surgeon.training.errors import ManifestError
 from surgeon.training.evaluation import keep_in_evaluation, release
 from surgeon.training.frozen import fingerprints
 from surgeon.training.gradients import Gradients, gradients_of
-from surgeon.training.held import Held, State, carried, hold
+from surgeon.training.held import Held
 from surgeon.training.live import Live, checkpoint_problems, name_problems, seen, tie_problems
 from surgeon.training.manifest import Group, Manifest, Stage
 from surgeon.training.report import Report, report_of
 from surgeon.training.row_blocks import RowBlocks, connect, release_all
+from surgeon.training.saved_state import Kind
 from surgeon.training.started import Started
 
 
@@ -67,8 +68,9 @@ class Run:
             stage, kind, args = self._ready(name, optimizer)
             if self._saved is None:  # known to be of use before anything is trained
                 self._saved = saved_state.of_run(self.manifest, self._live, kind, args)
+            parameters, before = self._live.parameters, self._before(name)
             groups = [
-                (group, self._held(stage, blocks, saved_state.Kind(kind, args, group)))
+                (group, carry.held_of(stage, blocks, Kind(kind, args, group), parameters, before))
                 for group, blocks in stage.groups
             ]
             made = optimizer_of(kind, args, groups)
@@ -257,50 +259,13 @@ class Run:
             )
         return class_of(described, Optimizer, "optimizer")
 
-    def _held(
-        self, stage: ResolvedStage, blocks: Sequence[Block], kind: saved_state.Kind
-    ) -> list[Held]:
-        parameters = self._live.parameters
-        if stage.stage.optimizer_state == "reset":
-            return [hold(block, parameters[block.name], {}) for block in blocks]
-        earlier = self._earlier(stage.stage.name, {block.name for block in blocks}, kind)
-        return [
-            held
-            for block in blocks
-            for held in carried(block, parameters[block.name], earlier.get(block.name, ()))
-        ]
-
-    def _earlier(
-        self, stage: str, names: Collection[str], kind: saved_state.Kind
-    ) -> Mapping[str, list[tuple[Held, State]]]:
-        """Return what the stage before held, and the state it has by now, by name.
-
-        What no stage before has trained has the state that came through the surgery.
-        """
-        earlier: dict[str, list[tuple[Held, State]]] = {}
-        if self._started is not None:
-            before = type(self._started.optimizer)
-            if before is not kind.optimizer:
-                raise ManifestError(
-                    f"optimizer_state: 'carry' cannot turn the state of {before.__name__} into "
-                    f"that of {kind.optimizer.__name__}"
-                )
-            for held in self._started.held:
-                state = dict(self._started.optimizer.state.get(held.parameter, {}))
-                earlier.setdefault(held.name, []).append((held, state))
-        elif self._saved is None or stage != self.stages[0].name:
-            raise ManifestError(
-                "optimizer_state: 'carry' needs the stage before, and this run started none; the "
-                "first stage carries what `surgeon apply --optimizer FILE` puts beside the "
-                'checkpoint, and "reset" starts without'
-            )
-        if self._saved is not None:
-            since = saved_state.trained_before(stage, self._stages, self._begun)
-            for name in names & self._saved.regions.keys():
-                parameter = self._live.parameters[name]
-                own = self._saved.earlier(name, parameter, since.get(name, ()), kind)
-                earlier.setdefault(name, []).extend(own)
-        return earlier
+    def _before(self, name: str) -> carry.Before:
+        return carry.Before(
+            self._started,
+            self._saved,
+            saved_state.trained_before(name, self._stages, self._begun),
+            is_first=name == self.stages[0].name,
+        )
 
     def _train(self, held: Sequence[Held]) -> None:
         """Let go of the stage before; require gradients of what is trained, of nothing else."""
