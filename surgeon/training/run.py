@@ -25,10 +25,14 @@ from surgeon.training.gradients import Gradients, gradients_of
 from surgeon.training.held import Held
 from surgeon.training.live import Live, checkpoint_problems, name_problems, seen, tie_problems
 from surgeon.training.manifest import Group, Manifest, Stage
+from surgeon.training.replaced import Holder, refuse_replaced, require_held
 from surgeon.training.report import Report, report_of
 from surgeon.training.row_blocks import RowBlocks, connect, release_all
 from surgeon.training.saved_state import Kind
+from surgeon.training.sharded import is_sharded
 from surgeon.training.started import Started
+
+_NOT_OURS = "something else than the optimizer that start() returned writes to it"
 
 
 class Run:
@@ -164,14 +168,17 @@ class Run:
         """Raise ManifestError with all that should have stayed as it was at the start and did not.
 
         Compared, bit by bit, are frozen parameters, frozen blocks of parameters, and the running
-        statistics of modules in evaluation mode.
+        statistics of modules in evaluation mode. Raises too where a trained parameter was replaced.
         """
         started = self._running()
         with self._placed(started.name):
+            require_held(started.optimizer, self._whole(started.held))
             now = fingerprints(started.stage, _fitting(self.manifest, self._live.model))
             moved = [name for name, before in started.fingerprints.items() if now[name] != before]
             if moved:
-                raise ManifestError(*(f"'{name}' is frozen, and has moved" for name in moved))
+                raise ManifestError(
+                    *(f"'{name}' is frozen, and has moved; {_NOT_OURS}" for name in moved)
+                )
 
     def distillation(self, teacher: nn.Module, *, file: str | Path | None = None) -> Distillation:
         """Return the loss that keeps the old outputs, as the manifest's `teacher` describes it.
@@ -233,6 +240,7 @@ class Run:
         )
         held = self._started.held
         self._train(held)
+        refuse_replaced(optimizer, self._whole(held))
         connect(optimizer, self._connected(stage, held))
         resume.refuse_other_shapes(optimizer, held, parameters)
         kept = {id(self._live.modules[name]) for name in stage.stage.eval_modules}
@@ -278,6 +286,15 @@ class Run:
     def _owned(self) -> Mapping[str, nn.Parameter]:
         ties = self.manifest.ties
         return {name: p for name, p in self._live.parameters.items() if name not in ties}
+
+    def _whole(self, held: Sequence[Held]) -> Mapping[str, Holder]:
+        """Return what the optimizer holds as the model does; FSDP2 looks after its own."""
+        return {
+            member.name: self._live.holder(member.name)
+            for member in held
+            if member.parameter is self._live.parameters[member.name]
+            and not is_sharded(member.parameter)
+        }
 
     def _connected(self, stage: ResolvedStage, held: Sequence[Held]) -> list[RowBlocks]:
         parts: dict[str, list[Held]] = {}
