@@ -55,7 +55,7 @@ def fraction(name: str, layers: Mapping[str, Positions]) -> float:
     if (layer := layer_of(name)) is not None:
         there = layers[layer[0]]
         return there[layer[1]] / max(len(there) - 1, 1)
-    return 0.0 if _is_before_layers(name) else 1.0
+    return 0.0 if is_before_layers(name) else 1.0
 
 
 def distance(name: str, container: str, layers: Positions) -> int:
@@ -66,8 +66,9 @@ def distance(name: str, container: str, layers: Positions) -> int:
     """
     if (number := layer_in(container, name)) is not None:
         return len(layers) - layers[number]
-    return len(layers) + 1 if _is_before_layers(name) else 0
+    return len(layers) + 1 if is_before_layers(name) else 0
 
 
-def _is_before_layers(name: str) -> bool:
+def is_before_layers(name: str) -> bool:
+    """Say whether a tensor outside of the numbered layers belongs to the input side."""
     return bool(_INPUT.search(name))
