@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import click
 
 from surgeon import __version__
 from surgeon.errors import PlanError, SurgeonError, UsageError
+from surgeon.options import json_option, model_option, optimizer_option, set_option, size
 from surgeon.tables import json_text, shown
 
 if TYPE_CHECKING:
@@ -79,65 +79,8 @@ def main() -> None:
     commands(prog_name="surgeon")
 
 
-def _pairs(
-    context: click.Context, parameter: click.Parameter, values: Sequence[str]
-) -> dict[str, str]:
-    """Split each NAME=VALUE."""
-    pairs: dict[str, str] = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise click.BadParameter(f"'{text}' is not {parameter.metavar}")
-        if name in pairs:
-            raise click.BadParameter(f"'{name}' is given twice")
-        pairs[name] = value
-    return pairs
-
-
-def _json_pairs(
-    context: click.Context, parameter: click.Parameter, values: Sequence[str]
-) -> dict[str, Any]:
-    """Split each NAME=JSON; what is not JSON is a string."""
-    return {n: _json_or_text(text) for n, text in _pairs(context, parameter, values).items()}
-
-
-def _json_or_text(text: str) -> Any:
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    from surgeon.units import parse_size
-
-    try:
-        return None if value is None else parse_size(value)
-    except UsageError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 def _command(name: str, example: str) -> Callable[[Callable[..., None]], click.Command]:
     return commands.command(name, epilog=f"\b\nExample:\n  {example}")
-
-
-_set = click.option(
-    "--set", "variables", metavar="VAR=JSON", multiple=True, callback=_json_pairs,
-    help="Give a variable of the recipe a value; what is not JSON is a string.",
-)  # fmt: skip
-_model = click.option(
-    "--model", "named", metavar="NAME=PATH", multiple=True, callback=_pairs,
-    help="Say where a model of the recipe is.",
-)  # fmt: skip
-_optimizer = click.option(
-    "--optimizer", metavar="FILE[#NAME]",
-    help="Where the optimizer's state is that is to go through the same surgery; 'none' leaves "
-    "behind the one in INPUT, which is taken where a stage carries it.",
-)  # fmt: skip
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def _print(document: Any) -> None:
@@ -167,11 +110,11 @@ def _planned(
 @click.argument("source", metavar="INPUT")
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.argument("output", type=click.Path(path_type=Path))
-@_model
-@_set
-@_optimizer
+@model_option
+@set_option
+@optimizer_option
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
-@_json
+@json_option
 @click.option("--quiet", is_flag=True, help="Print nothing but the answer and errors.")
 @click.option(
     "--checksums", type=click.Choice(["crc32", "sha256", "none"]), default="crc32",
@@ -179,7 +122,7 @@ def _planned(
 )  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: cores, up to 8]")
 @click.option(
-    "--max-memory", metavar="SIZE", callback=_size,
+    "--max-memory", metavar="SIZE", callback=size,
     help="Use fewer threads where they would need more scratch, such as 512MB.",
 )  # fmt: skip
 def _apply(
@@ -238,10 +181,10 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @click.argument("recipe")
 @click.argument("source", metavar="INPUT")
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
-@_model
-@_set
-@_optimizer
-@_json
+@model_option
+@set_option
+@optimizer_option
+@json_option
 def _plan(
     recipe: str, source: str, models: Sequence[str], named: dict[str, str],
     variables: dict[str, Any], optimizer: str | None, as_json: bool,
@@ -259,7 +202,7 @@ def _plan(
 
 @_command("validate", "surgeon validate grow.json --set layer=fc")
 @click.argument("recipe")
-@_set
+@set_option
 def _validate(recipe: str, variables: dict[str, Any]) -> None:
     """Check RECIPE by itself: schema, variables, unknown words."""
     from surgeon.recipe import load
@@ -274,7 +217,7 @@ def _validate(recipe: str, variables: dict[str, Any]) -> None:
 @click.argument("pattern", metavar="[PATTERN]...", nargs=-1)
 @click.option("--tree", is_flag=True, help="Show modules; numbered ones that are alike, once.")
 @click.option("--stats", is_flag=True, help="Read the values: range, mean, norm, zeros, NaN.")
-@_json
+@json_option
 def _inspect(
     checkpoint: str, pattern: Sequence[str], tree: bool, stats: bool, as_json: bool
 ) -> None:
@@ -300,7 +243,7 @@ def _inspect(
 @click.argument("a")
 @click.argument("b")
 @click.argument("pattern", metavar="[PATTERN]...", nargs=-1)
-@_json
+@json_option
 @click.pass_context
 def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_json: bool) -> None:
     """Compare the tensors of two checkpoints; exits with 1 where they differ."""
@@ -314,9 +257,38 @@ def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_jso
     context.exit(0 if found.equal else 1)
 
 
+@_command("compare", "surgeon compare base.safetensors chat.safetensors code.safetensors")
+@click.argument("models", metavar="A B [C]...", nargs=-1, required=True)
+@click.option(
+    "--picture", metavar="FILE", type=click.Path(path_type=Path),
+    help="Draw layers by modules as a heat map, into a .png or .svg file (needs matplotlib).",
+)  # fmt: skip
+@json_option
+def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None:
+    """Say how alike models are, per layer.
+
+    A is what the others come from: shown are how far they moved from it, whether in the same
+    direction, and how often with different signs.
+    """
+    if len(models) < 2:
+        raise UsageError("compare takes two models or more")
+    from surgeon import comparison, pictures
+
+    if picture:
+        pictures.require_drawable(picture)
+    found = comparison.compare(models, _default_workers())
+    if picture:
+        pictures.heat_map(found, picture)
+    if as_json:
+        _print(found.as_json())
+    else:
+        _say([f"note: {note}" for note in found.notes])
+        click.echo(found.as_text())
+
+
 @_command("verify", "surgeon verify grown.safetensors")
 @click.argument("output", type=click.Path(path_type=Path))
-@_json
+@json_option
 @click.pass_context
 def _verify(context: click.Context, output: Path, as_json: bool) -> None:
     """Hash OUTPUT again and compare with its manifest; exits with 1 where they differ.
@@ -335,7 +307,7 @@ def _verify(context: click.Context, output: Path, as_json: bool) -> None:
 
 @_command("ops", "surgeon ops widen")
 @click.argument("name", required=False)
-@_json
+@json_option
 def _ops(name: str | None, as_json: bool) -> None:
     """List the ops, or show the page of one."""
     from surgeon import catalogue
@@ -361,7 +333,7 @@ def _schema(manifest: bool) -> None:
 
 
 @_command("recipes", "surgeon recipes")
-@_json
+@json_option
 def _recipes(as_json: bool) -> None:
     """List the ready-made recipes, which go by their names alone."""
     from surgeon import catalogue

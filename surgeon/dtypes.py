@@ -121,22 +121,17 @@ LARGEST = {
 
 def raised(block: Array, dtype: str, out: Array) -> Array:
     """Write the values of a storage block into `out` (float32 or float64) and return it."""
-    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
-        _raise_into(block, dtype, out)
-    return out
-
-
-def _raise_into(block: Array, dtype: str, out: Array) -> None:
     if dtype == "BF16" and out.dtype == np.float32:
         bits = out.view(np.uint32)
         np.copyto(bits, block)
         np.left_shift(bits, 16, out=bits)
-    elif dtype == "BF16":
-        np.copyto(out, (block.astype(np.uint32) << 16).view(np.float32))
     elif dtype in _FLOAT8:
         np.copyto(out, _FLOAT8[dtype][block])
     else:
-        np.copyto(out, block)
+        with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+            values = (block.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else block
+            np.copyto(out, values)
+    return out
 
 
 def _round_to_bfloat16(block: Array, out: Array, spare: Array, finite: bool) -> None:
@@ -154,15 +149,17 @@ def _round_to_bfloat16(block: Array, out: Array, spare: Array, finite: bool) -> 
         out[nans] = ((bits[nans] >> 16) | 0x40).astype(np.uint16)
 
 
-def _narrowed(block: Array) -> Array:
+def _narrowed(block: Array, spare: Array) -> Array:
     """Return float64 values as float32 from which rounding to bfloat16 is correct.
 
     Rounding twice errs only where the first rounding lands halfway between two bfloat16 values;
     there, one step of float32 towards the exact value decides the second one.
     """
-    narrow: Array = block.astype(np.float32)
-    bits = narrow.view(np.uint32)
-    halfway = np.flatnonzero((bits & 0xFFFF) == 0x8000)
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow: Array = block.astype(np.float32)
+    bits, spare = narrow.view(np.uint32), spare[: len(block)]
+    np.left_shift(bits, 16, out=spare)
+    halfway = np.flatnonzero(spare == 0x80000000)
     if len(halfway):
         exact, found = np.abs(block[halfway]), np.abs(narrow[halfway].astype(np.float64))
         bits[halfway] += exact > found
@@ -198,11 +195,12 @@ def rounded(block: Array, dtype: str, out: Array, spare: Array, *, finite: bool 
     pass checks against `LARGEST` first. `spare` is uint32 scratch of that length or more, used for
     BF16. `finite` spares a look for NaNs that are known not to be there. `block` is not changed.
     """
+    if dtype == "BF16":
+        narrow = block if block.dtype == np.float32 else _narrowed(block, spare)
+        _round_to_bfloat16(narrow, out, spare, finite)
+        return out
     with np.errstate(over="ignore", invalid="ignore"):
-        if dtype == "BF16":
-            narrow = block if block.dtype == np.float32 else _narrowed(block)
-            _round_to_bfloat16(narrow, out, spare, finite)
-        elif dtype in _FLOAT8:
+        if dtype in _FLOAT8:
             np.copyto(out, _round_to_float8(block, dtype))
         else:
             np.copyto(out, block, casting="unsafe")

@@ -16,7 +16,7 @@ from surgeon.dtypes import DTYPES
 from surgeon.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.formats.checkpoint import Record
 from surgeon.layout import OutputFile, Placed
-from surgeon.lazy import BLOCK, ByteRange, Computed, Scratch, is_computed_at_once
+from surgeon.lazy import BLOCK, ByteRange, Computed, Elementwise, Scratch, is_computed_at_once
 from surgeon.workers import each
 
 # Bytes that one worker takes at a time; a multiple of every block.
@@ -243,14 +243,17 @@ class Executor:
         return True
 
     def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
-        scratch = self._scratch
-        for start in range(piece.start, piece.stop, BLOCK):
+        scratch, start = self._scratch, piece.start
+        step = piece.tensor.step if isinstance(piece.tensor, Elementwise) else BLOCK
+        while start < piece.stop:
+            stop = min(start + step - start % step, piece.stop)
             with scratch.scope():
-                block = piece.tensor.elements(start, min(start + BLOCK, piece.stop), scratch)
+                block = piece.tensor.elements(start, stop, scratch)
                 data = block.view(np.uint8).data
                 running.update(data)
                 _write_all(descriptor, data, offset)
                 offset += len(data)
+            start = stop
         return offset
 
     def _start_write_back(self, descriptor: int, offset: int, size_bytes: int) -> None:

@@ -36,7 +36,8 @@ class InputFile:
         filled = 0
         while filled < len(buffer):
             try:
-                got = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
+                rest = [buffer[filled:] if filled else buffer]
+                got = os.preadv(self._descriptor, rest, offset + filled)
             except OSError as error:
                 raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from None
             if not got:

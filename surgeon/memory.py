@@ -54,7 +54,8 @@ def _is_computed(tensor: LazyTensor) -> bool:
 
 def _block_bytes(form: LazyTensor) -> int:
     """Return an upper bound of what one form takes for a block, its operands not counted."""
-    count = min(form.spec.count, BLOCK)
+    step = form.step if isinstance(form, Elementwise) else BLOCK
+    count = min(form.spec.count, step)
     own = DTYPES[form.spec.dtype].storage.itemsize
     if isinstance(form, Fresh):
         return count * (own + _FRESH + _rounding_bytes(form))

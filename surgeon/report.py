@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,14 @@ def _state_line(opened: Opened) -> str:
         for name in tensors.keys() - blocks.keys() - ties(tensors).keys()
         if is_parameter(name, tensors[name].spec.dtype)
     ]
-    said = [f"whole for {plural(len(whole), 'parameter')}"] if whole else []
-    said += [f"in part for {len(blocks) - len(whole)} ({listed(parts)})"] if parts else []
-    said += [f"not for {len(without)} ({listed(sorted(without))})"] if without else []
+    said = [f"whole for {_parameters(whole)}"] if whole else []
+    said += [f"in part for {_parameters(blocks.keys() - whole)} ({listed(parts)})"] if parts else []
+    said += [f"not for {_parameters(without)} ({listed(sorted(without))})"] if without else []
     return f"optimizer state of {shown(opened.state.place)}: goes on {', '.join(said)}"
+
+
+def _parameters(names: Collection[str]) -> str:
+    return plural(len(names), "parameter")
 
 
 def _is_all(name: str, tensor: LazyTensor, blocks: Sequence[str]) -> bool:

@@ -266,7 +266,8 @@ def run_on_read_only_blocks(form):
     """Writing to an operand raises."""
     scratch = Scratch()
     count = form.spec.count
-    blocks = [block.copy() for block in lazy.raised_blocks(form.operands, 0, count, scratch)]
+    raised = lazy.raised_blocks(form.operands, 0, count, scratch)
+    blocks = lazy.Blocks([block.copy() for block in raised], 0)
     for block in blocks:
         block.flags.writeable = False
     statistics = form.statistics(lazy.Operands(form.operands, scratch)) if form.statistics else None

@@ -18,7 +18,9 @@ ROOT = Path(surgeon.__file__).parent
 FLOORS = (
     ("__main__",),
     ("cli",),
-    ("report", "diff", "verify", "memory", "catalogue", "published"),
+    ("options",),
+    ("report", "pictures", "verify", "memory", "catalogue", "published"),
+    ("diff", "comparison"),
     ("inspection",),
     ("tables",),
     ("apply",),
@@ -28,6 +30,8 @@ FLOORS = (
     ("recipe", "layout"),
     ("ops", "merges", "formats"),
     ("merging", "layers", "moves", "initialisers"),
+    ("operands",),
+    ("varying",),
     ("registry", "validation", "values", "envelope"),
     ("draft", "schema", "depth", "checksums", "files", "workers"),
     ("patterns", "lazy", "units"),
@@ -44,7 +48,8 @@ APART = "training"
 
 # Who else may, for each thing that few may.
 MAY_IMPORT = {
-    "click": {"cli", "report"},
+    "click": {"cli", "options", "report"},
+    "matplotlib": {"pictures"},
     "tabulate": {"cli", "report", "tables"},
     "jsonschema": {"validation"},
     "shutil": {"apply", "publish", "formats"},

@@ -638,7 +638,7 @@ def test_plan_and_apply_say_what_is_carried(tmp_path: Path) -> None:
     text, source = write_recipe(tmp_path, WIDEN, training=LATER), tmp_path / "in.pt"
     line = (
         f"optimizer state of {source}#optimizer: goes on whole for 4 parameters, in part for 2 "
-        "('fc.weight[0:7]', 'fc.bias[0:7]')"
+        "parameters ('fc.weight[0:7]', 'fc.bias[0:7]')"
     )
     assert line in run("plan", text, source).stdout
     document = json.loads(run("plan", text, source, "--json").stdout)["optimizer_state"]
@@ -655,9 +655,9 @@ def test_plan_and_apply_say_what_is_carried(tmp_path: Path) -> None:
     [
         ([], "goes on whole for 6 parameters\n"),
         ([{"op": "replace", "target": "fc", "rows": 7}],
-         "goes on whole for 4 parameters, not for 2 ('fc.bias', 'fc.weight')\n"),
+         "goes on whole for 4 parameters, not for 2 parameters ('fc.bias', 'fc.weight')\n"),
         ([{"op": "delete", "target": ["body", "norm"]}, WIDEN],
-         "goes on in part for 2 ('fc.weight[0:7]', 'fc.bias[0:7]')\n"),
+         "goes on in part for 2 parameters ('fc.weight[0:7]', 'fc.bias[0:7]')\n"),
     ],
 )  # fmt: skip
 def test_plan_says_what_goes_on(tmp_path: Path, steps: list[Json], said: str) -> None:

@@ -19,6 +19,7 @@ from surgeon.lazy.base import (
     forms,
 )
 from surgeon.lazy.elementwise import (
+    Blocks,
     Elementwise,
     Kernel,
     Operands,
@@ -47,6 +48,7 @@ def _is_known_at_once(form: LazyTensor) -> bool:
 
 __all__ = [
     "BLOCK",
+    "Blocks",
     "ByteRange",
     "ByteSource",
     "Computed",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,8 @@ from surgeon.regions import Region, whole
 # Elements per block: a kernel's operands, result and scratch stay in a core's cache (1 MiB for two
 # float32 operands), and calling NumPy takes a tenth of the time.
 BLOCK = 64 * 1024
+# Views that a worker keeps of its scratch; every odd size of a last block needs its own.
+_MOST_VIEWS = 1000
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Scratch:
 
     def __init__(self) -> None:
         self._slots: list[Array] = []
+        self._views: dict[tuple[int, np.dtype[Any] | type, int], Array] = {}
         self._used = 0
         self._known: dict[int, tuple[object, Any]] = {}
 
@@ -121,23 +123,42 @@ class Scratch:
 
     def take(self, dtype: np.dtype[Any] | type, count: int) -> Array:
         """Return an array of `count` elements, valid until the enclosing scope ends."""
-        size_bytes = np.dtype(dtype).itemsize * count
+        key = (self._used, dtype, count)
+        view = self._views.get(key)
+        if view is None:
+            if len(self._views) > _MOST_VIEWS:
+                self._views.clear()
+            view = self._views[key] = self._view(np.dtype(dtype), count)
+        self._used += 1
+        return view
+
+    def _view(self, dtype: np.dtype[Any], count: int) -> Array:
+        size_bytes = dtype.itemsize * count
         if self._used == len(self._slots):
             self._slots.append(np.empty(size_bytes, np.uint8))
         elif self._slots[self._used].nbytes < size_bytes:
             self._slots[self._used] = np.empty(size_bytes, np.uint8)
-        slot = self._slots[self._used]
-        self._used += 1
-        return slot[:size_bytes].view(dtype)
+            self._views = {key: v for key, v in self._views.items() if key[0] != self._used}
+        return self._slots[self._used][:size_bytes].view(dtype)
 
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        """Give back, at the end, what was taken inside."""
-        before = self._used
-        try:
-            yield
-        finally:
-            self._used = before
+    def scope(self) -> _Scope:
+        """Give back, at the end of a `with`, what was taken inside."""
+        return _Scope(self)
+
+
+class _Scope:
+    """Not a generator: there are several in each block."""
+
+    __slots__ = ("_before", "_scratch")
+
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+
+    def __enter__(self) -> None:
+        self._before = self._scratch._used
+
+    def __exit__(self, *failure: object) -> None:
+        self._scratch._used = self._before
 
 
 class LazyTensor(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,25 +20,42 @@ from surgeon.lazy.base import (
 from surgeon.regions import Region
 
 
+class Blocks(list[Array]):
+    """The same elements of several tensors, raised; `start` is where in the tensors they begin."""
+
+    start: int
+
+    def __init__(self, blocks: Iterable[Array], start: int) -> None:
+        super().__init__(blocks)
+        self.start = start
+
+
 class Kernel(Protocol):
     """Arithmetic on one block: raised operands in, values out (into `out`, which is returned)."""
 
-    def __call__(self, blocks: Sequence[Array], statistics: Any, out: Array) -> Array: ...
+    def __call__(self, blocks: Blocks, statistics: Any, out: Array) -> Array: ...
 
 
 class Operands:
     """The operands of a tensor, to be read block by block; for statistics."""
 
-    def __init__(self, tensors: tuple[LazyTensor, ...], scratch: Scratch) -> None:
+    def __init__(
+        self, tensors: tuple[LazyTensor, ...], scratch: Scratch, step: int = BLOCK
+    ) -> None:
         self.tensors = tensors
         self._scratch = scratch
+        self._step = step
 
-    def blocks(self) -> Iterator[list[Array]]:
-        """Yield all operands' raised blocks, in order; valid until the next one is asked for."""
+    def blocks(self, working: np.dtype[Any] | None = None) -> Iterator[Blocks]:
+        """Yield all operands' blocks, in order, raised to `working` (their common dtype).
+
+        They are valid until the next ones are asked for.
+        """
         count = self.tensors[0].spec.count
-        for start in range(0, count, BLOCK):
+        for start in range(0, count, self._step):
+            stop = min(start + self._step, count)
             with self._scratch.scope():
-                yield raised_blocks(self.tensors, start, min(start + BLOCK, count), self._scratch)
+                yield raised_blocks(self.tensors, start, stop, self._scratch, working)
 
 
 def raised_blocks(
@@ -47,24 +64,27 @@ def raised_blocks(
     stop: int,
     scratch: Scratch,
     working: np.dtype[Any] | None = None,
-) -> list[Array]:
+) -> Blocks:
     """Return elements start to stop of each tensor, raised to `working` (their common dtype)."""
     if working is None:
         working = working_dtype(*(tensor.spec.dtype for tensor in tensors))
-    return [_raised_block(tensor, start, stop, scratch, working) for tensor in tensors]
+    return Blocks((_raised_block(t, start, stop, scratch, working) for t in tensors), start)
 
 
 def _raised_block(
     tensor: LazyTensor, start: int, stop: int, scratch: Scratch, working: np.dtype[Any]
 ) -> Array:
+    dtype = tensor.spec.dtype
+    if DTYPES[dtype].storage == working:
+        return tensor.elements(start, stop, scratch)
     block = scratch.take(working, stop - start)
     with scratch.scope():
         stored = tensor.elements(start, stop, scratch)
-        if working == np.float64 and DTYPES[tensor.spec.dtype].bits < 32:
+        if dtype == "BF16" and working == np.float64:
             narrow = scratch.take(np.float32, stop - start)
-            np.copyto(block, raised(stored, tensor.spec.dtype, narrow))
+            np.copyto(block, raised(stored, dtype, narrow))
         else:
-            raised(stored, tensor.spec.dtype, block)
+            raised(stored, dtype, block)
     return block
 
 
@@ -73,7 +93,8 @@ class Elementwise:
     """Arithmetic element by element, once a few numbers per tensor are known.
 
     `working` is the dtype to compute in, by default the operands' own. Where a result does not fit
-    into the spec's dtype, `explain` is given the operands, to raise what is wrong with them.
+    into the spec's dtype, `explain` is given the operands, to raise what is wrong with them. The
+    kernel gets whole runs of `run` elements, such as rows, one after the other.
     """
 
     spec: TensorSpec
@@ -82,20 +103,27 @@ class Elementwise:
     statistics: Callable[[Operands], Any] | None = None
     working: np.dtype[Any] | None = None
     explain: Callable[[Sequence[Array]], None] | None = None
+    run: int = 1
+
+    @property
+    def step(self) -> int:
+        """The elements that are best asked for at once."""
+        return max(1, BLOCK // self.run) * self.run
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         yield Computed(self, start, stop)
 
     def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
-        stored = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
+        first, last = start // self.run * self.run, -(-stop // self.run) * self.run
+        stored = scratch.take(DTYPES[self.spec.dtype].storage, last - first)
         with scratch.scope():
-            values, fits = self._values(start, stop, scratch, self.working)
+            values, fits = self._values(first, last, scratch, self.working)
             if not fits and self.explain and values.dtype == np.float32:
                 # Sums of float32 may overflow although their mean does not.
-                values, fits = self._values(start, stop, scratch, np.dtype(np.float64))
-            spare = scratch.take(np.uint32, stop - start)
+                values, fits = self._values(first, last, scratch, np.dtype(np.float64))
+            spare = scratch.take(np.uint32, last - first)
             rounded(values, self.spec.dtype, stored, spare, finite=fits)
-        return stored
+        return stored[start - first : stop - first] if self.run > 1 else stored
 
     def _values(
         self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
@@ -108,13 +136,15 @@ class Elementwise:
         if DTYPES[self.spec.dtype].kind != "float" or not len(values):
             return values, True
         largest = LARGEST[self.spec.dtype]
-        fits = float(values.max()) <= largest and float(values.min()) >= -largest  # false for NaN
+        high, low = float(np.maximum.reduce(values)), float(np.minimum.reduce(values))
+        fits = high <= largest and low >= -largest  # false for NaN
         if not fits and self.explain and values.dtype != np.float32:
             self.explain(blocks)
         return values, fits
 
     def _known(self, scratch: Scratch) -> Any:
-        return self.statistics(Operands(self.operands, scratch)) if self.statistics else None
+        operands = Operands(self.operands, scratch, self.step)
+        return self.statistics(operands) if self.statistics else None
 
     def new(self) -> tuple[Region, ...]:
         return self.operands[0].new() if len(self.operands) == 1 else ()

@@ -16,7 +16,11 @@ from surgeon.merging import Arithmetic, Varying, merge, total_weight
 )
 def average(
     *,
-    weights: list[Annotated[float, Varying()]],
+    weights: Annotated[
+        list[float],
+        Varying(per="operand", default=1),
+        "one number for all, or one per operand, the state first; default equal",
+    ],
     normalize: Annotated[bool, "divide by the sum of the weights"] = True,
 ) -> Arithmetic:
     """Average the state with other models.

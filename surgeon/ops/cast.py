@@ -51,22 +51,31 @@ def cast(
             raise PlanError(f'\'{name}\' is {old}; "integers": "keep" leaves it as it is')
         if not {*kinds} <= {"float", "int", "bool"}:
             raise PlanError(f"'{name}' is {old}, which cannot be cast to {wanted}")
-        kernel = partial(_converted, name, wanted, overflow)
-        changes[name] = Elementwise(TensorSpec(wanted, old.shape), kernel, (draft[name],))
+        changes[name] = _converted(name, draft[name], wanted, overflow)
     if kept:
         others = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
         draft.notes.append(f"'{kept[0]}'{others}: not {DTYPES[wanted].kind}; kept as is")
     draft.replace(changes)
 
 
-def _converted(
-    name: str, dtype: str, overflow: str, blocks: Sequence[Array], statistics: None, out: Array
+def _converted(name: str, tensor: LazyTensor, dtype: str, overflow: str) -> LazyTensor:
+    """Return the tensor in another dtype; what does not fit is found when it is written."""
+    spec = TensorSpec(dtype, tensor.spec.shape)
+    if DTYPES[dtype].kind != "float":
+        return Elementwise(spec, partial(_whole_numbers, name, dtype), (tensor,))
+    kernel = partial(_saturated, dtype) if overflow == "saturate" else _as_they_are
+    # Integers reach 2^64, which is less than BF16's and F32's largest value.
+    overflows = LARGEST.get(tensor.spec.dtype, 2.0**64) > LARGEST[dtype]
+    must_fit = overflow == "error" and overflows
+    explain = partial(_require_within, name, dtype) if must_fit else None
+    return Elementwise(spec, kernel, (tensor,), explain=explain)
+
+
+def _whole_numbers(
+    name: str, dtype: str, blocks: Sequence[Array], statistics: None, out: Array
 ) -> Array:
-    """Return the values ready to be rounded to `dtype`; raises where they do not fit."""
+    """Return the values of a block; raises where the dtype cannot hold one exactly."""
     (block,) = blocks
-    if DTYPES[dtype].kind == "float":
-        values = block if block.dtype.kind == "f" else block.astype(np.float64)
-        return _within(name, dtype, overflow, values, out)
     storage = DTYPES[dtype].storage
     limits = (0, 1) if dtype == "BOOL" else (np.iinfo(storage).min, np.iinfo(storage).max)
     with np.errstate(invalid="ignore"):
@@ -81,26 +90,33 @@ def _converted(
     return block
 
 
-def _within(name: str, dtype: str, overflow: str, values: Array, out: Array) -> Array:
-    largest = LARGEST[dtype]
-    if not len(values) or largest >= LARGEST["F32"] >= np.finfo(values.dtype).max:
-        return values
-    high, low = values.max(), values.min()
-    if high <= largest and low >= -largest:
-        return values
-    finite = np.isfinite(values)
+def _floats(blocks: Sequence[Array]) -> Array:
+    (block,) = blocks
+    return block if block.dtype.kind == "f" else block.astype(np.float64)
+
+
+def _as_they_are(blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+    return _floats(blocks)
+
+
+def _saturated(dtype: str, blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+    values, largest = _floats(blocks), LARGEST[dtype]
+    return np.where(np.isfinite(values), np.clip(values, -largest, largest), values)
+
+
+def _require_within(name: str, dtype: str, blocks: Sequence[Array]) -> None:
+    """Raise PlanError where finite values would become infinite, or NaN."""
+    values = _floats(blocks)
     halfway, magnitude = _rounds_up_from(dtype), np.abs(values)
     # Of two neighbours at the same distance the even one wins: in E4M3 that is the largest value.
-    beyond = finite & (magnitude > halfway if dtype == "F8_E4M3" else magnitude >= halfway)
-    if overflow == "error" and beyond.any():
+    beyond = magnitude > halfway if dtype == "F8_E4M3" else magnitude >= halfway
+    beyond &= np.isfinite(values)
+    if beyond.any():
         first = values[np.flatnonzero(beyond)[0]]
         raise PlanError(
-            f"'{name}' holds {first:g}, beyond {dtype}'s largest value {largest:g}; "
+            f"'{name}' holds {first:g}, beyond {dtype}'s largest value {LARGEST[dtype]:g}; "
             '"overflow": "saturate" keeps the largest'
         )
-    if overflow == "saturate":
-        values = np.where(finite, np.clip(values, -largest, largest), values)
-    return values
 
 
 def _rounds_up_from(dtype: str) -> float:
