@@ -15,7 +15,7 @@ from surgeon import adapters, manifest, optimizer_state, plan, publish, torch_mo
 from surgeon.draft import Outside, Tensors
 from surgeon.errors import PlanError, UsageError, WriteError
 from surgeon.execute import COPY_BUFFER, Executor, Options, Written
-from surgeon.formats import Checkpoint, open_checkpoint, open_optimizer
+from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.formats.checkpoint import Record
 from surgeon.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.lazy import LazyTensor, Stored, forms
@@ -26,15 +26,16 @@ from surgeon.recipe import Recipe, read_json
 from surgeon.units import parse_size
 
 DEFAULT_SHARD_SIZE = "5GB"
-# What --optimizer says to leave the state in the input behind.
-NO_OPTIMIZER = "none"
 _FOLDER_MANIFEST = "surgeon.manifest.json"
 _FOLDER_OPTIMIZER = "surgeon.optimizer.safetensors"
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A recipe with its checkpoints, open, and the plan that they make."""
+    """A recipe with its checkpoints, open, and the plan that they make.
+
+    `state_beside` is an optimizer's state that lies beside the input and that nobody asked for.
+    """
 
     recipe: Recipe
     input: Checkpoint
@@ -45,6 +46,7 @@ class Opened:
     state: OptimizerState | None
     state_notes: tuple[str, ...]
     besides: Besides
+    state_beside: Path | None = None
 
     @property
     def written_tensors(self) -> Tensors:
@@ -118,7 +120,7 @@ def opened(
 
     Without `allow_code`, a recipe whose `match` names a module is refused.
     `optimizer` is where the state of the input's optimizer is. Without it, a state that the input
-    holds beside the model is taken; "none" leaves that behind.
+    holds beside the model is taken where a stage carries it; "none" leaves that behind.
     """
     with ExitStack() as stack:
 
@@ -151,42 +153,26 @@ def opened(
         if not made.tensors:
             raise PlanError(f"{recipe.label}: no tensor is left to write")
         stages = manifest.resolve(recipe, made, checkpoint, models)
-        state, notes = _state(recipe, checkpoint, made, stages, optimizer, stack)
+        first = stages.stages[0]
+        is_needed = first["optimizer_state"] == "carry"
+        is_used = any(stage["optimizer_state"] == "carry" for stage in stages.stages)
+        state, notes = optimizer_state.of_run(
+            optimizer, checkpoint, made.tensors, stack, is_used=is_used, is_needed=is_needed
+        )
+        if is_needed and state is None:
+            raise PlanError(
+                f"{recipe.label}: training: stage '{first['name']}' carries an optimizer's state, "
+                "and there is none; --optimizer FILE says where it is"
+            )
+        beside: Path | None = _optimizer_of(checkpoint.path)
+        if beside and beside.exists() and optimizer is None and state is None:
+            notes = [*notes, f"{beside} is not carried; --optimizer {beside} does that"]
+        else:
+            beside = None
         yield Opened(
             recipe, checkpoint, models, others, made, stages, state, tuple(notes),
-            besides(recipe, checkpoint, made),
+            besides(recipe, checkpoint, made), beside,
         )  # fmt: skip
-
-
-def _state(
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    made: Plan,
-    stages: manifest.Training,
-    optimizer: str | None,
-    stack: ExitStack,
-) -> tuple[OptimizerState | None, Sequence[str]]:
-    """Return the optimizer's state as it will be, and notes; opens the file that is given."""
-    first = stages.stages[0]
-    is_needed = first["optimizer_state"] == "carry"
-    state: OptimizerState | None = None
-    notes: Sequence[str] = []
-    if optimizer is None:
-        state, notes = optimizer_state.of_input(checkpoint, made.tensors, is_needed=is_needed)
-        lying_there = _optimizer_of(checkpoint.path)
-        if state is None and lying_there.exists():
-            notes = [*notes, f"{lying_there} is not carried; --optimizer {lying_there} does that"]
-    elif optimizer != NO_OPTIMIZER:
-        saved = open_optimizer(optimizer)
-        stack.callback(saved.close)
-        state = optimizer_state.carried(saved, checkpoint, made.tensors)
-        notes = state.notes
-    if is_needed and state is None:
-        raise PlanError(
-            f"{recipe.label}: training: stage '{first['name']}' carries an optimizer's state, and "
-            "there is none; --optimizer FILE says where it is"
-        )
-    return state, notes
 
 
 def layouts(opened: Opened, output: Path | None) -> list[OutputFile]:
@@ -208,7 +194,8 @@ def layouts(opened: Opened, output: Path | None) -> list[OutputFile]:
 
 def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Result:
     """Write the planned output and its manifest; raises before anything appears at `output`."""
-    _require_free(output, force, has_state=opened.state is not None)
+    _require_free(output, force)
+    _require_state_is_safe(opened, output)
     files = layouts(opened, output)
     if not _is_file(output):
         opened.besides.check()
@@ -247,9 +234,12 @@ def _optimizer_of(output: Path) -> Path:
     return output / _FOLDER_OPTIMIZER
 
 
-def _require_free(output: Path, force: bool, *, has_state: bool) -> None:
-    """Raise where the output exists without `force`, or is of the wrong kind."""
-    beside = [output.with_suffix(".manifest.json"), *([_optimizer_of(output)] if has_state else [])]
+def _require_free(output: Path, force: bool) -> None:
+    """Raise where the output exists without `force`, or is of the wrong kind.
+
+    An optimizer's state that lies beside it counts: where this run has none, it goes.
+    """
+    beside = [output.with_suffix(".manifest.json"), _optimizer_of(output)]
     for path in (output, *beside) if _is_file(output) else (output,):
         if not path.exists() and not path.is_symlink():
             continue
@@ -260,6 +250,16 @@ def _require_free(output: Path, force: bool, *, has_state: bool) -> None:
             raise UsageError(f"{path}: is {kind} and cannot be replaced by the other")
     if not output.absolute().parent.is_dir():
         raise WriteError(f"{output}: there is no folder {output.absolute().parent}")
+
+
+def _require_state_is_safe(opened: Opened, output: Path) -> None:
+    """Raise where the output replaces an optimizer's state that the user may still need."""
+    there, ours = opened.state_beside, _optimizer_of(output)
+    if there is not None and opened.state is None and ours.exists() and there.samefile(ours):
+        raise UsageError(
+            f"{there}: is the state of the input's optimizer, and would go with the input; "
+            f"--optimizer {there} carries it, --optimizer none leaves it behind"
+        )
 
 
 def _write_file(
@@ -283,6 +283,9 @@ def _write_file(
         os.fsync(descriptor)  # whatever can fail does so before the output is replaced
         for publish_one in [*publishing, publish_manifest]:
             publish_one()
+        # Last: a run that is killed before has lost nothing, and the new manifest names no state.
+        if not opened.state:
+            publish.remove(_optimizer_of(output))
     return beside, written
 
 

@@ -1,15 +1,19 @@
 """How deep in a network a tensor lies, judged by its name.
 
 A checkpoint does not say in which order layers run; numbered containers (`model.layers.12`) do.
-What lies outside of them is taken as before the first layer where its name is one that input
-layers have, and as after the last layer otherwise.
+Numbers only give their order: in Sequential(Linear, ReLU, Linear) there are two layers, 0 and 2,
+and where a recipe has dropped layers those that are left are counted. What lies outside of them is
+taken as before the first layer where its name is one that input layers have, and as after the last
+layer otherwise.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+# The layers of one container by their number, counted from 0.
+Positions = Mapping[int, int]
 _INPUT = re.compile(
     r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|stem|patch\w*|tok\w*|cls_token|pos_\w+|conv1|bn1)"
     r"([._]|$)"
@@ -18,28 +22,53 @@ _NUMBERED = re.compile(r"^(?P<container>.*?)(?:^|\.)(?P<index>\d+)(?=\.|$)")
 
 
 def layer_of(name: str) -> tuple[str, int] | None:
-    """Return (container, index) of the outermost numbered layer that a name lies in."""
+    """Return (container, number) of the outermost numbered layer that a name lies in."""
     found = _NUMBERED.match(name)
     return (found["container"], int(found["index"])) if found else None
+
+
+def layer_in(container: str, name: str) -> int | None:
+    """Return the number of the layer of one container that a name lies in."""
+    if not name.startswith(f"{container}."):
+        return None
+    number = name.removeprefix(f"{container}.").partition(".")[0]
+    return int(number) if number.isdecimal() else None
+
+
+def positions(numbers: Iterable[int | None]) -> Positions:
+    """Return {number: position} of the layers that there are, counted from 0."""
+    there = sorted({number for number in numbers if number is not None})
+    return {number: position for position, number in enumerate(there)}
+
+
+def all_positions(names: Iterable[str]) -> dict[str, Positions]:
+    """Return the positions of the layers of every outermost container."""
+    numbers: dict[str, set[int]] = {}
+    for name in names:
+        if (layer := layer_of(name)) is not None:
+            numbers.setdefault(layer[0], set()).add(layer[1])
+    return {container: positions(found) for container, found in numbers.items()}
+
+
+def fraction(name: str, layers: Mapping[str, Positions]) -> float:
+    """Return a tensor's depth from 0 (first layer and before) to 1 (last layer and after)."""
+    if (layer := layer_of(name)) is not None:
+        there = layers[layer[0]]
+        return there[layer[1]] / max(len(there) - 1, 1)
+    return 0.0 if is_before_layers(name) else 1.0
+
+
+def distance(name: str, container: str, layers: Positions) -> int:
+    """Return how many layers of a container lie between a tensor and the output: 0 after it.
+
+    The last layer is at 1, the first at their number, what comes before it one further, as in
+    BEiT's and ELECTRA's layer-wise learning-rate decay.
+    """
+    if (number := layer_in(container, name)) is not None:
+        return len(layers) - layers[number]
+    return len(layers) + 1 if is_before_layers(name) else 0
 
 
 def is_before_layers(name: str) -> bool:
     """Say whether a tensor outside of the numbered layers belongs to the input side."""
     return bool(_INPUT.search(name))
-
-
-def layer_counts(names: Iterable[str]) -> dict[str, int]:
-    """Return the number of layers (highest index + 1) of every numbered container."""
-    counts: dict[str, int] = {}
-    for name in names:
-        if (layer := layer_of(name)) is not None:
-            counts[layer[0]] = max(counts.get(layer[0], 0), layer[1] + 1)
-    return counts
-
-
-def fraction(name: str, counts: dict[str, int]) -> float:
-    """Return a tensor's depth from 0 (first layer and before) to 1 (last layer and after)."""
-    if (layer := layer_of(name)) is not None:
-        last = counts[layer[0]] - 1
-        return layer[1] / last if last else 0.0
-    return 0.0 if is_before_layers(name) else 1.0

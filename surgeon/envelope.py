@@ -51,7 +51,8 @@ LAYER_DECAY: Schema = _object(
         "factor": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     },
     required=("container", "factor"),
-    description="learning rates shrink by this factor with every layer towards the input",
+    description="learning rates shrink by this factor with every layer of the container that has "
+    "parameters, towards the input",
 )
 GROUP: Schema = {
     "type": "object",

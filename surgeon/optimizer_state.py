@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +19,7 @@ from surgeon import __version__
 from surgeon.draft import Tensors
 from surgeon.dtypes import DTYPES
 from surgeon.errors import SurgeonError
-from surgeon.formats import Checkpoint, Record, SavedState
+from surgeon.formats import Checkpoint, Record, SavedState, open_optimizer
 from surgeon.formats.checkpoint import listed
 from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
 from surgeon.initialisers.places import Bound
@@ -44,6 +45,9 @@ from surgeon.state_names import matched, place
 
 Bytes = tuple[object, ...]
 _ZEROS = Bound("zeros", lambda start, stop, stream, scratch: np.zeros(stop - start))
+# What --optimizer says to leave the state in the input behind.
+NONE = "none"
+_UNUSED = 'optimizer state: no stage takes it up with "optimizer_state": "carry"'
 _UNKNOWN = "the input has no such tensors"
 _COMBINED = "their values were made of several tensors"
 _MIXED = "they were put together from tensors of which different things were kept"
@@ -137,16 +141,37 @@ class _Carrying:
     reset: dict[str, list[str]] = field(default_factory=dict)
 
 
-def of_input(
-    checkpoint: Checkpoint, planned: Tensors, *, is_needed: bool
+def of_run(
+    given: str | None,
+    checkpoint: Checkpoint,
+    planned: Tensors,
+    stack: ExitStack,
+    *,
+    is_used: bool,
+    is_needed: bool,
 ) -> tuple[OptimizerState | None, list[str]]:
-    """Carry the state that the input holds beside its model, if there is any; also return notes.
+    """Carry the state that is given, else that of the input if some stage uses it; add notes.
 
-    Why a state cannot be carried is a note too, or where it is needed an error.
+    `given` is a file, which is opened until the stack closes, or "none". Why the input's state
+    cannot be carried is a note too, or where it is needed an error.
     """
-    contents = checkpoint.contents
-    if contents is None or not places_in(contents):
+    if given == NONE:
         return None, []
+    if given is not None:
+        saved = open_optimizer(given)
+        stack.callback(saved.close)
+        state = carried(saved, checkpoint, planned)
+        return state, [*state.notes, *([] if is_used else [_UNUSED])]
+    contents = checkpoint.contents
+    there = [f"{contents.path}#{name}" for name in places_in(contents)] if contents else []
+    if contents is None or not there:
+        return None, []
+    if not is_used:
+        return None, [
+            f"no stage carries the optimizer's state in {path}, so it is left behind; "
+            f"--optimizer {path} takes it through the surgery"
+            for path in there
+        ]
     try:
         state = carried(state_in(contents, ""), checkpoint, planned)
     except SurgeonError as error:

@@ -63,7 +63,7 @@ model_option = click.option(
 optimizer_option = click.option(
     "--optimizer", metavar="FILE[#NAME]",
     help="Where the optimizer's state is that is to go through the same surgery; 'none' leaves "
-    "behind the one in INPUT.",
+    "behind the one in INPUT, which is taken where a stage carries it.",
 )  # fmt: skip
 allow_code_option = click.option(
     "--allow-code", is_flag=True,

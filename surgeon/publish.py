@@ -93,6 +93,21 @@ def file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
         os.close(descriptor)
 
 
+def remove(path: Path) -> None:
+    """Remove what an earlier run left beside an output that is complete by now."""
+    if not path.exists() and not path.is_symlink():
+        return
+    try:
+        path.unlink()
+        flush(path.parent)
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise WriteError(
+            f"{path}: is of an earlier run, and cannot be removed: {reason}; everything else is "
+            "complete, and its manifest does not name this file"
+        ) from None
+
+
 @contextmanager
 def folder(path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Give an empty folder to write into, and what publishes it in place of `path`."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from surgeon.apply import Opened, Result, layouts
 from surgeon.draft import Tensors, is_wholly_new
+from surgeon.formats.checkpoint import listed
 from surgeon.layout import OutputFile, ties
 from surgeon.lazy import ByteRange, LazyTensor
 from surgeon.plan import Change, Plan, StepSummary
-from surgeon.regions import count, parsed, split_block
+from surgeon.regions import count, parsed, remainder, split_block
 from surgeon.registry import OPS
+from surgeon.stages import is_parameter
 from surgeon.tables import indented, json_text, number, plural, shape_text, shown, table
 from surgeon.units import spoken_size
 
@@ -57,18 +59,40 @@ def applied(opened: Opened, result: Result, seconds: float) -> list[str]:
     if result.besides and (changes := result.besides.changes):
         lines.append(shown(f"config.json: {', '.join(map(_in_words, changes))}"))
     if result.optimizer:
-        lines.append(f"{_state_line(opened)}, in {shown(str(result.optimizer))}")
+        lines.append(f"{_state_line(opened)}; in {shown(str(result.optimizer))}")
     return lines
 
 
 def _state_line(opened: Opened) -> str:
-    """Return where an optimizer's state comes from, and for how much of the model there is any."""
+    """Return where an optimizer's state comes from, and which parameters go on with it."""
     assert opened.state is not None
-    parameters = opened.state.parameters
-    parts = [name for name in parameters if name not in opened.plan.tensors]
-    carried = [plural(len(parameters) - len(parts), "parameter")]
-    carried += [plural(len(parts), "block")] if parts else []
-    return f"optimizer state of {shown(opened.state.place)}: {' and '.join(carried)} carried"
+    tensors = opened.plan.tensors
+    blocks: dict[str, list[str]] = {}
+    for block in opened.state.parameters:
+        name = block if block in tensors else split_block(block)[0]
+        blocks.setdefault(name, []).append(block)
+    whole = {name for name, found in blocks.items() if _is_all(name, tensors[name], found)}
+    parts = [block for name in blocks if name not in whole for block in blocks[name]]
+    without = [
+        name
+        for name in tensors.keys() - blocks.keys() - ties(tensors).keys()
+        if is_parameter(name, tensors[name].spec.dtype)
+    ]
+    said = [f"whole for {_parameters(whole)}"] if whole else []
+    said += [f"in part for {_parameters(blocks.keys() - whole)} ({listed(parts)})"] if parts else []
+    said += [f"not for {_parameters(without)} ({listed(sorted(without))})"] if without else []
+    return f"optimizer state of {shown(opened.state.place)}: goes on {', '.join(said)}"
+
+
+def _parameters(names: Collection[str]) -> str:
+    return plural(len(names), "parameter")
+
+
+def _is_all(name: str, tensor: LazyTensor, blocks: Sequence[str]) -> bool:
+    """Say whether a tensor's blocks, or its own name, are all of it."""
+    shape = tensor.spec.shape
+    slices = [None if block == name else split_block(block)[1] for block in blocks]
+    return not remainder(shape, [parsed(found, shape) for found in slices])
 
 
 def _in_words(change: Json) -> str:
@@ -238,7 +262,7 @@ def _change(change: Change, name: str) -> str:
     if change.from_:
         sources = ", ".join(change.from_)
         merges = change.op in OPS and OPS[change.op].group == "merge"
-        verb = {"rename": "renamed from", "copy": "copied from", "tie": "tied with"}.get(change.op)
+        verb = {"rename": "renamed from", "copy": "copied from", "tie": "tied to"}.get(change.op)
         words.append(
             f"{verb or (f'{change.op} with' if merges else f'{change.op} from')} {sources}"
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from surgeon import patterns
-from surgeon.depth import is_before_layers
+from surgeon import depth, patterns
 from surgeon.draft import Tensors
 from surgeon.dtypes import DTYPES
 from surgeon.errors import PlanError
@@ -64,6 +64,10 @@ class Cover:
                 left[name] = tuple(rest)
         return Cover(left)
 
+    def within(self, names: Container[str]) -> Cover:
+        """Return what is of these names."""
+        return Cover({name: found for name, found in self.regions.items() if name in names})
+
     def shared(self, other: Cover) -> Cover:
         """Return what both hold."""
         both: dict[str, tuple[Region, ...]] = {}
@@ -77,9 +81,12 @@ class Cover:
 class Parameters:
     """The parameters of a plan, and what patterns and row blocks mean among them."""
 
-    def __init__(self, tensors: Tensors) -> None:
+    def __init__(self, tensors: Tensors, also: Collection[str] = ()) -> None:
+        self._tensors = tensors
         self.owners = ties(tensors)
-        self.names = [name for name, t in tensors.items() if is_parameter(name, t.spec.dtype)]
+        self.names = [
+            name for name, t in tensors.items() if name in also or is_parameter(name, t.spec.dtype)
+        ]
         self.order = {name: number for number, name in enumerate(self.names)}
         self.shapes = {name: tensors[name].spec.shape for name in self.names}
         self.statistics = {
@@ -91,6 +98,16 @@ class Parameters:
         self._special: Mapping[str, Collection[str]] = {
             "@vectors": [name for name in self.names if len(self.shapes[name]) <= 1]
         }
+
+    @cached_property
+    def with_statistics(self) -> Parameters:
+        """These, and the running means of layers that have no parameters, as if they were some.
+
+        Nothing else tells whether a stage is to leave the statistics of such a layer alone.
+        """
+        alone = self.statistics - {name.rpartition(".")[0] for name in self.names}
+        means = {f"{module}.running_mean".lstrip(".") for module in alone}
+        return Parameters(self._tensors, means) if means else self
 
     def cover(self, target: str | Sequence[str]) -> Cover:
         """Return what a target selects; raises PlanError where a pattern matches nothing."""
@@ -186,22 +203,23 @@ def _unfrozen(section: Mapping[str, Any]) -> Iterable[Json]:
             "train": [pattern for entry in order[: last + 1] for pattern in entry],
             "groups": [
                 {"name": ", ".join(entry), "params": entry}
-                | ({"lr_scale": decay**depth} if decay != 1.0 else {})
-                for depth, entry in enumerate(order[: last + 1])
+                | ({"lr_scale": decay**below} if decay != 1.0 else {})
+                for below, entry in enumerate(order[: last + 1])
             ],
         }
         yield stage | ({"duration": sugar["duration"]} if "duration" in sugar else {})
 
 
 def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Json) -> Json:
-    everything = parameters.everything
+    can_move = parameters.with_statistics
+    moving = can_move.everything
     if "train" in stage:
-        trained = parameters.cover(stage["train"])
-    else:
-        frozen_ones = stage.get("freeze") or []
-        trained = everything.minus(parameters.cover(frozen_ones)) if frozen_ones else everything
-    frozen = everything.minus(trained)
-    if not trained.regions and everything.regions:
+        moving = can_move.cover(stage["train"])
+    elif frozen_ones := stage.get("freeze"):
+        moving = moving.minus(can_move.cover(frozen_ones))
+    still = can_move.everything.minus(moving)
+    trained, frozen = moving.within(parameters.order), still.within(parameters.order)
+    if not trained.regions and parameters.everything.regions:
         raise PlanError("nothing is left to train")
     groups, problems = _groups(stage, parameters, trained, frozen)
     aligned = [_aligned(action, parameters, frozen, problems) for action in stage.get("after", [])]
@@ -218,7 +236,7 @@ def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Jso
         entry["duration"] = stage["duration"]
     entry["groups"] = described
     entry["frozen"] = parameters.spelled(frozen)
-    entry["eval_modules"] = _eval_modules(parameters, frozen)
+    entry["eval_modules"] = _eval_modules(can_move, still)
     if "scheduler" in stage:
         entry["scheduler"] = {"args": {}, **stage["scheduler"]}
     entry["optimizer_state"] = stage.get("optimizer_state", "reset")
@@ -314,44 +332,25 @@ def _described(
     if rate is None:
         raise PlanError(f"{place}: layer_decay needs an lr, its own or in optimizer.args")
     factor, container = settings["layer_decay"]["factor"], settings["layer_decay"]["container"]
-    layers = {_layer_in(container, name) for name in parameters.names} - {None}
+    layers = depth.positions(depth.layer_in(container, name) for name in parameters.names)
     if not layers:
         raise PlanError(f"{place}: layer_decay: '{container}' has no numbered layers")
-    last = max(layer for layer in layers if layer is not None)
     by_distance: dict[int, dict[str, tuple[Region, ...]]] = {}
     for name, regions in cover.regions.items():
-        by_distance.setdefault(_distance(name, container, last), {})[name] = regions
+        by_distance.setdefault(depth.distance(name, container, layers), {})[name] = regions
     return [
         {
-            "name": f"{settings['name']} x {factor}^{distance}",
+            "name": f"{settings['name']} x {factor}^{away}",
             "params": parameters.spelled(Cover(regions)),
-            "lr": rate * factor**distance,
+            "lr": rate * factor**away,
             **own,
         }
-        for distance, regions in sorted(by_distance.items())
+        for away, regions in sorted(by_distance.items())
     ]
 
 
-def _layer_in(container: str, name: str) -> int | None:
-    if not name.startswith(f"{container}."):
-        return None
-    index = name.removeprefix(f"{container}.").partition(".")[0]
-    return int(index) if index.isdecimal() else None
-
-
-def _distance(name: str, container: str, last: int) -> int:
-    """Return how many layers lie between a tensor and the output: 0 after the container.
-
-    The last layer is at 1, the first at their number, what comes before it one further, as in
-    BEiT's and ELECTRA's layer-wise learning-rate decay.
-    """
-    if (layer := _layer_in(container, name)) is not None:
-        return last + 1 - layer
-    return last + 2 if is_before_layers(name) else 0
-
-
 def _eval_modules(parameters: Parameters, frozen: Cover) -> list[str]:
-    """Return the modules with running statistics none of whose parameters is trained."""
+    """Return the modules with running statistics of which a stage trains nothing."""
     still = set(parameters.spelled(frozen)) if parameters.statistics else set()
     own: dict[str, list[str]] = {}
     for name in parameters.names:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from surgeon import patterns
-from surgeon.depth import fraction, layer_counts
+from surgeon.depth import all_positions, fraction
 from surgeon.draft import Tensors
 from surgeon.errors import PlanError
 
@@ -86,16 +86,15 @@ class Numbers:
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
-        self._counts = layer_counts(tensors)
+        self._layers = all_positions(tensors)
         self._selections: dict[str, set[str]] = {}
 
     def value(self, given: Any, name: str) -> float:
         """Return what a number, a `by_layer` curve or a list of rules says for one tensor."""
         if isinstance(given, dict):
             curve = given["by_layer"]
-            return float(
-                np.interp(fraction(name, self._counts) * (len(curve) - 1), range(len(curve)), curve)
-            )
+            depth = fraction(name, self._layers)
+            return float(np.interp(depth * (len(curve) - 1), range(len(curve)), curve))
         if isinstance(given, list):
             return self._by_name(given, name)
         return float(given)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from surgeon import apply, recipe, verify
-from surgeon.errors import CheckpointError, PlanError, SurgeonError, UsageError
+from surgeon.errors import CheckpointError, PlanError, SurgeonError, UsageError, WriteError
 from surgeon.execute import Options
 from surgeon.files import InMemory
 from surgeon.formats.checkpoint import Checkpoint
@@ -75,6 +77,10 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> 
         optimizer.step()
 
 
+LATER = {"stages": [{"name": "a"}, {"name": "b", "optimizer_state": "carry"}]}
+NOBODY = {"stages": [{"name": "a"}, {"name": "b", "optimizer_state": "reset"}]}
+
+
 class Operated:
     """What a recipe made of an optimizer's state."""
 
@@ -86,16 +92,20 @@ class Operated:
 
 def operate(
     folder: Path, saved: Any, *steps: Json, optimizer: str | None = None, output: str = "",
-    **rest: Any,
+    force: bool = False, training: Json | None = None, **rest: Any,
 ) -> Operated:  # fmt: skip
-    """Apply steps to what is saved as in.pt, or to the file of that name."""
+    """Apply steps to what is saved as in.pt, or to the file of that name.
+
+    The second of two stages carries the state that there is, unless `training` says otherwise.
+    """
+    rest["training"] = LATER if training is None else training
     source = folder / "in.pt" if not isinstance(saved, str) else folder / saved
     if not isinstance(saved, str):
         torch.save(saved, source)
     path = folder / (output or "out.safetensors")
     loaded = recipe.load(str(write_recipe(folder, *steps, **rest)), {})
     with apply.opened(loaded, str(source), {}, optimizer) as opened:
-        result = apply.write(opened, path, Options(workers=1), force=False)
+        result = apply.write(opened, path, Options(workers=1), force=force)
         notes = opened.notes
     manifest = json.loads(result.manifest.read_text())
     return Operated(manifest, result.optimizer or folder / "none", notes)
@@ -183,7 +193,8 @@ def test_what_is_merged_starts_without(tmp_path: Path) -> None:
     save_file(Network().state_dict(), tmp_path / "other.safetensors")
     average = {"op": "average", "models": ["other"], "target": "fc"}
     models = {"other": str(tmp_path / "other.safetensors")}
-    loaded = recipe.load(str(write_recipe(tmp_path, average, models=models)), {})
+    path = write_recipe(tmp_path, average, models=models, training=LATER)
+    loaded = recipe.load(str(path), {})
     with apply.opened(loaded, str(tmp_path / "in.pt"), models) as opened:
         assert opened.state is not None
         assert opened.state.reset == {
@@ -529,11 +540,79 @@ def test_a_folders_old_state_is_not_copied_along(tmp_path: Path) -> None:
     assert not (tmp_path / "again" / first.path.name).exists()
 
 
-def test_a_state_that_exists_needs_force(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", [None, "none"])
+def test_a_state_that_exists_needs_force(tmp_path: Path, optimizer: str | None) -> None:
     (tmp_path / "out.optimizer.safetensors").write_text("mine")
     with pytest.raises(UsageError, match=r"out.optimizer.safetensors: exists; --force replaces it"):
-        operate(tmp_path, both(*trained()))
-    assert operate(tmp_path, "in.pt", optimizer="none").blocks is None
+        operate(tmp_path, both(*trained()), optimizer=optimizer)
+
+
+def test_a_state_that_no_stage_carries_is_left_behind(tmp_path: Path) -> None:
+    made = operate(tmp_path, both(*trained()), training=NOBODY)
+    place = f"{tmp_path}/in.pt#optimizer"
+    assert made.notes[1:] == [
+        f"no stage carries the optimizer's state in {place}, so it is left behind; "
+        f"--optimizer {place} takes it through the surgery"
+    ]
+    assert made.blocks is None
+    assert not (tmp_path / "out.optimizer.safetensors").exists()
+
+
+def test_a_state_that_is_asked_for_is_written_though_no_stage_carries_it(tmp_path: Path) -> None:
+    asked = str(tmp_path / "in.pt")
+    made = operate(tmp_path, both(*trained()), optimizer=asked, training=NOBODY)
+    assert len(made.blocks) == 6
+    assert made.notes[1:] == [
+        'optimizer state: no stage takes it up with "optimizer_state": "carry"'
+    ]
+
+
+def test_a_run_without_state_leaves_none_of_an_earlier_run(tmp_path: Path) -> None:
+    first = operate(tmp_path, both(*trained()))
+    second = operate(tmp_path, "in.pt", WIDEN, optimizer="none", training=NOBODY, force=True)
+    assert second.blocks is None
+    assert not first.path.exists()
+
+
+def test_a_run_that_fails_before_its_end_leaves_the_earlier_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = operate(tmp_path, both(*trained()))
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(WriteError, match=r"out.safetensors: cannot be written: permission denied"):
+        operate(tmp_path, "in.pt", WIDEN, optimizer="none", training=NOBODY, force=True)
+    assert first.path.exists()
+    assert verify.verify(tmp_path / "out.safetensors", 1).mismatches == []
+
+
+def test_a_state_that_cannot_be_removed_is_an_error_beside_a_whole_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = operate(tmp_path, both(*trained()))
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda p: refused(p) if p == first.path else unlink(p))
+    with pytest.raises(WriteError, match="is of an earlier run, and cannot be removed: permission"):
+        operate(tmp_path, "in.pt", WIDEN, optimizer="none", training=NOBODY, force=True)
+    assert len(load_file(tmp_path / "out.safetensors")["fc.bias"]) == 8
+    assert verify.verify(tmp_path / "out.safetensors", 1).mismatches == []
+    assert "optimizer_state" not in json.loads((tmp_path / "out.manifest.json").read_text())
+
+
+def refused(*_: object) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize("output", ["out.safetensors", "folder"])
+def test_the_state_of_an_input_is_not_replaced_with_it_unasked(tmp_path: Path, output: str) -> None:
+    first = operate(tmp_path, both(*trained()), output=output)
+    again = {"output": output, "training": NOBODY, "force": True}
+    with pytest.raises(UsageError, match=r"is the state of the input's .* --optimizer none leaves"):
+        operate(tmp_path, output, WIDEN, **again)
+    assert verify.verify(tmp_path / output, 1).mismatches == []
+    carried_along = operate(tmp_path, output, WIDEN, optimizer=str(first.path), **again)
+    assert "fc.bias[0:7]" in carried_along.blocks
+    operate(tmp_path, output, optimizer="none", **again)
+    assert not first.path.exists()
 
 
 def test_a_damaged_state_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -556,22 +635,40 @@ def test_the_same_bytes_twice(tmp_path: Path) -> None:
 
 def test_plan_and_apply_say_what_is_carried(tmp_path: Path) -> None:
     torch.save(both(*trained()), tmp_path / "in.pt")
-    text = write_recipe(tmp_path, WIDEN)
-    source, line = tmp_path / "in.pt", "optimizer state of {}: 4 parameters and 2 blocks carried"
-    line = line.format(f"{source}#optimizer")
+    text, source = write_recipe(tmp_path, WIDEN, training=LATER), tmp_path / "in.pt"
+    line = (
+        f"optimizer state of {source}#optimizer: goes on whole for 4 parameters, in part for 2 "
+        "parameters ('fc.weight[0:7]', 'fc.bias[0:7]')"
+    )
     assert line in run("plan", text, source).stdout
     document = json.loads(run("plan", text, source, "--json").stdout)["optimizer_state"]
     assert document["from"] == f"{source}#optimizer"
     assert document["parameters"][-1] == "fc.bias[0:7]"
     done = run("apply", text, source, tmp_path / "out.safetensors", "--max-memory", "64MB")
-    assert f"{line}, in {tmp_path}/out.optimizer.safetensors" in done.stderr
+    assert f"{line}; in {tmp_path}/out.optimizer.safetensors" in done.stderr
     left = run("plan", text, source, "--optimizer", "none", "--json")
     assert json.loads(left.stdout)["optimizer_state"] is None
 
 
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([], "goes on whole for 6 parameters\n"),
+        ([{"op": "replace", "target": "fc", "rows": 7}],
+         "goes on whole for 4 parameters, not for 2 parameters ('fc.bias', 'fc.weight')\n"),
+        ([{"op": "delete", "target": ["body", "norm"]}, WIDEN],
+         "goes on in part for 2 parameters ('fc.weight[0:7]', 'fc.bias[0:7]')\n"),
+    ],
+)  # fmt: skip
+def test_plan_says_what_goes_on(tmp_path: Path, steps: list[Json], said: str) -> None:
+    torch.save(both(*trained()), tmp_path / "in.pt")
+    text = write_recipe(tmp_path, *steps, training=LATER)
+    assert f"optimizer: {said}" in run("plan", text, tmp_path / "in.pt").stdout
+
+
 def test_torch_is_not_imported(tmp_path: Path) -> None:
     torch.save(both(*trained()), tmp_path / "in.pt")
-    write_recipe(tmp_path, WIDEN)
+    write_recipe(tmp_path, WIDEN, training=LATER)
     program = (
         "import sys; sys.modules['torch'] = None; from surgeon.cli import main; "
         "sys.argv = ['surgeon', 'apply', 'recipe.json', 'in.pt', 'out.safetensors']; main()"

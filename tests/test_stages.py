@@ -182,6 +182,23 @@ def test_layer_decay_scales_by_depth(bench):
     }
 
 
+def test_layer_decay_counts_layers_and_not_their_numbers(bench):
+    # Sequential(Linear, ReLU, Linear, BatchNorm(affine=False), Linear)
+    names = [f"net.{number}.weight" for number in (0, 2, 10)]
+    bench.given({"net.3.running_mean": torch.zeros(1), **{n: torch.zeros(1) for n in names}})
+    stage = {"name": "s", "layer_decay": {"container": "net", "factor": 0.5}}
+    made = bench.operate(training={"optimizer": SGD, "stages": [stage]}).manifest
+    found = {tuple(group["params"]): group["lr"] for group in made["stages"][0]["groups"]}
+    assert found == {(names[0],): 0.1 / 8, (names[1],): 0.1 / 4, (names[2],): 0.1 / 2}
+
+
+def test_layer_decay_counts_what_the_steps_have_left(bench):
+    steps = [{"op": "delete", "target": "blocks.1"}]
+    stage = stage_of(bench, steps=steps, layer_decay={"container": "blocks", "factor": 0.5})
+    rates = {name: group["lr"] for group in stage["groups"] for name in group["params"]}
+    assert (rates["blocks.0.weight"], rates["blocks.2.weight"]) == (0.1 / 4, 0.1 / 2)
+
+
 def test_layer_decay_of_a_group_is_its_own(bench):
     decay = {"container": "blocks", "factor": 0.1}
     stage = stage_of(
@@ -253,6 +270,61 @@ def test_frozen_normalisation_is_in_eval_mode(bench, stage, modules):
 def test_partly_frozen_normalisation_is_not_in_eval_mode(bench):
     steps = [{"op": "widen", "target": "bn", "rows": 1}]
     assert stage_of(bench, steps=steps, train=["@new"])["eval_modules"] == []
+
+
+# Without an affine transformation, running statistics are all that a normalisation layer has.
+PLAIN = {
+    "encoder.0.weight": torch.zeros(4, 4),
+    "encoder.1.running_mean": torch.zeros(4),
+    "encoder.1.running_var": torch.ones(4),
+    "norm.running_mean": torch.zeros(4),
+    "norm.running_var": torch.ones(4),
+    "fc.weight": torch.zeros(7, 4),
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "modules"),
+    [
+        ({"freeze": ["encoder"]}, ["encoder.1"]),
+        ({"freeze": ["encoder.0"]}, []),
+        ({"freeze": ["norm"]}, ["norm"]),
+        ({"freeze": ["**", "!fc"]}, ["encoder.1", "norm"]),
+        ({"train": ["fc"]}, ["encoder.1", "norm"]),
+        ({"train": ["fc.weight[0:2]"]}, ["encoder.1", "norm"]),
+        ({"train": ["fc", "norm"]}, ["encoder.1"]),
+        ({"train": ["**"]}, []),
+        ({}, []),
+    ],
+)
+def test_normalisation_without_parameters_is_frozen_as_statistics(bench, stage, modules):
+    made = bench.given(PLAIN).operate(training={"stages": [{"name": "s", **stage}]}).manifest
+    (found,) = made["stages"]
+    assert found["eval_modules"] == modules
+    assert_exact_cover(found, {"encoder.0.weight": (4, 4), "fc.weight": (7, 4)})
+
+
+@pytest.mark.parametrize("step", [{"op": "widen", "target": "norm", "rows": 1},
+                                  {"op": "copy", "from": "norm", "to": "new"}])  # fmt: skip
+def test_new_normalisation_without_parameters_moves(bench, step):
+    steps = [step, {"op": "widen", "target": "fc", "rows": 1}]
+    bench.given(PLAIN)
+    made = bench.operate(*steps, training={"stages": [{"name": "s", "train": ["@new"]}]}).manifest
+    old = ["norm"] if step["op"] == "copy" else []
+    assert made["stages"][0]["eval_modules"] == ["encoder.1", *old]
+
+
+@pytest.mark.parametrize(
+    ("stage", "problem"),
+    [
+        ({"train": ["norm"]}, "nothing is left to train"),
+        ({"groups": [{"name": "g", "params": ["norm"]}]}, "group 'g': no tensor matches 'norm'"),
+    ],
+)
+def test_statistics_alone_cannot_be_trained(bench, stage, problem):
+    bench.given(PLAIN)
+    with pytest.raises(PlanError, match=problem):
+        bench.plan(training={"stages": [{"name": "s", **stage}]})
 
 
 # --- Ties -----------------------------------------------------------------------------------------

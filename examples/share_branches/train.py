@@ -24,7 +24,7 @@ class Network(nn.Module):
         self.head = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def branch(self) -> nn.Sequential:
-        return nn.Sequential(nn.Sequential(nn.Linear(64, 64), nn.ReLU()), nn.Linear(64, 16))
+        return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16))
 
     def forward(self, pairs: Tensor) -> Tensor:
         seen = torch.cat([self.left(pairs[:, 0]), self.right(pairs[:, 1])], dim=1)
@@ -95,10 +95,10 @@ def main() -> None:
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert sum(parameter.numel() for parameter in held) == elements(new), "trained twice"
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    layers = (new.head[0], new.left[1], new.left[0][0])
+    layers = (new.head[0], new.left[2], new.left[0])
     found = [rates[id(layer.weight)] for layer in layers]
     torch.testing.assert_close(found, [0.01, 0.003, 0.0009])
-    assert new.right[1].weight is new.left[1].weight, "the branches came apart"
+    assert new.right[2].weight is new.left[2].weight, "the branches came apart"
     print(tabulate(rows, headers=["", "parameters", "accuracy"], floatfmt=".3f"))
     assert rows[2][2] > rows[0][2], "sharing did not pay"
 

@@ -114,7 +114,7 @@ def _not_exact(stage: ResolvedStage, manifest: Manifest, live: Live) -> Iterator
                     twice = spelled(block.name, shared, shape)
                     tied = [alias for alias, name in manifest.ties.items() if name == block.name]
                     also = f" (tied to {', '.join(map(repr, tied))})" if tied else ""
-                    yield f"'{twice}'{also} is in {other} and again in {place}"
+                    yield f"'{twice}'{also} is in {other} and again in {place}; leave it in one"
             earlier.append((place, block.region))
     for name, parameter in live.parameters.items():
         if owner(manifest, name) != name:
@@ -123,4 +123,5 @@ def _not_exact(stage: ResolvedStage, manifest: Manifest, live: Live) -> Iterator
         if parameter.is_floating_point() or parameter.is_complex():
             taken = [region for _, region in held.get(name, ())]
             for region in remainder(parameter.shape, taken):
-                yield f"'{spelled(name, region, parameter.shape)}' is in no group and not frozen"
+                missing = spelled(name, region, parameter.shape)
+                yield f"'{missing}' is in no group and not frozen; name it in one of the two"

@@ -14,6 +14,12 @@ from surgeon.formats.checkpoint import LONGEST_HEADER
 from surgeon.layout import header_sha256
 from surgeon.training.manifest import CheckpointFile, Manifest
 
+_TOGETHER = "; keep the two in one folder"
+_APPLY = "; take the manifest that was written with it, or apply the recipe again"
+_BUILD = "; bind a model that is built for the checkpoint as it is after the surgery"
+_TIE = "; add a 'tie' step to the recipe, or give each a parameter of its own"
+_UNTIE = "; tie them in the model before bind, or add an 'untie' step to the recipe"
+
 
 @dataclass(frozen=True)
 class Live:
@@ -63,7 +69,7 @@ def checkpoint_problems(manifest: Manifest) -> Iterator[str]:
     folder = manifest.path.parent
     named = {part.file for part in manifest.files}
     if manifest.file not in named and not (folder / manifest.file).is_file():
-        yield f"{folder / manifest.file}: the checkpoint is not beside its manifest"
+        yield f"{folder / manifest.file}: the checkpoint is not beside its manifest{_TOGETHER}"
     for part in manifest.files:
         yield from _file_problems(folder / part.file, part)
 
@@ -78,14 +84,14 @@ def _file_problems(path: Path, stated: CheckpointFile) -> Iterator[str]:
             header += file.read(length) if length <= min(size_bytes, LONGEST_HEADER) else b""
     except OSError as error:
         if isinstance(error, FileNotFoundError):
-            yield f"{path}: the checkpoint is not beside its manifest"
+            yield f"{path}: the checkpoint is not beside its manifest{_TOGETHER}"
         else:
             yield f"{path}: cannot be read: {(error.strerror or str(error)).lower()}"
         return
     if size_bytes != stated.size_bytes:
-        yield f"{path}: has {size_bytes} bytes, and the manifest says {stated.size_bytes}"
+        yield f"{path}: has {size_bytes} bytes, and the manifest says {stated.size_bytes}{_APPLY}"
     if header_sha256(header) != stated.header_sha256:
-        yield f"{path}: its header is not the one that the manifest was written for"
+        yield f"{path}: its header is not the one that the manifest was written for{_APPLY}"
 
 
 def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
@@ -95,16 +101,18 @@ def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
     unknown = [name for name in tensors if name not in here]
     unlisted = [name for name in live.parameters if name not in tensors]
     for name in unknown:
-        yield f"'{name}' is in the manifest, not in the model{did_you_mean(name, unlisted)}"
+        hint = did_you_mean(name, unlisted) or _BUILD
+        yield f"'{name}' is in the manifest, not in the model{hint}"
     for name in unlisted:
-        yield f"'{name}' is in the model, not in the manifest{did_you_mean(name, unknown)}"
+        hint = did_you_mean(name, unknown) or _BUILD
+        yield f"'{name}' is in the model, not in the manifest{hint}"
     for name, tensor in here.items():
         if is_lazy(tensor):
             yield f"'{name}' has no shape yet; run a forward pass before bind"
         elif name in tensors and tuple(tensor.shape) != tensors[name].shape:
             yield (
                 f"'{name}' is {tuple(tensor.shape)} in the model and {tensors[name].shape} in the "
-                "manifest"
+                f"manifest{_BUILD}"
             )
 
 
@@ -116,11 +124,13 @@ def tie_problems(manifest: Manifest, live: Live) -> Iterator[str]:
             continue
         first = owner_here.setdefault(id(parameter), name)
         if owner(manifest, first) != owner(manifest, name):
-            yield f"'{name}' and '{first}' are one parameter in the model, not in the manifest"
+            names = f"'{name}' and '{first}'"
+            yield f"{names} are one parameter in the model, not in the manifest{_TIE}"
     for alias, name in manifest.ties.items():
         pair = live.parameters.get(alias), live.parameters.get(name)
         if pair[0] is not pair[1] and None not in pair:
-            yield f"'{alias}' and '{name}' are tied in the manifest, two parameters in the model"
+            names = f"'{alias}' and '{name}'"
+            yield f"{names} are tied in the manifest, two parameters in the model{_UNTIE}"
 
 
 def module_problems(names: Iterable[str], live: Live) -> Iterator[str]:

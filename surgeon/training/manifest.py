@@ -120,7 +120,7 @@ class Manifest:
         try:
             return _parsed(found, strict_json(found.read_bytes()))
         except OSError as error:
-            raise ManifestError(f"{found}: cannot be read: {error.strerror}") from None
+            raise ManifestError(f"{found}: cannot be read: {_reason(error)}") from None
         except ValueError as error:
             raise ManifestError(f"{found}: {error}") from None
         except ManifestError as error:
@@ -136,6 +136,12 @@ class Manifest:
         from surgeon.training.run import bound  # it needs the classes above
 
         return bound(self, model)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it is not there; surgeon apply writes it beside the checkpoint"
+    return (error.strerror or str(error)).lower()
 
 
 def _located(path: Path) -> Path:

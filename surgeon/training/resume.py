@@ -23,6 +23,7 @@ from surgeon.training.sharded import is_sharded, local
 from surgeon.training.started import Started
 
 VERSION = 1
+_OTHER = "take the state that was saved with this checkpoint, or start the stage anew"
 # What torch's optimizers keep that has not the parameter's shape.
 _SCALARS = ("step", "eta", "mu", "mu_product")
 _FACTORED = {"row_var": -1, "col_var": -2}
@@ -224,7 +225,7 @@ def shape_problems(
         if not fits:
             yield (
                 f"'{spelled(held.name, held.region, parameter.shape)}': '{key}' of the state is "
-                f"{tuple(value.shape)}, expected {tuple(expected)}"
+                f"{tuple(value.shape)}, expected {tuple(expected)}; {_OTHER}"
             )
 
 

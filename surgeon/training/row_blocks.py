@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from surgeon.regions import Region
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held
+from surgeon.training.replaced import is_replaced
 from surgeon.training.sharded import alike, index, local, owned, swap_storage
 
 
@@ -67,10 +68,7 @@ class RowBlocks:
                 "the one of the last start"
             )
         if self._module._parameters.get(self._attribute) is not self.parameter:
-            raise ManifestError(
-                f"'{self._name}' is another parameter than when the stage was started "
-                "(load_state_dict with assign=True replaces parameters); load, then start"
-            )
+            raise ManifestError(is_replaced(self._name))
 
     @torch.no_grad()
     def _take_gradients(self) -> None:

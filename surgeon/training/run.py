@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,26 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from surgeon.errors import SurgeonError, did_you_mean
 from surgeon.regions import Region, whole
-from surgeon.training import resume, saved_state
+from surgeon.training import carry, resume, saved_state
 from surgeon.training.align import align
 from surgeon.training.construct import class_of, optimizer_of, scheduler_of
-from surgeon.training.cover import Block, ResolvedStage, blocks_of, resolved
+from surgeon.training.cover import ResolvedStage, blocks_of, resolved
 from surgeon.training.distillation import Distillation, load_teacher, old_outputs
 from surgeon.training.errors import ManifestError
 from surgeon.training.evaluation import keep_in_evaluation, release
 from surgeon.training.frozen import fingerprints
 from surgeon.training.gradients import Gradients, gradients_of
-from surgeon.training.held import Held, State, carried, hold
+from surgeon.training.held import Held
 from surgeon.training.live import Live, checkpoint_problems, name_problems, seen, tie_problems
 from surgeon.training.manifest import Group, Manifest, Stage
+from surgeon.training.replaced import Holder, refuse_replaced, require_held
 from surgeon.training.report import Report, report_of
 from surgeon.training.row_blocks import RowBlocks, connect, release_all
+from surgeon.training.saved_state import Kind
+from surgeon.training.sharded import is_sharded
 from surgeon.training.started import Started
+
+_NOT_OURS = "something else than the optimizer that start() returned writes to it"
 
 
 class Run:
@@ -67,8 +72,9 @@ class Run:
             stage, kind, args = self._ready(name, optimizer)
             if self._saved is None:  # known to be of use before anything is trained
                 self._saved = saved_state.of_run(self.manifest, self._live, kind, args)
+            parameters, before = self._live.parameters, self._before(name)
             groups = [
-                (group, self._held(stage, blocks, saved_state.Kind(kind, args, group)))
+                (group, carry.held_of(stage, blocks, Kind(kind, args, group), parameters, before))
                 for group, blocks in stage.groups
             ]
             made = optimizer_of(kind, args, groups)
@@ -162,14 +168,17 @@ class Run:
         """Raise ManifestError with all that should have stayed as it was at the start and did not.
 
         Compared, bit by bit, are frozen parameters, frozen blocks of parameters, and the running
-        statistics of modules in evaluation mode.
+        statistics of modules in evaluation mode. Raises too where a trained parameter was replaced.
         """
         started = self._running()
         with self._placed(started.name):
+            require_held(started.optimizer, self._whole(started.held))
             now = fingerprints(started.stage, _fitting(self.manifest, self._live.model))
             moved = [name for name, before in started.fingerprints.items() if now[name] != before]
             if moved:
-                raise ManifestError(*(f"'{name}' is frozen, and has moved" for name in moved))
+                raise ManifestError(
+                    *(f"'{name}' is frozen, and has moved; {_NOT_OURS}" for name in moved)
+                )
 
     def distillation(self, teacher: nn.Module, *, file: str | Path | None = None) -> Distillation:
         """Return the loss that keeps the old outputs, as the manifest's `teacher` describes it.
@@ -231,6 +240,7 @@ class Run:
         )
         held = self._started.held
         self._train(held)
+        refuse_replaced(optimizer, self._whole(held))
         connect(optimizer, self._connected(stage, held))
         resume.refuse_other_shapes(optimizer, held, parameters)
         kept = {id(self._live.modules[name]) for name in stage.stage.eval_modules}
@@ -257,50 +267,13 @@ class Run:
             )
         return class_of(described, Optimizer, "optimizer")
 
-    def _held(
-        self, stage: ResolvedStage, blocks: Sequence[Block], kind: saved_state.Kind
-    ) -> list[Held]:
-        parameters = self._live.parameters
-        if stage.stage.optimizer_state == "reset":
-            return [hold(block, parameters[block.name], {}) for block in blocks]
-        earlier = self._earlier(stage.stage.name, {block.name for block in blocks}, kind)
-        return [
-            held
-            for block in blocks
-            for held in carried(block, parameters[block.name], earlier.get(block.name, ()))
-        ]
-
-    def _earlier(
-        self, stage: str, names: Collection[str], kind: saved_state.Kind
-    ) -> Mapping[str, list[tuple[Held, State]]]:
-        """Return what the stage before held, and the state it has by now, by name.
-
-        What no stage before has trained has the state that came through the surgery.
-        """
-        earlier: dict[str, list[tuple[Held, State]]] = {}
-        if self._started is not None:
-            before = type(self._started.optimizer)
-            if before is not kind.optimizer:
-                raise ManifestError(
-                    f"optimizer_state: 'carry' cannot turn the state of {before.__name__} into "
-                    f"that of {kind.optimizer.__name__}"
-                )
-            for held in self._started.held:
-                state = dict(self._started.optimizer.state.get(held.parameter, {}))
-                earlier.setdefault(held.name, []).append((held, state))
-        elif self._saved is None or stage != self.stages[0].name:
-            raise ManifestError(
-                "optimizer_state: 'carry' needs the stage before, and this run started none; the "
-                "first stage carries what `surgeon apply --optimizer FILE` puts beside the "
-                'checkpoint, and "reset" starts without'
-            )
-        if self._saved is not None:
-            since = saved_state.trained_before(stage, self._stages, self._begun)
-            for name in names & self._saved.regions.keys():
-                parameter = self._live.parameters[name]
-                own = self._saved.earlier(name, parameter, since.get(name, ()), kind)
-                earlier.setdefault(name, []).extend(own)
-        return earlier
+    def _before(self, name: str) -> carry.Before:
+        return carry.Before(
+            self._started,
+            self._saved,
+            saved_state.trained_before(name, self._stages, self._begun),
+            is_first=name == self.stages[0].name,
+        )
 
     def _train(self, held: Sequence[Held]) -> None:
         """Let go of the stage before; require gradients of what is trained, of nothing else."""
@@ -313,6 +286,15 @@ class Run:
     def _owned(self) -> Mapping[str, nn.Parameter]:
         ties = self.manifest.ties
         return {name: p for name, p in self._live.parameters.items() if name not in ties}
+
+    def _whole(self, held: Sequence[Held]) -> Mapping[str, Holder]:
+        """Return what the optimizer holds as the model does; FSDP2 looks after its own."""
+        return {
+            member.name: self._live.holder(member.name)
+            for member in held
+            if member.parameter is self._live.parameters[member.name]
+            and not is_sharded(member.parameter)
+        }
 
     def _connected(self, stage: ResolvedStage, held: Sequence[Held]) -> list[RowBlocks]:
         parts: dict[str, list[Held]] = {}

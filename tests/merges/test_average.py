@@ -269,6 +269,25 @@ def test_rule_may_vary_by_layer(bench):
     assert [made[f"h.{i}.w"] for i in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
+def test_weights_vary_by_layers_that_there_are(bench):
+    names = [f"net.{number}.weight" for number in (0, 2, 10)]  # the others have no tensors
+    bench.given({n: torch.zeros(1) for n in names}, b={n: torch.ones(1) for n in names})
+    weights = [{"by_layer": [1, 0]}, {"by_layer": [0, 1]}]
+    made = shares(bench.operate(step("b", weights=weights)))
+    assert made == dict(zip(names, [0.0, 0.5, 1.0], strict=True))
+
+
+def test_weights_vary_by_layers_that_are_left(bench):
+    weights = [{"by_layer": [1, 0]}, {"by_layer": [0, 1]}]
+    drop = {"op": "delete", "target": "h.(1|2)"}
+    bench.given(
+        {name: torch.zeros(1) for name in DEEP},
+        b={name: torch.ones(1) for name in DEEP if name[:3] not in ("h.1", "h.2")},
+    )
+    made = shares(bench.operate(drop, step("b", weights=weights)))
+    assert [made[f"h.{i}.w"] for i in (0, 3, 4)] == [0.0, 0.5, 1.0]
+
+
 def test_rules_without_an_end_name_the_tensor(bench):
     deep(bench)
     with pytest.raises(PlanError, match=r"no rule gives a value for 'embed.weight'"):

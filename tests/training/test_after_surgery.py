@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,25 @@ def test_a_widened_network_is_trained_in_stages(
         "default": 0.03125,
     }
     assert not torch.equal(model.fc.weight[:7], old["fc.weight"])
+
+
+def test_freezing_a_module_stops_statistics_that_are_all_a_layer_has(tmp_path: Path) -> None:
+    norm = nn.BatchNorm1d(6, affine=False)
+    model = nn.Sequential(
+        OrderedDict(body=nn.Sequential(nn.Linear(4, 6), norm), fc=nn.Linear(6, 8))
+    )
+    training = {**TRAINING, "stages": [{"name": "head", "freeze": ["body"]}, {"name": "joint"}]}
+    tensors = model.state_dict()
+    path = operated(tmp_path, "out.safetensors", tensors, steps=[], training=training)
+    run = Manifest.load(path).bind(model)
+    before = copied(model)
+    for name in ("head", "joint"):
+        optimizer, _ = run.start(name)
+        model.train()
+        train(model, optimizer)
+        run.check()
+        is_still = torch.equal(norm.running_mean, before["body.1.running_mean"])
+        assert is_still == (name == "head")
 
 
 def test_a_recipe_without_training_trains_everything(tmp_path: Path) -> None:

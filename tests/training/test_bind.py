@@ -28,6 +28,9 @@ def test_bind_changes_nothing(tmp_path: Path) -> None:
     assert [entry.name for entry in run.stages] == ["warm-up"]
 
 
+BUILD = "bind a model that is built for the checkpoint as it is after the surgery"
+
+
 def test_bind_lists_missing_unexpected_and_mismatched_at_once(tmp_path: Path) -> None:
     manifest = loaded(network(), tmp_path, WARM_UP)
     model = network()
@@ -42,9 +45,11 @@ def test_bind_lists_missing_unexpected_and_mismatched_at_once(tmp_path: Path) ->
         "'fc.bias'?",
         "out.manifest.json: 'head.weight' is in the model, not in the manifest; did you mean "
         "'fc.weight'?",
-        "out.manifest.json: 'body.weight' is (6, 5) in the model and (6, 4) in the manifest",
+        "out.manifest.json: 'body.weight' is (6, 5) in the model and (6, 4) in the manifest; "
+        f"{BUILD}",
         *(
-            f"out.manifest.json: 'norm.{name}' is (7,) in the model and (6,) in the manifest"
+            f"out.manifest.json: 'norm.{name}' is (7,) in the model and (6,) in the manifest; "
+            f"{BUILD}"
             for name in ("weight", "bias", "running_mean", "running_var")
         ),
     }
@@ -55,7 +60,8 @@ def test_bind_refuses_another_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "out.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes().replace(b'"fc.bias"', b'"fc.bios"'))
     assert problems(manifest, network()) == (
-        f"{checkpoint}: its header is not the one that the manifest was written for",
+        f"{checkpoint}: its header is not the one that the manifest was written for; take the "
+        "manifest that was written with it, or apply the recipe again",
     )
 
 
@@ -70,7 +76,10 @@ def test_bind_refuses_without_the_checkpoint(tmp_path: Path) -> None:
     manifest = loaded(network(), tmp_path, WARM_UP)
     (tmp_path / "out.safetensors").unlink()
     found = problems(manifest, network())
-    assert found == (f"{tmp_path}/out.safetensors: the checkpoint is not beside its manifest",)
+    assert found == (
+        f"{tmp_path}/out.safetensors: the checkpoint is not beside its manifest; keep the two in "
+        "one folder",
+    )
 
 
 def test_bind_checks_every_shard(tmp_path: Path) -> None:
@@ -143,7 +152,8 @@ def test_bind_requires_the_manifests_ties(tmp_path: Path) -> None:
     manifest = loaded(Tied(tied=True), tmp_path, wanted)
     assert problems(manifest, Tied(tied=False)) == (
         "out.manifest.json: 'output.weight' and 'embedding.weight' are tied in the manifest, two "
-        "parameters in the model",
+        "parameters in the model; tie them in the model before bind, or add an 'untie' step to the "
+        "recipe",
     )
 
 
@@ -152,7 +162,8 @@ def test_bind_requires_ties_to_be_in_the_manifest(tmp_path: Path) -> None:
     manifest = loaded(Tied(tied=False), tmp_path, stage("all", group("all", names), frozen=[]))
     assert problems(manifest, Tied(tied=True)) == (
         "out.manifest.json: 'output.weight' and 'embedding.weight' are one parameter in the "
-        "model, not in the manifest",
+        "model, not in the manifest; add a 'tie' step to the recipe, or give each a parameter of "
+        "its own",
     )
 
 
@@ -161,7 +172,7 @@ def test_bind_refuses_a_tied_tensor_named_twice(tmp_path: Path) -> None:
     manifest = loaded(Tied(tied=True), tmp_path, stage("all", *groups, frozen=[]))
     assert problems(manifest, Tied(tied=True)) == (
         "out.manifest.json: stage 'all': 'embedding.weight' (tied to 'output.weight') is in group "
-        "'a' and again in group 'b'",
+        "'a' and again in group 'b'; leave it in one",
     )
 
 
@@ -171,7 +182,11 @@ REST = [name for name in NAMES if name != "fc.weight"]
 @pytest.mark.parametrize(
     ("trained", "frozen", "problem"),
     [
-        (["fc.weight[7:8]"], REST, "'fc.weight[0:7]' is in no group and not frozen"),
+        (
+            ["fc.weight[7:8]"],
+            REST,
+            "'fc.weight[0:7]' is in no group and not frozen; name it in one",
+        ),
         (["fc.weight"], REST[1:], "'body.bias' is in no group and not frozen"),
         (
             ["fc.weight"],

@@ -66,7 +66,8 @@ def test_the_error_names_the_stage(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as raised:
         run.check()
     assert str(raised.value) == (
-        "out.manifest.json: stage 'rows': 'norm.weight' is frozen, and has moved"
+        "out.manifest.json: stage 'rows': 'norm.weight' is frozen, and has moved; something "
+        "else than the optimizer that start() returned writes to it"
     )
 
 

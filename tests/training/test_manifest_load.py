@@ -79,7 +79,9 @@ def test_load_refuses_what_is_not_strict_json(tmp_path: Path, text: str) -> None
 
 
 def test_load_says_where_it_looked(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"out\.manifest\.json: cannot be read: No such file"):
+    with pytest.raises(
+        ManifestError, match=r"out\.manifest\.json: cannot be read: it is not there"
+    ):
         Manifest.load(tmp_path / "out.safetensors")
 
 

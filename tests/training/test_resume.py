@@ -225,10 +225,11 @@ def test_states_of_other_shapes_are_refused(tmp_path: Path) -> None:
     state["state"][0]["state"]["exp_avg"] = torch.zeros(1, 5)
     state["state"][1]["state"]["exp_avg_sq"] = torch.zeros(())
     state["state"][2]["state"]["step"] = torch.zeros(6, 2)
+    hint = "; take the state that was saved with this checkpoint, or start the stage anew"
     assert refused(manifest, state) == [
-        "stage 'rows': 'fc.weight[7:8]': 'exp_avg' of the state is (1, 5), expected (1, 6)",
-        "stage 'rows': 'fc.bias[7:8]': 'exp_avg_sq' of the state is (), expected (1,)",
-        "stage 'rows': 'body.weight[:,2:4]': 'step' of the state is (6, 2), expected ()",
+        f"stage 'rows': 'fc.weight[7:8]': 'exp_avg' of the state is (1, 5), expected (1, 6){hint}",
+        f"stage 'rows': 'fc.bias[7:8]': 'exp_avg_sq' of the state is (), expected (1,){hint}",
+        f"stage 'rows': 'body.weight[:,2:4]': 'step' of the state is (6, 2), expected (){hint}",
     ]
 
 

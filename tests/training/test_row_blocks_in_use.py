@@ -238,6 +238,38 @@ def test_a_replaced_parameter_is_refused(tmp_path: Path) -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize("act", ["step", "check"])
+def test_whole_parameters_that_were_replaced_are_refused(tmp_path: Path, act: str) -> None:
+    model = network()
+    run = loaded(model, tmp_path, stage("head", group("head", HEAD))).bind(model)
+    optimizer, _ = run.start("head")
+    train(model, optimizer, 1)
+    model.load_state_dict(copied(model), assign=True)
+    with pytest.raises(ManifestError) as caught:
+        (optimizer.step if act == "step" else run.check)()
+    place = "out.manifest.json: stage 'head': " if act == "check" else ""
+    assert sorted(caught.value.problems) == [
+        f"{place}'{name}' is another parameter than when the stage was started (load_state_dict "
+        "with assign=True replaces parameters); load, then start"
+        for name in HEAD
+    ]
+    optimizer, _ = run.start("head")
+    train(model, optimizer, 1)
+
+
+def test_a_parameter_that_optimizer_and_model_both_changed_is_trained(tmp_path: Path) -> None:
+    # As accelerate does where it shards a model that already has an optimizer.
+    model = network()
+    run = loaded(model, tmp_path, stage("head", group("head", HEAD))).bind(model)
+    optimizer, _ = run.start("head")
+    model.fc.weight = nn.Parameter(model.fc.weight.detach().clone())
+    held = [p for p in optimizer.param_groups[0]["params"] if p.ndim == 1]
+    optimizer.param_groups[0]["params"] = [*held, model.fc.weight]
+    before = copied(model)
+    train(model, optimizer, 1)
+    assert not torch.equal(model.fc.weight, before["fc.weight"])
+
+
 def test_gradients_that_were_worked_on_are_used(tmp_path: Path) -> None:
     model = network()
     optimizer = started(model, tmp_path, optimizer={"class": "torch.optim.SGD", "args": {"lr": 1}})

@@ -353,7 +353,7 @@ def test_an_entry_that_makes_no_sense_is_refused(
 def test_later_stages_need_the_ones_before(tmp_path: Path) -> None:
     stages = {"name": "first"}, ALL
     _, run = widened(tmp_path, saved_by(*begun("Adam")), training_of("Adam", *stages))
-    with pytest.raises(SurgeonError, match="needs the stage before, and this run started none"):
+    with pytest.raises(SurgeonError, match="the stage before, and this run has started none"):
         run.start("all")
 
 

@@ -129,9 +129,29 @@ def test_reset_starts_clean(tmp_path: Path) -> None:
 def test_carry_needs_a_stage_before(tmp_path: Path) -> None:
     run = bound(network(), tmp_path, HEAD_ONLY, CARRY)
     assert message(run, "joint") == (
-        "out.manifest.json: stage 'joint': optimizer_state: 'carry' needs the stage before, and "
-        "this run started none; the first stage carries what `surgeon apply --optimizer FILE` puts "
-        'beside the checkpoint, and "reset" starts without'
+        "out.manifest.json: stage 'joint': optimizer_state: 'carry' goes on with the state of the "
+        "stage before, and this run has started none; save run.state_dict() when that stage ends, "
+        "then here run.load_state_dict(SAVED) and run.start('joint')"
+    )
+
+
+def test_carry_in_a_new_process_goes_on_as_it_is_told_to(tmp_path: Path) -> None:
+    model, other = network(), network()
+    run = bound(model, tmp_path, HEAD_ONLY, CARRY, optimizer=ADAM)
+    train(model, run.start("warm-up")[0])
+    other.load_state_dict(model.state_dict())
+    again = bound(other, tmp_path, HEAD_ONLY, CARRY, optimizer=ADAM)
+    again.load_state_dict(copy.deepcopy(run.state_dict()))
+    train(model, run.start("joint")[0])
+    train(other, again.start("joint")[0])
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_carry_in_the_first_stage_needs_the_state_of_the_run_before(tmp_path: Path) -> None:
+    run = bound(network(), tmp_path, CARRY)
+    assert message(run, "joint").startswith(
+        "out.manifest.json: stage 'joint': optimizer_state: 'carry' goes on with the state of the "
+        "run before the surgery, and there is none beside the checkpoint; apply the recipe again "
     )
 
 
