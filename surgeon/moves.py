@@ -31,6 +31,9 @@ def destinations(
 
 def require_distinct(moves: Iterable[tuple[str, str]]) -> None:
     """Raise PlanError, with a line for each, where two sources have one destination."""
+    moves = list(moves)
+    if len({destination for _, destination in moves}) == len(moves):
+        return
     sources: dict[str, list[str]] = {}
     for source, destination in moves:
         sources.setdefault(destination, []).append(source)
