@@ -76,11 +76,7 @@ class Draft:
     ) -> list[tuple[str, patterns.Captures]]:
         """Return the names that one pattern matches, each with what it captures."""
         names = self.tensors if among is None else among
-        found = [
-            (name, captures)
-            for name in names
-            if (captures := patterns.match(pattern, name)) is not None
-        ]
+        found = patterns.captured(pattern, names)
         if not found and not self.optional:
             raise PlanError(patterns.nothing_matches(pattern, names))
         return found

@@ -42,6 +42,9 @@ def matches(
 
 def require_distinct(moves: Iterable[tuple[str, str]]) -> None:
     """Raise PlanError, with a line for each, where two sources have one destination."""
+    moves = list(moves)
+    if len({destination for _, destination in moves}) == len(moves):
+        return
     sources: dict[str, list[str]] = {}
     for source, destination in moves:
         sources.setdefault(destination, []).append(source)

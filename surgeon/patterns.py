@@ -149,6 +149,12 @@ def braced(captures: Captures) -> Captures:
     return {name: captured for name, captured in captures.items() if name != UNDER}
 
 
+def captured(pattern: str, names: Iterable[str]) -> list[tuple[str, Captures]]:
+    """Return the names that a pattern matches, each with what it captures."""
+    fullmatch = compiled(pattern).fullmatch
+    return [(name, found.groupdict()) for name in names if (found := fullmatch(name))]
+
+
 def modules(names: Iterable[str]) -> set[str]:
     """Return every module that holds one of these tensors, directly or deeper."""
     found: set[str] = set()
@@ -178,8 +184,7 @@ def select(
         if plain in special:
             found = set(special[plain])
         else:
-            expression = compiled(plain)
-            found = {name for name in names if expression.fullmatch(name)}
+            found = set(filter(compiled(plain).fullmatch, names))
         (removed if plain != pattern else chosen).update(found)
         if not found:
             problems.append(nothing_matches(plain, names))
@@ -244,9 +249,11 @@ def check_destination(destination: str) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _template(destination: str) -> tuple[str, ...]:
-    """Split a destination: literal text and what stands in braces, in turn."""
-    return tuple(_BRACES.split(destination))
+def _template(destination: str) -> tuple[tuple[str, str | None], ...]:
+    """Split a destination into pairs of literal text and of what stands in braces after it."""
+    parts = _BRACES.split(destination)
+    inside = [part.strip().removesuffix("**") for part in parts[1::2]]
+    return tuple(zip(parts[::2], [*inside, None], strict=True))
 
 
 def used(destination: str) -> list[str]:
@@ -263,20 +270,18 @@ def used(destination: str) -> list[str]:
 
 def expand(destination: str, captures: Captures) -> str:
     """Write a name with what the other side captured; keeps what came under a module's name."""
-    parts = [
-        _written(part, captures, destination) if index % 2 else part
-        for index, part in enumerate(_template(destination))
-    ]
-    if (rest := captures.get(UNDER)) is not None:
-        parts += (".", rest)
-    return "".join(parts)
+    written = ""
+    for literal, inside in _template(destination):
+        written += literal
+        if inside is not None:
+            captured = captures.get(inside)
+            written += _number(inside, captures, destination) if captured is None else captured
+    rest = captures.get(UNDER)
+    return written if rest is None else f"{written}.{rest}"
 
 
-def _written(inside: str, captures: Captures, destination: str) -> str:
-    """Return what a capture, or arithmetic with captures, comes to."""
-    inside = inside.strip().removesuffix("**")
-    if (captured := captures.get(inside)) is not None:
-        return captured
+def _number(inside: str, captures: Captures, destination: str) -> str:
+    """Return what arithmetic with captures comes to."""
     value = _calculated(ast.parse(inside, mode="eval").body, captures)
     if value < 0:
         raise PlanError(f"{{{inside}}} is {value} in '{destination}'")

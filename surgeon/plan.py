@@ -87,12 +87,18 @@ def make(
         draft.step, draft.optional = stream, optional
         try:
             OPS[op].apply(draft, parameters)
-            _check_names(draft.tensors.keys() - before.keys())
+            different = [n for n, tensor in draft.tensors.items() if before.get(n) is not tensor]
+            added = [name for name in different if name not in before]
+            _check_names(added)
         except SurgeonError as error:
             raise error.at(f"{recipe.label}: {place}") from None
         checks += [(f"{recipe.label}: {place}", check) for check in draft.checks[checked:]]
-        lineage = _traced(before, draft, lineage, stream, op)
-        summaries.append(_summary(stream, op, before, draft.tensors, draft.notes[noted:]))
+        removed = [name for name in before if name not in draft.tensors]
+        if different or removed:
+            lineage = _traced(before, draft, lineage, stream, op)
+        changed = [name for name in different if name in before]
+        names = (tuple(added), tuple(changed), tuple(removed))
+        summaries.append(StepSummary(stream, op, *names, tuple(draft.notes[noted:])))
     about_us = {"version": __version__, "recipe_sha256": recipe.sha256}
     return Plan(
         tensors=draft.tensors,
@@ -112,46 +118,28 @@ def make(
 
 def _check_names(created: Iterable[str]) -> None:
     """Raise PlanError for names that a safetensors file cannot hold, or nobody can type."""
-    if bad := sorted(name for name in created if not _can_be_named(name)):
-        raise PlanError(*(f"{name!r} cannot be a tensor's name" for name in bad))
-
-
-def _can_be_named(name: str) -> bool:
-    return bool(name) and name != "__metadata__" and name.isprintable()
-
-
-def _summary(
-    step: str, op: str, before: Tensors, after: Tensors, notes: Iterable[str]
-) -> StepSummary:
-    return StepSummary(
-        step,
-        op,
-        added=tuple(name for name in after if name not in before),
-        changed=tuple(n for n, tensor in after.items() if n in before and before[n] is not tensor),
-        removed=tuple(name for name in before if name not in after),
-        notes=tuple(notes),
-    )
+    bad = [n for n in created if not n or n == "__metadata__" or not n.isprintable()]
+    if bad:
+        raise PlanError(*(f"{name!r} cannot be a tensor's name" for name in sorted(bad)))
 
 
 def _traced(before: Tensors, draft: Draft, lineage: Lineage, step: str, op: str) -> Lineage:
     """Return every tensor's lineage after a step, read off from what the tensors are made of."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in before.items():
-        names.setdefault(id(tensor), []).append(name)
+    names = _first_names(before)
     elsewhere: dict[int, str] | None = None
     traced: Lineage = {}
     for name, tensor in draft.tensors.items():
         if before.get(name) is tensor:
             traced[name] = lineage[name]
             continue
-        if id(tensor) in names:  # moved, or tied to another
-            (source, *_) = names[id(tensor)]
-            traced[name] = (*lineage[source], Change(step, op, from_=(source,)))
+        source = names.get(id(tensor))
+        if source is not None:  # moved, or tied to another
+            traced[name] = lineage[source] + (Change(step, op, (source,)),)
             continue
         if elsewhere is None:
             elsewhere = {id(t): f"{model}:{n}" for model, tensors in draft.models.items()
                          for n, t in tensors.items()}  # fmt: skip
-        here, others, inits = _origins(tensor, names, elsewhere, name)
+        here, others, inits = _origins(tensor, names, elsewhere, name, before.get(name))
         parent = name if name in before and (name in here or not here) else next(iter(here), None)
         already = before[name].new() if name in before else ()
         new = [r for r in tensor.new() if r not in already] if inits is not None else []
@@ -166,12 +154,22 @@ def _traced(before: Tensors, draft: Draft, lineage: Lineage, step: str, op: str)
     return traced
 
 
+def _first_names(tensors: Tensors) -> dict[int, str]:
+    """Return the first of each tensor's names."""
+    return {id(tensor): name for name, tensor in reversed(tensors.items())}
+
+
 def _origins(
-    tensor: LazyTensor, names: Mapping[int, list[str]], elsewhere: Mapping[int, str], name: str
+    tensor: LazyTensor,
+    names: Mapping[int, str],
+    elsewhere: Mapping[int, str],
+    name: str,
+    own: LazyTensor | None,
 ) -> tuple[list[str], list[str], list[str] | None]:
     """Return what a tensor is made of: names of the state, names in models, and initialisations.
 
-    The last is None where nothing was created.
+    The last is None where nothing was created. What it was before the step, `own`, goes by its name
+    also where that is tied to an earlier one.
     """
     here: dict[str, None] = {}
     others: dict[str, None] = {}
@@ -183,8 +181,7 @@ def _origins(
             continue
         seen.add(id(form))
         if id(form) in names:
-            tied = names[id(form)]
-            here[name if name in tied else tied[0]] = None
+            here[name if form is own else names[id(form)]] = None
             continue
         if id(form) in elsewhere:
             others[elsewhere[id(form)]] = None

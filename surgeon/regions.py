@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -23,6 +24,12 @@ _SLICE = re.compile(r"\s*(?:(\d+)?\s*:\s*(\d+)?)\s*")
 
 def whole(shape: Sequence[int]) -> Region:
     """Return the region that is all of a tensor of this shape."""
+    return _whole(tuple(shape))
+
+
+# A model has few shapes.
+@lru_cache(maxsize=1024)
+def _whole(shape: tuple[int, ...]) -> Region:
     return tuple((0, size) for size in shape)
 
 

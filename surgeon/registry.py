@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, Literal
 
 from surgeon import schema
@@ -72,7 +74,39 @@ class Op:
         self.rewrite(draft, **schema.arguments(parameters, self.rewrite))
 
 
-OPS: dict[str, Op] = {}
+class _Ops(Mapping[str, Op]):
+    """The ops by name; the file of one is imported when it is first asked for.
+
+    There may be many, and a recipe uses a few of them.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+        self._declared: dict[str, Op] = {}
+
+    def add_folder(self, package: str, path: Iterable[str]) -> None:
+        """Register an op for each file in a package, of the file's name."""
+        self._files |= {file.name: f"{package}.{file.name}" for file in iter_modules(path)}
+
+    def __getitem__(self, name: str) -> Op:
+        if name not in self._declared:
+            import_module(self._files[name])
+        return self._declared[name]
+
+    def __setitem__(self, name: str, op: Op) -> None:
+        self._declared[name] = op
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+OPS = _Ops()
 
 
 def op(

@@ -33,6 +33,8 @@ def written_bytes(tensors: Tensors) -> int:
 
 def lost(plan: Plan) -> list[str]:
     """Return the input's tensors that are in no tensor of the output, under whatever name."""
+    if not plan.dropped:
+        return []
     used = {
         name for changes in plan.lineage.values() for change in changes for name in change.from_
     }

@@ -31,8 +31,9 @@ _NAMES_A_GROUP = ("name", "params", "lr", "lr_scale", "layer_decay")
 
 def is_parameter(name: str, tensor_dtype: str) -> bool:
     """Say whether a tensor can be trained: floating-point, and not a layer's statistics."""
-    leaf = name.rpartition(".")[2]
-    return DTYPES[tensor_dtype].kind in ("float", "complex") and leaf not in _STATISTICS
+    if name.endswith(_STATISTICS) and name.rpartition(".")[2] in _STATISTICS:
+        return False
+    return DTYPES[tensor_dtype].kind in ("float", "complex")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Cover:
 
     def minus(self, other: Cover) -> Cover:
         """Return what `other` does not hold."""
+        if other is self:
+            return Cover({})
         left: dict[str, tuple[Region, ...]] = {}
         for name, regions in self.regions.items():
             if other.regions.get(name) == regions:
@@ -87,7 +90,6 @@ class Parameters:
         self.names = [
             name for name, t in tensors.items() if name in also or is_parameter(name, t.spec.dtype)
         ]
-        self.order = {name: number for number, name in enumerate(self.names)}
         self.shapes = {name: tensors[name].spec.shape for name in self.names}
         self.statistics = {
             name.rpartition(".")[0] for name in tensors if name.endswith("running_mean")
@@ -98,6 +100,11 @@ class Parameters:
         self._special: Mapping[str, Collection[str]] = {
             "@vectors": [name for name in self.names if len(self.shapes[name]) <= 1]
         }
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        """The number of each name."""
+        return {name: number for number, name in enumerate(self.names)}
 
     @cached_property
     def with_statistics(self) -> Parameters:
@@ -146,6 +153,8 @@ class Parameters:
 
     def spelled(self, cover: Cover) -> list[str]:
         """Return a cover as the manifest lists it."""
+        if cover is self.everything:
+            return list(cover.regions)
         found: list[str] = []
         for name in sorted(cover.regions, key=self.order.__getitem__):
             regions = cover.regions[name]
@@ -351,7 +360,9 @@ def _described(
 
 def _eval_modules(parameters: Parameters, frozen: Cover) -> list[str]:
     """Return the modules with running statistics of which a stage trains nothing."""
-    still = set(parameters.spelled(frozen)) if parameters.statistics else set()
+    if not parameters.statistics:
+        return []
+    still = set(parameters.spelled(frozen))
     own: dict[str, list[str]] = {}
     for name in parameters.names:
         own.setdefault(name.rpartition(".")[0], []).append(parameters.owners.get(name, name))

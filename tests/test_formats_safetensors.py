@@ -7,11 +7,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file, save_model
 
 from surgeon.dtypes import DTYPES
 from surgeon.errors import CheckpointError
 from surgeon.formats import open_checkpoint
+from surgeon.formats.checkpoint import strict_json
 from surgeon.lazy import Scratch
 
 ENTRY = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
@@ -100,6 +103,7 @@ TENSOR = [
     (entry(shape=[2.0]), "found 2.0 in its shape"),
     (entry(shape=[True, 2]), "found True in its shape"),
     (entry(shape=["2"]), "found '2' in its shape"),
+    (entry(shape=[[2]]), "found list in its shape"),
     (entry(shape=[1 << 32, 1 << 32]), "fits in 64 bits"),
     (entry(shape=[1 << 63, 0]), "fits in 64 bits"),
     (entry(shape=[1] * 33), "33 dimensions"),
@@ -125,6 +129,41 @@ def test_lies_about_a_tensor_are_found(tmp_path, header, words):
     message = error_of(write(tmp_path / "a.safetensors", header))
     assert "tensor '" in message
     assert words in message
+
+
+@pytest.mark.parametrize("size", [True, 1.0])
+def test_a_size_that_equals_an_earlier_one_is_no_size(tmp_path, size):
+    header = two((0, 1), (1, 2))
+    write(tmp_path / "a.safetensors", header)
+    open_checkpoint(str(tmp_path / "a.safetensors")).close()
+    header["y"]["shape"] = [size]
+    assert f"'y': found {size} in its shape" in error_of(write(tmp_path / "b", header))
+
+
+WORDS = st.text('ab":\\ ', max_size=3)
+SPACE = st.sampled_from(["", " ", "\n\t"])
+PAIRS = st.lists(st.tuples(WORDS, SPACE, WORDS | st.lists(st.tuples(WORDS, SPACE, WORDS))))
+
+
+def as_text(pairs):
+    """JSON of (key, space, string or pairs); dicts could not hold a key twice."""
+    parts = [
+        f"{json.dumps(key)}{space}:{space}"
+        + (json.dumps(value) if isinstance(value, str) else as_text(value))
+        for key, space, value in pairs
+    ]
+    return f"{{{','.join(parts)}}}"
+
+
+@given(PAIRS)
+def test_a_key_that_is_there_twice_is_found(pairs):
+    objects = [pairs, *(value for _, _, value in pairs if isinstance(value, list))]
+    text = as_text(pairs).encode()
+    if all(len({key for key, *_ in each}) == len(each) for each in objects):
+        assert strict_json(text) == json.loads(text)
+    else:
+        with pytest.raises(ValueError, match="is there twice"):
+            strict_json(text)
 
 
 GOOD = json.dumps(entry()).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,15 @@ def plain_key(value: object) -> object:
 
 def spec_of(dtype: str, shape: Sequence[object]) -> TensorSpec:
     """Return the spec that a header states; raises ValueError with what is wrong with it."""
+    try:
+        return _spec(dtype, *shape)
+    except TypeError:  # a list among the sizes
+        return _spec.__wrapped__(dtype, *shape)
+
+
+# Typed, or else 1 would pass for True and 1.0. A model has few shapes.
+@lru_cache(maxsize=1024, typed=True)
+def _spec(dtype: str, *shape: object) -> TensorSpec:
     if dtype not in DTYPES:
         raise ValueError(f"found dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     if len(shape) > MOST_DIMENSIONS:
@@ -134,8 +144,8 @@ def spec_of(dtype: str, shape: Sequence[object]) -> TensorSpec:
             raise ValueError(f"found {plain(size)} in its shape, expected sizes of 0 or more")
         product *= size or 1
     if product >= 1 << 60:
-        raise ValueError(f"found shape {tuple(shape)}, expected a product that fits in 64 bits")
-    return TensorSpec(dtype, tuple(shape))  # type: ignore[arg-type]  # checked above
+        raise ValueError(f"found shape {shape}, expected a product that fits in 64 bits")
+    return TensorSpec(dtype, shape)  # type: ignore[arg-type]  # checked above
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -145,6 +155,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = sorted({name for name, _ in pairs if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
         raise ValueError(f"{listed(twice)} is there twice")
     return values
+
+
+def _has_more_keys(text: str, value: dict[str, Any]) -> bool:
+    """Say whether JSON may hold more keys than became those of an object and the objects in it.
+
+    Each has a colon. Strings may hold colons too, and objects deeper inside keys: then it is for
+    `_unique` to say, which takes twice as long. JSON in a string, as in our own metadata, is told
+    by its escaped quotes.
+    """
+    in_strings = text.count('\\":') if "\\" in text and "\\\\" not in text else 0
+    found = len(value) + sum([len(item) for item in value.values() if type(item) is dict])
+    return text.count(":") - in_strings != found
 
 
 def _no_constant(word: str) -> object:
@@ -164,9 +186,9 @@ def strict_json(text: bytes) -> dict[str, Any]:
     try:
         decoded = text.decode()
         # An object, since it starts with a brace.
-        value: dict[str, Any] = json.loads(
-            decoded, object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        value: dict[str, Any] = json.loads(decoded, parse_constant=_no_constant)
+        if _has_more_keys(decoded, value):
+            json.loads(decoded, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise ValueError(f"the JSON is not UTF-8 at byte {error.start}") from None
     except RecursionError:

@@ -133,14 +133,15 @@ def _gaps(
     """List where tensors overlap, leave a hole, or do not end where the file does."""
     problems = []
     reached = 0
-    for begin, end, name, _ in sorted(found, key=lambda place: place[:2]):
+    for begin, end, name, _ in sorted(found):
         if begin != reached:
             what = "a hole before it" if begin > reached else "an overlap"
             problems.append(
                 f"{file.path}: tensor {name!r}: found {what}: it begins at byte {begin} of the "
                 f"data, expected {reached}"
             )
-        reached = max(reached, end)
+        if end > reached:
+            reached = end
     if reached != data_size:
         what = "the file is cut off" if reached > data_size else "there are trailing bytes"
         problems.append(f"{file.path}: found {data_size} bytes of data, expected {reached}; {what}")

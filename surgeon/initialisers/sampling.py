@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,8 +19,9 @@ from surgeon.lazy import BLOCK, LazyTensor, Scratch, Stream, raised_blocks
 
 CHUNK = 65536
 
-Sample = Callable[[np.random.Generator, int], Array]
-Proposal = Callable[[np.random.Generator, int], tuple[Array, Array]]
+# In quotes, since NumPy imports its random part when that is first named.
+Sample: TypeAlias = "Callable[[np.random.Generator, int], Array]"
+Proposal: TypeAlias = "Callable[[np.random.Generator, int], tuple[Array, Array]]"
 
 
 def drawn(stream: Stream, count: int, start: int, stop: int, sample: Sample) -> Array:

@@ -34,15 +34,16 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
+    # Kept, since many tensors share a spec and each of them is asked several times.
+    @cached_property
     def count(self) -> int:
         """The number of elements."""
         return prod(self.shape)
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """The number of bytes that they take in a file."""
-        return prod(self.shape) * DTYPES[self.dtype].bits // 8
+        return self.count * DTYPES[self.dtype].bits // 8
 
     def resized(self, dim: int, size: int) -> TensorSpec:
         """Return the spec with one dimension of another size."""
@@ -221,7 +222,7 @@ class Initialiser(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Stored:
     """Bytes that lie in an input file."""
 

@@ -1,7 +1,5 @@
 """The ops, one file each; a new file is registered by being here."""
 
-from importlib import import_module
-from pkgutil import iter_modules
+from surgeon.registry import OPS
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+OPS.add_folder(__name__, __path__)
