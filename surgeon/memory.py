@@ -18,7 +18,7 @@ from surgeon.units import spoken_size
 # Per element of a block. An initialiser: float64 values, the chunk they are drawn in, what of it
 # was rejected. An index into a strided view: five int64.
 _FRESH, _STRIDED = 4 * 8, 5 * 8
-# A kernel's own arrays beside its operands and its result.
+# A kernel's own arrays beside its operands and its result: one for each operand, and these.
 _KERNEL_ARRAYS = 2
 # What rounding takes per element, as measured with tracemalloc; to float8 in the second place.
 _ROUNDING, _ROUNDING_FLOAT8 = 24, 56
@@ -63,7 +63,7 @@ def _block_bytes(form: LazyTensor) -> int:
         return count * (own + _STRIDED)
     if isinstance(form, Elementwise):
         width = form.working.itemsize if form.working else max(4, own)
-        arrays = (len(form.operands) + 1 + _KERNEL_ARRAYS) * width
+        arrays = (2 * len(form.operands) + 1 + _KERNEL_ARRAYS) * width
         return count * (own + arrays + _rounding_bytes(form))
     return count * own
 
