@@ -33,7 +33,7 @@ from surgeon.units import spoken_size
 _FRESH, _STRIDED = 4 * 8, 5 * 8
 # Values and products as float64, a float32 below them, the index of each factor and the factors.
 _SCALED = 4 * 8 + 4
-# A kernel's own arrays beside its operands and its result.
+# A kernel's own arrays beside its operands and its result: one for each operand, and these.
 _KERNEL_ARRAYS = 2
 # What rounding takes per element, as measured with tracemalloc; to float8 in the second place.
 _ROUNDING, _ROUNDING_FLOAT8 = 24, 56
@@ -80,7 +80,7 @@ def _block_bytes(form: LazyTensor) -> int:
         return count * (own + _STRIDED)
     if isinstance(form, Elementwise):
         width = form.working.itemsize if form.working else max(4, own)
-        arrays = (len(form.operands) + 1 + _KERNEL_ARRAYS) * width
+        arrays = (2 * len(form.operands) + 1 + _KERNEL_ARRAYS) * width
         return count * (own + arrays + _rounding_bytes(form))
     return count * own
 

@@ -266,7 +266,7 @@ def run_on_read_only_blocks(form):
     """Writing to an operand raises."""
     scratch = Scratch()
     count = form.spec.count
-    raised = lazy.raised_blocks(form.operands, 0, count, scratch)
+    raised = lazy.raised_blocks(form.operands, 0, count, scratch, form.working)
     blocks = lazy.Blocks([block.copy() for block in raised], 0)
     for block in blocks:
         block.flags.writeable = False

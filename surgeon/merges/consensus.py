@@ -1,0 +1,76 @@
+"""Merged changes kept where several models need them."""
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from surgeon.dtypes import Array
+from surgeon.election import election
+from surgeon.errors import PlanError
+from surgeon.lazy import Blocks
+from surgeon.merging import Arithmetic, At, Varying, merge
+from surgeon.pruning import largest
+from surgeon.task_vectors import Weights, weighted_changes
+
+
+@merge(
+    example={"models": ["other"], "at_least": 1},
+    paper="Wang et al. 2024, Localizing task information, https://arxiv.org/abs/2405.07813",
+)
+def consensus(
+    *,
+    at: At,
+    weights: Weights,
+    mix: Annotated[
+        Literal["task_arithmetic", "ties"], "how task vectors are merged"
+    ] = "task_arithmetic",
+    density: Annotated[
+        list[float],
+        Varying(above=0, maximum=1, per="model", default=1),
+        "the fraction of each task vector, its largest magnitudes, that is merged; default 1",
+    ],
+    at_least: Annotated[int, "how many models must need an element", {"minimum": 1}] = 2,
+    lambda_: Annotated[
+        list[float],
+        Varying(minimum=0, per="model", default=1),
+        "how much of the other models' change a model's own must exceed to be needed; default 1",
+    ],
+    scale: Annotated[float, Varying(), "what the merged task vector is multiplied by"] = 1.0,
+) -> Arithmetic:
+    """Merge task vectors, keep what at least so many models need.
+
+    With the state b as base and dᵢ = xᵢ - b: m = Σ wᵢ sᵢ, or what `ties` makes of them, where sᵢ
+    are the `density` largest magnitudes of dᵢ; model i needs an element where |dᵢ| > λᵢ |m - dᵢ|
+    (its TALL mask); b + scale · m where at least `at_least` models do, b elsewhere. The paper finds
+    λᵢ, from 0.2 to 0.6, and the scale by validation, and takes two models for enough.
+    """
+    if at_least > len(weights):
+        raise PlanError(f"'at_least' is {at_least} of {len(weights)} model(s)")
+    pruning = largest(at, density)
+    elect = election(at, weights, normalize=True) if mix == "ties" else _add
+
+    def combine(blocks: Blocks, statistics: Any, out: Array) -> Array:
+        elect(weighted_changes(blocks, pruning, weights, statistics), out)
+        votes = np.zeros(len(out), np.uint16)
+        spare = np.empty_like(out)
+        for block, limit in zip(blocks[1:], lambda_, strict=True):
+            change = np.subtract(block, blocks[0])
+            np.subtract(out, change, out=spare)
+            np.abs(spare, out=spare)
+            if limit != 1:
+                spare *= limit
+            votes += np.abs(change, out=change) > spare
+        if scale != 1:
+            out *= scale
+        # NaN and Inf stay, to be seen; adding -0.0 leaves the base's zeros their sign.
+        np.copyto(out, -0.0, where=(votes < at_least) & np.isfinite(out))
+        return np.add(blocks[0], out, out=out)
+
+    return Arithmetic(combine, pruning.statistics)
+
+
+def _add(contributions: list[Array], out: Array) -> Array:
+    np.copyto(out, contributions[0])
+    for contribution in contributions[1:]:
+        out += contribution
+    return out

@@ -1,0 +1,140 @@
+"""ties: against naive loops in float64."""
+
+import pytest
+import torch
+
+from surgeon.errors import PlanError, UsageError
+from surgeon.execute import Options
+from tests.merges.oracles import (
+    FLOAT8,
+    FLOATS,
+    added,
+    agree,
+    assert_rounded,
+    fine_tuned,
+    given,
+    largest,
+    merged,
+    task_vectors,
+)
+
+
+def expected(tensors, densities, weights=None, scale=1.0, normalize=True):
+    changes = [largest(d, p) for d, p in zip(task_vectors(tensors), densities, strict=True)]
+    return added(tensors, changes, agree, weights, scale, normalize)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *FLOAT8])
+@pytest.mark.parametrize("density", [0.0001, 0.2, 0.7, 1])
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0], [0.3, 0.7], [2.0, 0.5, 0.1]])
+def test_largest_changes_that_agree(bench, dtype, density, weights):
+    tensors = fine_tuned(len(weights), dtype)
+    made = merged(bench, tensors, "ties", density=density, weights=weights)
+    assert_rounded(made, expected(tensors, [density] * len(weights), weights))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("scale", [0.4, -1.0])
+def test_density_varies_by_model(bench, dtype, normalize, scale):
+    tensors, densities = fine_tuned(3, dtype), [0.1, 1, 0.5]
+    made = merged(
+        bench, tensors, "ties", density=densities, normalize=normalize, **{"lambda": scale}
+    )
+    assert_rounded(made, expected(tensors, densities, scale=scale, normalize=normalize))
+
+
+def test_worked_example(bench):
+    base = torch.zeros(6)
+    models = [torch.tensor([3.0, 2, 1, -4, 0, 1]), torch.tensor([-1.0, 2, -5, 4, 0, 3])]
+    made = merged(bench, [base, *models], "ties", density=0.7)
+    # Kept of the first: 3, 2, -4, 1; of the second: 2, -5, 4, 3. -4 + 4 is zero, which is positive.
+    assert made.tolist() == [3.0, 2.0, -5.0, 4.0, 0.0, 3.0]
+
+
+def test_equal_magnitudes_are_resolved_by_position(bench):
+    change = torch.tensor([1.0, -2, 1, 2, -1, 1, 1, 0])
+    made = merged(bench, [torch.zeros(8), change], "ties", density=0.5)
+    assert made.tolist() == [1, -2, 1, 2, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [100_000, 400_000])
+@pytest.mark.parametrize("levels", [2, 5, 40])
+def test_many_equal_magnitudes_are_resolved_by_position(bench, size, levels):
+    """As in fine-tuned bfloat16 models, whose changes are few multiples of a power of two."""
+    generator = torch.Generator().manual_seed(0)
+    changes = torch.randint(-levels, levels + 1, (2, size), generator=generator).bfloat16()
+    tensors = [torch.zeros(size).bfloat16(), *changes]
+    made = merged(bench, tensors, "ties", density=0.3)
+    assert_rounded(made, expected(tensors, [0.3, 0.3]))
+
+
+def test_differences_below_float32_decide(bench):
+    """Magnitudes that are equal in float32 and not in float64."""
+    change = 1 + torch.arange(8, dtype=torch.float64) * 1e-12
+    made = merged(bench, [torch.zeros(8).double(), change], "ties", density=0.25)
+    assert made.tolist() == [0.0] * 6 + change[6:].tolist()
+
+
+def test_weight_of_a_model_counts_in_the_election(bench):
+    base, up, down = torch.zeros(2), torch.tensor([1.0, 1]), torch.tensor([-1.0, -1])
+    made = merged(bench, [base, up, down], "ties", density=1, weights=[1, 2])
+    assert made.tolist() == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 4, [0.1, 0.2, 0.3, 0.4]])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_more_models_than_are_looked_up(bench, weights, normalize, monkeypatch):
+    tensors = fine_tuned(4, torch.float64)
+    found = merged(bench, tensors, "ties", density=0.5, weights=weights, normalize=normalize)
+    monkeypatch.setattr("surgeon.election._LOOKED_UP", 3)
+    again = merged(bench, tensors, "ties", density=0.5, weights=weights, normalize=normalize)
+    reference = expected(tensors, [0.5] * 4, weights, normalize=normalize)
+    for made in (found, again):
+        assert_rounded(made, reference)
+
+
+@pytest.mark.parametrize("looked_up", [0, 8])
+def test_weights_of_agreeing_models_that_add_up_to_zero_are_an_error(bench, looked_up, monkeypatch):
+    monkeypatch.setattr("surgeon.election._LOOKED_UP", looked_up)
+    tensors = [torch.zeros(2), torch.ones(2), torch.tensor([2.0, -1.0])]
+    step = {"op": "ties", "models": given(bench, tensors), "density": 1, "weights": [1, -1]}
+    with pytest.raises(PlanError, match="'w': weights of models that agree add up to zero"):
+        bench.operate(step)
+    assert bench.operate({**step, "normalize": False})["w"].tolist() == [-2.0, 2.0]
+
+
+def test_weights_of_both_signs_may_agree(bench):
+    tensors = [torch.zeros(2), torch.ones(2), torch.tensor([2.0, 3.0])]
+    made = merged(bench, tensors, "ties", density=1, weights=[1, -1])
+    assert made.tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("density", [0, -0.1, 1.1])
+def test_density_outside_of_its_range_is_an_error(bench, density):
+    models = given(bench, fine_tuned(1, torch.float32))
+    with pytest.raises(UsageError, match="density"):
+        bench.plan({"op": "ties", "models": models, "density": density})
+
+
+def test_density_must_be_given(bench):
+    models = given(bench, fine_tuned(1, torch.float32))
+    with pytest.raises(UsageError, match="'density' is missing"):
+        bench.plan({"op": "ties", "models": models})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_tensor_of_many_blocks(bench, dtype):
+    tensors = fine_tuned(2, dtype, (700, 500))
+    made = merged(bench, tensors, "ties", density=0.2)
+    assert_rounded(made, expected(tensors, [0.2, 0.2]))
+
+
+def test_result_does_not_depend_on_workers(bench, monkeypatch):
+    monkeypatch.setattr("surgeon.execute._SHARED_FROM", 0)
+    models = given(bench, fine_tuned(2, torch.bfloat16, (700, 500)))
+    step = {"op": "ties", "models": models, "density": 0.2}
+    first, *others = (
+        bench.operate(step, options=Options(workers=n)).path.read_bytes() for n in (1, 2, 8)
+    )
+    assert others == [first, first]
