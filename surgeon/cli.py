@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -319,6 +320,22 @@ def _verify(context: click.Context, output: Path, as_json: bool) -> None:
     else:
         click.echo(found.as_text())
     context.exit(1 if found.mismatches else 0)
+
+
+@_command("import", "surgeon import mergekit merge.yml > recipe.json")
+@click.argument("kind", type=click.Choice(["mergekit"]))
+@click.argument("config", type=click.Path(path_type=Path))
+def _import(kind: str, config: Path) -> None:
+    """Print the recipe that does what another tool's CONFIG asks for.
+
+    mergekit: what has no counterpart is refused with a reason, and what is computed otherwise says
+    so in the step's 'about'. Needs PyYAML.
+    """
+    from surgeon.mergekit import imported
+
+    found = imported(config)
+    _say([f"note: {note}" for note in found.notes])
+    click.echo(json.dumps(found.recipe, indent=2, ensure_ascii=False))
 
 
 @_command("ops", "surgeon ops widen")

@@ -19,7 +19,7 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("options",),
-    ("report", "pictures", "verify", "memory", "catalogue", "published"),
+    ("report", "pictures", "verify", "memory", "catalogue", "published", "mergekit"),
     ("diff", "comparison"),
     ("inspection",),
     ("tables",),
@@ -53,6 +53,7 @@ APART = "training"
 MAY_IMPORT = {
     "click": {"cli", "options", "report"},
     "matplotlib": {"pictures"},
+    "yaml": {"mergekit"},
     "tabulate": {"cli", "report", "tables"},
     "jsonschema": {"validation"},
     "shutil": {"model_folder", "publish", "formats"},
