@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.network import TIES, Bench, example_tensors, write
+from tests.network import TIES, Bench, example_grams, example_importances, example_tensors, write
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +27,17 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.fixture
 def example(tmp_path: Path) -> Bench:
-    """The example network, and the model `other` with the same names and shapes."""
+    """The example network, `other` and `third` with the same names and shapes, and statistics."""
     made = Bench(tmp_path)
     made.given(example_tensors(), TIES)
-    made.models["other"] = str(write(tmp_path / "other.safetensors", example_tensors(1), TIES))
+    models = {
+        "other": example_tensors(1),
+        "third": example_tensors(2),
+        "fisher": example_importances(3),
+        "other_fisher": example_importances(4),
+        "gram": example_grams(5),
+        "other_gram": example_grams(6),
+    }
+    for name, tensors in models.items():
+        made.models[name] = str(write(tmp_path / f"{name}.safetensors", tensors, TIES))
     return made
