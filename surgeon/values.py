@@ -26,7 +26,7 @@ def is_finite(block: Array) -> bool:
     """Say whether a block of floats holds neither NaN nor Inf."""
     # One cheap pass: a sum is finite unless an element is not, or (looked at closer) it overflows.
     with np.errstate(over="ignore", invalid="ignore"):
-        total = np.add.reduce(block)
+        total = np.add.reduce(block, axis=None)
     return bool(np.isfinite(total) or np.isfinite(block).all())
 
 

@@ -55,6 +55,26 @@ def example_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
+def example_importances(seed: int) -> dict[str, torch.Tensor]:
+    """What a Fisher checkpoint of the example network may be: positive, a buffer left out."""
+    floats = {n: t for n, t in example_tensors(seed).items() if t.is_floating_point()}
+    return {n: t.float() ** 2 + 0.01 for n, t in floats.items() if "running" not in n}
+
+
+def example_grams(seed: int) -> dict[str, torch.Tensor]:
+    """Inner products of the example network's inputs, for all of its matrices but one."""
+    generator = torch.Generator().manual_seed(seed)
+    matrices = {
+        n: t for n, t in example_tensors().items() if t.is_floating_point() and t.dim() == 2
+    }
+    grams = {}
+    for name, matrix in matrices.items():
+        inputs = torch.randn(20, matrix.shape[1], generator=generator, dtype=torch.float64)
+        if name != "unused.weight":
+            grams[name] = inputs.T @ inputs
+    return grams
+
+
 def write(path: Path, tensors: Tensors, ties: Mapping[str, str] | None = None) -> Path:
     """Write a checkpoint as save_model does: ties are metadata entries."""
     save_file(dict(tensors), path, {"format": "pt", **(ties or {})})

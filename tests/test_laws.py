@@ -187,10 +187,11 @@ import hashlib, json, sys
 from pathlib import Path
 from surgeon import apply, recipe
 from surgeon.execute import Options
-source, other, *paths = sys.argv[1:]
+source, models, *paths = sys.argv[1:]
+models = json.loads(models)
 hashes = {}
 for path in map(Path, paths):
-    with apply.opened(recipe.load(str(path), {}), source, {"other": other}) as opened:
+    with apply.opened(recipe.load(str(path), {}), source, models) as opened:
         target = path.with_suffix(".other.safetensors")
         result = apply.write(opened, target, Options(), force=True)
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
@@ -213,7 +214,7 @@ def test_bytes_do_not_depend_on_the_process(example):
 
 def in_another_process(example, recipes):
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", OTHER_PROCESS, example.input, example.models["other"]]
+    command = [sys.executable, "-c", OTHER_PROCESS, example.input, json.dumps(example.models)]
     done = subprocess.run(
         [*map(str, command), *map(str, recipes)],
         env=environment, capture_output=True, text=True, check=True,
@@ -225,7 +226,7 @@ def test_no_step_imports_torch(example):
     code = OTHER_PROCESS + "\nassert 'torch' not in sys.modules\n"
     path = example.folder / "average.json"
     path.write_text(json.dumps({"surgeon": 1, "steps": [{"op": "average", "models": ["other"]}]}))
-    command = [sys.executable, "-c", code, example.input, example.models["other"], path]
+    command = [sys.executable, "-c", code, example.input, json.dumps(example.models), path]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
 
 
@@ -276,7 +277,7 @@ def run_on_read_only_blocks(form):
 
 @pytest.mark.parametrize("op", MERGES)
 def test_merging_a_model_with_itself_returns_it(op, example):
-    example.models = {"other": str(example.input)}
+    example.models |= dict.fromkeys(("other", "third"), str(example.input))
     assert_identical(example.operate(step(op)).tensors, read(example.input))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class Whole:
     the spec's shape; `spare_bytes` is what it takes besides them. Where a result does not fit into
     the spec's dtype, `explain` is given the operands, to raise what is wrong with them. A tensor
     that several others take parts of is computed once for all of them where they are written one
-    after the other.
+    after the other; with `is_kept`, for what is small but dear, once for all in a process.
     """
 
     spec: TensorSpec
@@ -33,6 +33,8 @@ class Whole:
     spare_bytes: int = 0
     working: np.dtype[Any] = _FLOAT64
     explain: Callable[[Sequence[Array]], None] | None = None
+    is_kept: bool = False
+    _kept: list[Array] = field(default_factory=list, init=False, repr=False)
 
     @property
     def held_bytes(self) -> int:
@@ -44,8 +46,12 @@ class Whole:
         yield Computed(self, start, stop)
 
     def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
-        stored: Array = scratch.known(self, self._computed)[start:stop]
-        return stored
+        if not self.is_kept:
+            stored: Array = scratch.known(self, self._computed)[start:stop]
+            return stored
+        if not self._kept:
+            self._kept.append(self._computed(scratch))
+        return self._kept[0][start:stop]
 
     def _computed(self, scratch: Scratch) -> Array:
         values = [read_whole(tensor, scratch, self.working) for tensor in self.operands]

@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from surgeon.dtypes import Array
-from surgeon.election import election
 from surgeon.errors import PlanError
 from surgeon.lazy import Blocks
 from surgeon.merging import Arithmetic, At, Varying, merge
-from surgeon.pruning import largest
-from surgeon.task_vectors import Weights, weighted_changes
+from surgeon.merging.election import election
+from surgeon.merging.pruning import largest
+from surgeon.merging.task_vectors import Weights, weighted_changes
 
 
 @merge(

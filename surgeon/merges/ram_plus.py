@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
-from surgeon.activity import Epsilon, acting
 from surgeon.merging import Arithmetic, Varying, merge
+from surgeon.merging.activity import Epsilon, acting
 
 
 @merge(

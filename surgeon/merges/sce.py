@@ -7,11 +7,11 @@ from typing import Annotated
 import numpy as np
 
 from surgeon.dtypes import Array
-from surgeon.election import Election, election
 from surgeon.lazy import Blocks, Operands
 from surgeon.merging import Arithmetic, At, Varying, merge
-from surgeon.moments import root_mean_squares
-from surgeon.selection import Cut, cuts, share
+from surgeon.merging.election import Election, election
+from surgeon.merging.moments import root_mean_squares
+from surgeon.merging.selection import Cut, cuts, share
 
 
 @dataclass(frozen=True)

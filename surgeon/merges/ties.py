@@ -1,8 +1,8 @@
 """Large changes that agree in sign."""
 
 from surgeon.merging import Arithmetic, At, merge
-from surgeon.pruning import Densities, largest
-from surgeon.task_vectors import Lambda, NormalizeAgreeing, Weights, elected
+from surgeon.merging.pruning import Densities, largest
+from surgeon.merging.task_vectors import Lambda, NormalizeAgreeing, Weights, elected
 
 
 @merge(

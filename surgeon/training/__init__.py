@@ -10,6 +10,7 @@
 Nothing else of surgeon imports this package.
 """
 
+from surgeon.training.collecting import collect_fisher, collect_gram, update_batch_norm
 from surgeon.training.distillation import Distillation
 from surgeon.training.errors import ManifestError
 from surgeon.training.gradients import Gradients
@@ -29,4 +30,7 @@ __all__ = [
     "Teacher",
     "TensorEntry",
     "TorchClass",
+    "collect_fisher",
+    "collect_gram",
+    "update_batch_norm",
 ]

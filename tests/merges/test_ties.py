@@ -87,7 +87,7 @@ def test_weight_of_a_model_counts_in_the_election(bench):
 def test_more_models_than_are_looked_up(bench, weights, normalize, monkeypatch):
     tensors = fine_tuned(4, torch.float64)
     found = merged(bench, tensors, "ties", density=0.5, weights=weights, normalize=normalize)
-    monkeypatch.setattr("surgeon.election._LOOKED_UP", 3)
+    monkeypatch.setattr("surgeon.merging.election._LOOKED_UP", 3)
     again = merged(bench, tensors, "ties", density=0.5, weights=weights, normalize=normalize)
     reference = expected(tensors, [0.5] * 4, weights, normalize=normalize)
     for made in (found, again):
@@ -96,7 +96,7 @@ def test_more_models_than_are_looked_up(bench, weights, normalize, monkeypatch):
 
 @pytest.mark.parametrize("looked_up", [0, 8])
 def test_weights_of_agreeing_models_that_add_up_to_zero_are_an_error(bench, looked_up, monkeypatch):
-    monkeypatch.setattr("surgeon.election._LOOKED_UP", looked_up)
+    monkeypatch.setattr("surgeon.merging.election._LOOKED_UP", looked_up)
     tensors = [torch.zeros(2), torch.ones(2), torch.tensor([2.0, -1.0])]
     step = {"op": "ties", "models": given(bench, tensors), "density": 1, "weights": [1, -1]}
     with pytest.raises(PlanError, match="'w': weights of models that agree add up to zero"):

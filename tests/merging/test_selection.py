@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from surgeon import selection
 from surgeon.lazy import Operands, Scratch, Stored, TensorSpec
-from surgeon.selection import cuts
+from surgeon.merging import selection
+from surgeon.merging.selection import cuts
 
 STORAGE = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 SIZE = 20_000

@@ -18,7 +18,7 @@ from surgeon.errors import PlanError
 from surgeon.initialisers.sampling import drawn
 from surgeon.lazy import Blocks, Operands
 from surgeon.merging import At, Varying
-from surgeon.selection import Cut, Measure, cuts, share
+from surgeon.merging.selection import Cut, Measure, cuts, share
 
 Densities = Annotated[
     list[float],

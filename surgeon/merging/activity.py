@@ -11,7 +11,7 @@ import numpy as np
 from surgeon.dtypes import Array
 from surgeon.lazy import Blocks, Operands
 from surgeon.merging import Arithmetic, Varying
-from surgeon.moments import root_mean_squares
+from surgeon.merging.moments import root_mean_squares
 
 Epsilon = Annotated[
     float,

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import numpy as np
 
 from surgeon.dtypes import Array
-from surgeon.election import election
 from surgeon.lazy import Blocks
 from surgeon.merging import Arithmetic, At, Varying, total_weight
-from surgeon.pruning import Pruning
+from surgeon.merging.election import election
+from surgeon.merging.pruning import Pruning
 
 Weights = Annotated[
     list[float],

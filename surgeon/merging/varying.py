@@ -18,15 +18,16 @@ class Varying:
     """Marks a parameter that is a number within these limits, or varies by layer and by name.
 
     The maker gets the number of its tensor. With `per`, it gets a list: one number per model, or
-    per operand (the state's first), and a recipe may give one for all, or a list; `default` is then
-    what each gets where a recipe gives nothing.
+    per operand (the state's first), or per point (the models where the recipe says `relative`, else
+    the operands), and a recipe may give one for all, or a list; `default` is then what each gets
+    where a recipe gives nothing.
     """
 
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None
     below: float | None = None
-    per: Literal["tensor", "model", "operand"] = "tensor"
+    per: Literal["tensor", "model", "operand", "point"] = "tensor"
     default: float | None = None
 
     @property

@@ -18,7 +18,7 @@ from surgeon.draft import Draft, Tensors
 from surgeon.dtypes import DTYPES
 from surgeon.errors import PlanError
 from surgeon.lazy import LazyTensor, Stream
-from surgeon.operands import (
+from surgeon.merging.operands import (
     Arithmetic,
     Entire,
     Integers,
@@ -27,13 +27,14 @@ from surgeon.operands import (
     NonFinite,
     common_names,
     total_weight,
+    within,
 )
+from surgeon.merging.varying import Numbers, Varying
 from surgeon.patterns import Target
 from surgeon.registry import OPS, Op
 from surgeon.schema import parameter_name
-from surgeon.varying import Numbers, Varying
 
-__all__ = ["Arithmetic", "At", "Companions", "Entire", "Varying", "merge", "total_weight"]
+__all__ = ["Arithmetic", "At", "Companions", "Entire", "Varying", "merge", "total_weight", "within"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,17 @@ class Companions:
     shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] = lambda shape: shape
     optional: bool = False
 
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        """The schema of what a recipe says."""
+        return {"type": "array", "items": {"type": "string"}, "minItems": 2}
+
 
 Maker = Callable[..., Arithmetic | Entire]
+# Of the draft, the names to merge, a model's name and the step's parameters: its tensors.
+Prepare = Callable[[Draft, list[str], str, Mapping[str, Any]], Tensors]
+# Names that a note lists.
+_SHOWN = 5
 
 
 Models = Annotated[
@@ -82,18 +92,20 @@ def merge(
     example: Mapping[str, Any],
     paper: str,
     models: int | tuple[int, int | None] | None = None,
+    prepare: Prepare | None = None,
 ) -> Callable[[Maker], Maker]:
     """Register a function `(*, parameters...) -> Arithmetic | Entire` as the merge of its name.
 
     `models` is how many other models it takes: a number, or the least and the most. Parameters may
-    be `Varying`, `Companions`, or an `At`.
+    be `Varying`, `Companions`, or an `At`. `prepare` says what to merge instead of a model's own
+    tensors, for what concerns several tensors at once.
     """
 
     def decorate(maker: Maker) -> Maker:
         declared = _Declared.of(maker)
 
         def rewrite(draft: Draft, **given: Any) -> None:
-            _merge(draft, maker, declared, models, **given)
+            _merge(draft, maker, declared, models, prepare, **given)
 
         rewrite.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [*_shared_parameters(), *declared.parameters]
@@ -151,6 +163,7 @@ def _merge(
     maker: Maker,
     declared: _Declared,
     expected: int | tuple[int, int | None] | None,
+    prepare: Prepare | None,
     *,
     models: Models,
     target: MergeTarget = "**",
@@ -165,10 +178,14 @@ def _merge(
     _check_models(draft, others, expected)
     names = common_names(draft, others, target, missing)
     resolver = _Resolver(draft, declared, parameters, len(others))
+    theirs = [
+        prepare(draft, names, other, parameters) if prepare else draft.model(other)
+        for other in others
+    ]
     merged: Tensors = {}
     made: dict[tuple[Any, ...], LazyTensor] = {}
     for name in names:
-        tensors = (draft[name], *(draft.model(other)[name] for other in others))
+        tensors = (draft[name], *(model[name] for model in theirs))
         companions = resolver.companions(name)
         values = resolver.values(name)
         # Tied names stay tied where all operands, and what is asked for them, agree.
@@ -181,6 +198,7 @@ def _merge(
                 values[declared.at] = At(name, tensors[0].spec.shape, streams, bool(companions))
             made[key] = operands.tensor(draft, partial(maker, **values))
         merged[name] = made[key]
+    resolver.report_without_companions()
     _put(draft, merged, into)
 
 
@@ -202,7 +220,8 @@ class _Resolver:
     def __init__(
         self, draft: Draft, declared: _Declared, parameters: Mapping[str, Any], models: int
     ) -> None:
-        counts = {"model": models, "operand": models + 1}
+        points = models if parameters.get("relative") else models + 1
+        counts = {"model": models, "operand": models + 1, "point": points}
         self._draft = draft
         self._declared = declared
         self._given = dict(parameters)
@@ -212,6 +231,8 @@ class _Resolver:
                 shown = parameter_name(word)
                 self._given[word] = varying.for_each(self._given.get(word), shown, counts)
         self.companion_models: list[str] = []
+        self._with_companions = 0
+        self._without_companions: list[str] = []
         if declared.companions:
             self.companion_models = self._given[declared.companions[0]]
             if len(self.companion_models) != models + 1:
@@ -240,8 +261,11 @@ class _Resolver:
         wanted = self._declared.companions[1]
         shape = wanted.shape(self._draft.spec(name).shape)
         found = [self._draft.model(other).get(name) for other in self.companion_models]
+        is_float = DTYPES[self._draft.spec(name).dtype].kind == "float"
         if shape is None or (wanted.optional and not any(found)):
+            self._without_companions += [name] if is_float else []
             return ()
+        self._with_companions += 1
         problems = [
             f"'{name}' is not in model '{other}'"
             if tensor is None
@@ -251,9 +275,21 @@ class _Resolver:
             or tensor.spec.shape != shape
             or DTYPES[tensor.spec.dtype].kind != "float"
         ]
-        if problems and DTYPES[self._draft.spec(name).dtype].kind == "float":
+        if problems and is_float:
             raise PlanError(*problems)
         return tuple(tensor for tensor in found if tensor is not None and not problems)
+
+    def report_without_companions(self) -> None:
+        """Note which tensors are merged without; raises PlanError where all are."""
+        if not self._declared.companions or not self._without_companions:
+            return
+        models = ", ".join(f"'{model}'" for model in dict.fromkeys(self.companion_models))
+        names = ", ".join(f"'{name}'" for name in self._without_companions[:_SHOWN])
+        more = len(self._without_companions) - _SHOWN
+        listed = f"{names} and {more} more" if more > 0 else names
+        if not self._with_companions:
+            raise PlanError(f"there is nothing in model {models} for {listed}")
+        self._draft.notes.append(f"there is nothing in model {models} for {listed}: averaged")
 
 
 def _check_models(

@@ -23,8 +23,8 @@ from surgeon.lazy import (
     TensorSpec,
     Whole,
 )
+from surgeon.merging.varying import vectors
 from surgeon.values import is_finite, require_finite, same_values
-from surgeon.varying import vectors
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -205,3 +205,12 @@ def total_weight(weights: Iterable[float]) -> float:
     if abs(total) <= 1e-12 * sum(abs(value) for value in values):
         raise PlanError(f"weights {values} add up to zero")
     return total
+
+
+def within(blocks: Sequence[Array], out: Array) -> Array:
+    """Keep a convex combination between its operands, so that rounding leaves equal ones alone."""
+    least, most = blocks[0].copy(), blocks[0].copy()
+    for block in blocks[1:]:
+        np.minimum(least, block, out=least)
+        np.maximum(most, block, out=most)
+    return np.clip(out, least, most, out=out)
