@@ -204,6 +204,7 @@ _CHANGE: Schema = _object(
         },
         "new": {**_BLOCKS, "description": "the blocks that the step created"},
         "init": {"type": ["string", "array"], "items": {"type": "string"}},
+        "parameters": {"type": "object", "description": "of a merge, as they are for this tensor"},
     },
     required=("step", "op"),
 )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from surgeon import __version__
 from surgeon.draft import Check, Draft, Outside, Tensors
 from surgeon.errors import PlanError, SurgeonError
-from surgeon.lazy import Copied, Fresh, LazyTensor
+from surgeon.lazy import Copied, Elementwise, Fresh, LazyTensor, Whole
 from surgeon.recipe import Recipe
 from surgeon.regions import spelled
 from surgeon.registry import OPS
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Change(NamedTuple):
@@ -24,6 +27,7 @@ class Change(NamedTuple):
     from_: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     init: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = _NOTHING
 
     def as_json(self) -> dict[str, Any]:
         """Return the change as the manifest spells it, without what is empty."""
@@ -34,6 +38,8 @@ class Change(NamedTuple):
             entry["new"] = list(self.new)
         if self.init:
             entry["init"] = self.init[0] if len(self.init) == 1 else list(self.init)
+        if self.parameters:
+            entry["parameters"] = dict(self.parameters)
         return entry
 
 
@@ -149,6 +155,7 @@ def _traced(before: Tensors, draft: Draft, lineage: Lineage, step: str, op: str)
             from_=tuple(source for source in [*here, *others] if source != name),
             new=tuple(spelled(name, region, tensor.spec.shape) for region in new),
             init=tuple(dict.fromkeys(inits or ())),
+            parameters=tensor.about if isinstance(tensor, Elementwise | Whole) else _NOTHING,
         )
         traced[name] = (*(lineage[parent] if parent else ()), change)
     return traced

@@ -268,6 +268,9 @@ def _change(change: Change, name: str) -> str:
         words.append(
             f"{verb or (f'{change.op} with' if merges else f'{change.op} from')} {sources}"
         )
+    if change.parameters:
+        given = ", ".join(f"{word} {_json(value)}" for word, value in change.parameters.items())
+        words = [f"{', '.join(words)} ({given})"]
     return ", ".join(words) or change.op
 
 

@@ -44,9 +44,10 @@ def test_lineage_follows_rename_widen_rename(bench):
 def test_widening_after_a_merge_keeps_both(bench):
     plan = bench.given(FC, b=FC).plan({"op": "average", "models": ["b"]}, WIDEN)
     assert changes(plan, "fc.weight") == [
-        {"step": "0", "op": "average", "from": ["b:fc.weight"]},
+        {"step": "0", "op": "average", "from": ["b:fc.weight"],
+         "parameters": {"weights": [1, 1], "normalize": True}},
         {"step": "1", "op": "widen", "new": ["fc.weight[3:4]"], "init": "default"},
-    ]
+    ]  # fmt: skip
 
 
 def test_merging_after_widening_keeps_what_is_new(bench):

@@ -177,7 +177,8 @@ def plan_text(bench: Bench, *steps: Any, **rest: Any) -> list[str]:
         ),
         (
             {"op": "average", "models": ["other"], "target": "classifier.bias"},
-            "classifier.bias F32 (7,) average with other:classifier.bias",
+            "classifier.bias F32 (7,) average with other:classifier.bias "
+            "(weights [1.0, 1.0], normalize true)",
         ),
     ],
 )

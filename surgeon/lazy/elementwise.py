@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,7 +94,8 @@ class Elementwise:
 
     `working` is the dtype to compute in, by default the operands' own. Where a result does not fit
     into the spec's dtype, `explain` is given the operands, to raise what is wrong with them. The
-    kernel gets whole runs of `run` elements, such as rows, one after the other.
+    kernel gets whole runs of `run` elements, such as rows, one after the other. `about` holds the
+    parameters that the arithmetic was made with, to be shown.
     """
 
     spec: TensorSpec
@@ -104,6 +105,7 @@ class Elementwise:
     working: np.dtype[Any] | None = None
     explain: Callable[[Sequence[Array]], None] | None = None
     run: int = 1
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:

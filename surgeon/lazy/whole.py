@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,8 @@ class Whole:
     the spec's shape; `spare_bytes` is what it takes besides them. Where a result does not fit into
     the spec's dtype, `explain` is given the operands, to raise what is wrong with them. A tensor
     that several others take parts of is computed once for all of them where they are written one
-    after the other; with `is_kept`, for what is small but dear, once for all in a process.
+    after the other; with `is_kept`, for what is small but dear, once for all in a process. `about`
+    holds the parameters that the arithmetic was made with, to be shown.
     """
 
     spec: TensorSpec
@@ -34,6 +35,7 @@ class Whole:
     working: np.dtype[Any] = _FLOAT64
     explain: Callable[[Sequence[Array]], None] | None = None
     is_kept: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict)
     _kept: list[Array] = field(default_factory=list, init=False, repr=False)
 
     @property

@@ -128,6 +128,15 @@ class _Declared:
     companions: tuple[str, Companions] | None
     at: str | None
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What parameters are that a recipe leaves out."""
+        return {
+            parameter.name: parameter.default
+            for parameter in self.parameters
+            if parameter.default is not parameter.empty
+        }
+
     @classmethod
     def of(cls, maker: Maker) -> _Declared:
         found = inspect.signature(maker, eval_str=True).parameters.values()
@@ -192,7 +201,12 @@ def _merge(
         key = (*map(id, tensors), *map(id, companions), repr(values))
         if key not in made:
             labels = [None, *others, *(resolver.companion_models if companions else ())]
-            operands = Merged(name, tensors, companions, labels, integers, nonfinite)
+            about = {
+                parameter_name(word): value
+                for word, value in {**declared.defaults, **values}.items()
+                if value is not None
+            }
+            operands = Merged(name, tensors, companions, labels, integers, nonfinite, about)
             if declared.at:
                 streams = tuple(draft.stream(f"{name}\0{other}") for other in others)
                 values[declared.at] = At(name, tensors[0].spec.shape, streams, bool(companions))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -115,6 +115,7 @@ class Merged:
     models: Sequence[str | None]
     integers: Integers
     nonfinite: NonFinite
+    about: Mapping[str, Any]
 
     def tensor(self, draft: Draft, make: Callable[[], Arithmetic | Entire]) -> LazyTensor:
         """Return the merged tensor; `make` is asked only where there are numbers to merge."""
@@ -135,7 +136,9 @@ class Merged:
         explain = self._explain if self.nonfinite == "error" else None
         if isinstance(found, Entire):
             combine = self._looked_at(found.combine) if explain else found.combine
-            return Whole(spec, combine, operands, found.spare_bytes, explain=explain)
+            return Whole(
+                spec, combine, operands, found.spare_bytes, explain=explain, about=self.about
+            )
         working = np.dtype(np.float32 if found.exact_in_float32 else np.float64)
         if any(tensor.spec.dtype == "F64" for tensor in operands):
             working = _FLOAT64
@@ -146,7 +149,9 @@ class Merged:
             def kernel(blocks: Blocks, statistics: Any, out: Array) -> Array:
                 return look(lambda seen: found.combine(blocks, statistics, out))(blocks)
 
-        return Elementwise(spec, kernel, operands, found.statistics, working, explain, found.run)
+        return Elementwise(
+            spec, kernel, operands, found.statistics, working, explain, found.run, self.about
+        )
 
     def _looked_at(self, combine: Callable[[Any], Array]) -> Callable[[Any], Array]:
         """Return a kernel that looks at its operands before."""

@@ -217,7 +217,10 @@ def test_star_without_any_model_is_an_error(bench):
 def test_lineage_names_all_operands(bench):
     bench = numbers(bench, state=1, b=3, c=4)
     made = bench.operate({**step("b", "c"), "id": "soup"})
-    assert made.lineage("x") == [{"step": "soup", "op": "average", "from": ["b:x", "c:x"]}]
+    parameters = {"weights": [1, 1, 1], "normalize": True}
+    assert made.lineage("x") == [
+        {"step": "soup", "op": "average", "from": ["b:x", "c:x"], "parameters": parameters}
+    ]
 
 
 # --- Weights that vary ----------------------------------------------------------------------------
