@@ -65,7 +65,7 @@ def test_a_greedy_soup_leaves_out_what_spoils_it(
     assert soup.accuracy(made, data.test) > soup.accuracy(average, data.test)
 
 
-@pytest.mark.parametrize("merge", ["task_arithmetic", "average", "regmean"])
+@pytest.mark.parametrize("merge", ["task_arithmetic", "average", "dare", "regmean"])
 def test_a_merge_of_specialists_knows_more_than_its_start_and_each_of_them(
     soup: ModuleType, data: Any, families: Any, merge: str
 ) -> None:
@@ -75,11 +75,13 @@ def test_a_merge_of_specialists_knows_more_than_its_start_and_each_of_them(
         assert found > soup.accuracy(path, data.test) + MARGIN
 
 
-def test_task_arithmetic_beats_chance_on_the_classes_of_each_specialist(
+def test_task_arithmetic_beats_chance_and_the_start_on_all_classes(
     soup: ModuleType, data: Any, families: Any
 ) -> None:
     _, specialists = families
     made = soup.MERGES["task_arithmetic"](specialists, data.validation)
+    found = soup.accuracy(made, data.test)
+    assert found > soup.accuracy(specialists.start, data.test) + MARGIN
     images, classes = data.test
     for subject in soup.SUBJECTS:
         own = torch.isin(classes, torch.tensor(subject))
