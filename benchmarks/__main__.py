@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import mergekit, report
-from benchmarks.jobs import JOBS, CopyJob, HeaderJob, Job, PeerJob, data_of
+from benchmarks.jobs import JOBS, RESULT, CopyJob, HeaderJob, Job, PeerJob, data_of
 from benchmarks.measure import OUTPUT, Command, CommandFailedError, imports, side_by_side
 from benchmarks.report import Row
 
@@ -147,21 +147,27 @@ def _peer(bench: Bench, job: PeerJob) -> Row:
     _say("  installing mergekit, unless that is done")
     if reason := mergekit.install(environment):
         return report.failed_row(job.title, reason)
-    folders = mergekit.prepare(bench.data, bench.size, job.inputs, job.method)
     try:
+        for folder, size in ((bench.trial, _TRIAL_SIZE), (bench.data, bench.size)):
+            folders = mergekit.prepare(folder, size, job)
+            recipe = mergekit.recipe(str(_program("surgeon")), folder)
         peer = mergekit.command(environment, folders)
-        surgeon = _surgeon(job.arguments, job.inputs)
+        surgeon = _surgeon(["surgeon", "apply", recipe, folders[0], RESULT], folders)
         modules = imports(bench.trial, surgeon)
         theirs, ours = side_by_side(bench.data, [peer, surgeon], bench.repeat)
     finally:
-        mergekit.remove(bench.data)
+        for folder in (bench.trial, bench.data):
+            mergekit.remove(folder)
     return report.peer_row(job, theirs, ours, modules)
 
 
 def _surgeon(arguments: Sequence[str], inputs: Sequence[str] = ()) -> Command:
     """Run the console script of this environment, as a user does."""
-    program = Path(sys.executable).with_name(arguments[0])
-    return Command([str(program), *arguments[1:]], inputs)
+    return Command([str(_program(arguments[0])), *arguments[1:]], inputs)
+
+
+def _program(name: str) -> Path:
+    return Path(sys.executable).with_name(name)
 
 
 def _title(job: Job) -> str:

@@ -5,7 +5,7 @@ The targets are those of the project's design; they hold for size 1 on 2 cores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.measure import OUTPUT
@@ -49,15 +49,19 @@ class HeaderJob:
 
 @dataclass(frozen=True)
 class PeerJob:
-    """The same merge by surgeon and by a peer."""
+    """The same merge by surgeon and by mergekit, both from one mergekit configuration.
+
+    `parameters` are common to all models; with `base` the first of the inputs is the base model.
+    """
 
     name: str
     title: str
-    arguments: Sequence[str]
-    inputs: Sequence[str]
     method: str
-    # At least so many times faster, at most this part of the peer's memory.
-    faster: float
+    inputs: Sequence[str]
+    parameters: Mapping[str, object]
+    base: bool
+    # At least so many times faster, at most this part of the peer's memory; None: for information.
+    faster: float | None
     memory: float
 
 
@@ -78,7 +82,16 @@ def _copy_job(
     )
 
 
-_A, _B, _C, _D = (f"{letter}.safetensors" for letter in "abcd")
+def _peer_job(
+    method: str, models: int, *, base: bool = False, faster: float | None, **parameters: object
+) -> PeerJob:
+    return PeerJob(
+        f"mergekit-{method}", f"{method} of {models}", method, _MODELS[:models], parameters, base,
+        faster, memory=0.1,
+    )  # fmt: skip
+
+
+_MODELS = _A, _B, _C, _D = tuple(f"{letter}.safetensors" for letter in "abcd")
 _EDIT = Limit(0.4, 1.2, 60)
 _CHECKPOINTS = (
     ("200 tensors, one file", "small.safetensors", Limit(0.3)),
@@ -113,10 +126,13 @@ JOBS: tuple[Job, ...] = (
         "widen", "widen the head by 16 rows", "add-output-nodes", _A, limit=_EDIT,
         layer="lm_head", new=16,
     ),
-    PeerJob(
-        "mergekit-linear", "average of 2", _apply("average-checkpoints", _A, _B), (_A, _B),
-        method="linear", faster=5, memory=0.1,
-    ),
+    _peer_job("linear", 2, faster=5, weight=1.0),
+    _peer_job("slerp", 2, base=True, faster=None, t=0.3),
+    _peer_job("ties", 3, base=True, faster=8, weight=1.0, density=0.2),
+    _peer_job("dare_ties", 3, base=True, faster=None, weight=1.0, density=0.2),
+    _peer_job("della", 3, base=True, faster=10, weight=1.0, density=0.5, epsilon=0.1),
+    _peer_job("karcher", 3, faster=10),
+    _peer_job("model_stock", 3, base=True, faster=None),
     _copy_job("slerp", "slerp of 2", "interpolate-two-models", _A, _B, limit=None),
     _copy_job(
         "average-2", "average of 2", "average-checkpoints", _A, _B, limit=Limit(0.4, 1.4, 80)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.jobs import PeerJob
 from benchmarks.llama import Llama
 from benchmarks.measure import OUTPUT, Command
 
@@ -42,27 +43,42 @@ def install(environment: Path) -> str:
     return ""
 
 
-def prepare(folder: Path, size: float, models: Sequence[str], method: str) -> list[str]:
-    """Make the model folders and the recipe that mergekit reads; return their names.
+def prepare(folder: Path, size: float, job: PeerJob) -> list[str]:
+    """Make the model folders and the configuration that both sides read; return their names.
 
-    The weights are hard links to the same files that surgeon reads.
+    The weights are hard links to the same files that surgeon's other jobs read.
     """
     names = []
-    for model in models:
+    for model in job.inputs:
         name = f"mergekit-{Path(model).stem}"
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir()
         os.link(folder / model, folder / name / "model.safetensors")
         (folder / name / "config.json").write_text(json.dumps(Llama(size).config()))
         names.append(name)
-    recipe = {
-        "merge_method": method,
+    config: dict[str, object] = {
+        "merge_method": job.method,
         "dtype": "bfloat16",
-        "models": [{"model": f"./{name}", "parameters": {"weight": 1.0}} for name in names],
+        "models": [{"model": f"./{name}"} for name in names],
+        "parameters": dict(job.parameters),
     }
+    if job.base:
+        config["base_model"] = f"./{names[0]}"
     # JSON is YAML, too.
-    (folder / "mergekit.yaml").write_text(json.dumps(recipe))
+    (folder / "mergekit.yaml").write_text(json.dumps(config))
     return names
+
+
+def recipe(program: str, folder: Path) -> str:
+    """Have surgeon make a recipe of the configuration; return its name."""
+    done = subprocess.run(
+        [program, "import", "mergekit", "mergekit.yaml"],
+        cwd=folder,
+        capture_output=True,
+        check=True,
+    )
+    (folder / "mergekit.json").write_bytes(done.stdout)
+    return "mergekit.json"
 
 
 def command(environment: Path, inputs: Sequence[str]) -> Command:

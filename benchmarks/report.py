@@ -80,8 +80,9 @@ def peer_row(job: PeerJob, peer: Runs, surgeon: Runs, modules: set[str]) -> Row:
     """Compare a merge with the same merge by mergekit."""
     faster = peer.seconds / surgeon.seconds
     share = surgeon.peak_bytes / peer.peak_bytes
-    missed = ["time"] * (faster < job.faster) + ["memory"] * (share > job.memory)
+    missed = ["time"] * (faster < (job.faster or 0)) + ["memory"] * (share > job.memory)
     missed += ["torch"] * ("torch" in modules)
+    wanted = f"≥ {job.faster:g} × faster, " if job.faster else ""
     return {
         "job": job.title,
         "mergekit": _spread(peer),
@@ -91,7 +92,7 @@ def peer_row(job: PeerJob, peer: Runs, surgeon: Runs, modules: set[str]) -> Row:
         "memory": _memory(surgeon.peak_bytes),
         "part of it": f"1/{1 / share:.1f}",
         "torch": _yes("torch" in modules),
-        "target": f"≥ {job.faster:g} × faster, ≤ 1/{1 / job.memory:.0f} of its memory, no torch",
+        "target": f"{wanted}≤ 1/{1 / job.memory:.0f} of its memory, no torch",
         "reached": _reason(missed),
     }
 

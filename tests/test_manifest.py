@@ -41,6 +41,7 @@ def test_checkpoint_is_pinned_by_its_header(example):
 
 
 def test_inputs_are_pinned_by_their_headers(example):
+    example.models = {"other": example.models["other"]}
     made = example.operate(AVERAGE, models={"other": None})
     assert made.manifest["inputs"] == {
         name: {
