@@ -101,3 +101,18 @@ def test_the_python_loop_runs(folder: Path) -> None:
     names: dict[str, object] = {"model": network(8)}
     exec(blocks("python")[1].replace('"out.', f'"{folder}/out.'), names)
     assert names["stage"].name == "joint"  # type: ignore[attr-defined]
+
+
+def test_the_merge_of_the_readme_adds_what_models_agree_on(tmp_path: Path) -> None:
+    (text,) = (block for block in blocks("json") if '"into"' in block)
+    (tmp_path / "merge.json").write_text(text)
+    names = [f"model.layers.{i}.{part}.weight" for i in range(3) for part in ("attn.q", "mlp.up")]
+    for seed, model in enumerate(("base", "chat", "code")):
+        torch.manual_seed(seed)
+        state = {name: torch.randn(4, 4) for name in [*names, "lm_head.weight"]}
+        torch.save(state, tmp_path / f"{model}.pt")
+    surgeon(tmp_path, "apply", "merge.json", "base.pt", "chat.pt", "code.pt", "out.safetensors")
+    old, new = torch.load(tmp_path / "base.pt"), load_file(tmp_path / "out.safetensors")
+    steps = [new[name] - old[name] for name in names]
+    assert all(0 < (step != 0).sum() <= 8 for step in steps)  # 4 of each of two models
+    torch.testing.assert_close(new["lm_head.weight"], old["lm_head.weight"], rtol=0, atol=0)

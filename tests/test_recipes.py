@@ -105,6 +105,74 @@ def test_interpolate_two_models_has_them_at_its_ends(tmp_path: Path, t: int, see
     torch.testing.assert_close(found, tensors(seed), rtol=0, atol=1e-6)
 
 
+def three(folder: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Write a third model; return one matrix of all three in float64, the state's first."""
+    save_file(tensors(2), folder / "third.safetensors")
+    base, other, third = (tensors(seed)["fc.weight"].double() for seed in range(3))
+    return base, other, third
+
+
+OTHERS = ("other.safetensors", "third.safetensors")
+
+
+@pytest.mark.parametrize(("normalize", "divisor"), [(False, 1), (True, 0.5)])
+def test_task_arithmetic_adds_what_models_learned(
+    tmp_path: Path, normalize: bool, divisor: float
+) -> None:
+    base, other, third = three(tmp_path)
+    words = {"lambda": 0.5, "weights": [1, -0.5], "normalize": normalize}
+    found, _ = applied(tmp_path, "task-arithmetic", *OTHERS, **words)
+    wanted = base + 0.5 * ((other - base) - 0.5 * (third - base)) / divisor
+    torch.testing.assert_close(found["fc.weight"], wanted.float(), rtol=0, atol=1e-6)
+
+
+def agreeing(base: torch.Tensor, changes: list[torch.Tensor], lambda_: float) -> torch.Tensor:
+    """Return base + lambda times the mean of the changes that have the sign of their sum."""
+    wanted = base.clone()
+    for place in range(base.numel()):
+        values = [float(change.view(-1)[place]) for change in changes]
+        signed = [v for v in values if v != 0 and (v > 0) == (sum(values) >= 0)]
+        wanted.view(-1)[place] += lambda_ * sum(signed) / max(1, len(signed))
+    return wanted.float()
+
+
+def test_ties_averages_the_largest_changes_that_agree(tmp_path: Path) -> None:
+    base, *models = three(tmp_path)
+    found, _ = applied(tmp_path, "ties", *OTHERS, **{"density": 0.5, "lambda": 0.7})
+    changes = [model - base for model in models]
+    for change in changes:
+        change[change.abs() < change.abs().flatten().sort().values[-(change.numel() // 2)]] = 0
+    wanted = agreeing(base, changes, 0.7)
+    torch.testing.assert_close(found["fc.weight"], wanted, rtol=0, atol=1e-6)
+
+
+def test_dare_ties_of_everything_averages_the_changes_that_agree(tmp_path: Path) -> None:
+    base, *models = three(tmp_path)
+    found, _ = applied(tmp_path, "dare-ties", *OTHERS, **{"density": 1, "lambda": 0.7})
+    wanted = agreeing(base, [model - base for model in models], 0.7)
+    torch.testing.assert_close(found["fc.weight"], wanted, rtol=0, atol=1e-6)
+
+
+def test_dare_ties_drops_changes_at_random_and_enlarges_the_others(tmp_path: Path) -> None:
+    base, *models = three(tmp_path)
+    found, _ = applied(tmp_path, "dare-ties", *OTHERS, density=0.5)
+    one, two = (2 * (model - base) for model in models)
+    change = found["fc.weight"].double() - base
+    possible = torch.stack([torch.zeros_like(base), one, two, (one + two) / 2])
+    assert ((possible - change).abs().min(dim=0).values < 1e-6).all()
+    assert 0 < (change == 0).sum() < change.numel() / 2
+
+
+def test_model_stock_moves_the_mean_as_far_as_models_agree(tmp_path: Path) -> None:
+    base, *models = three(tmp_path)
+    found, _ = applied(tmp_path, "model-stock", *OTHERS)
+    one, two = (model - base for model in models)
+    cosine = (one * two).sum() / (one.norm() * two.norm())
+    wanted = base + 2 * cosine / (1 + cosine) * (one + two) / 2
+    assert cosine > 0
+    torch.testing.assert_close(found["fc.weight"], wanted.float(), rtol=0, atol=1e-6)
+
+
 def test_strip_prefix_takes_it_off_the_names_that_have_it(tmp_path: Path) -> None:
     found, _ = applied(tmp_path, "strip-prefix", prefix="model")
     assert {"embed_tokens.weight", "fc.weight"} <= found.keys()
