@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_variable] = "1"
 
-# More threads than this wait for the memory bus or the disk.
+# More workers than this wait for the memory bus or the disk.
 _MOST_WORKERS = 8
 # As a shell reports a program that ended by SIGINT, and by SIGPIPE.
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
@@ -130,10 +130,12 @@ def _planned(
     "--checksums", type=click.Choice(["crc32", "sha256", "none"]), default="crc32",
     show_default=True, help="Which checksum of each tensor the manifest gets.",
 )  # fmt: skip
-@click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: cores, up to 8]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Worker processes.  [default: cores, up to 8]"
+)
 @click.option(
     "--max-memory", metavar="SIZE", callback=size,
-    help="Use fewer threads where they would need more scratch, such as 512MB.",
+    help="Use fewer workers where they would need more scratch, such as 512MB.",
 )  # fmt: skip
 def _apply(
     recipe: str, source: str, models: Sequence[str], output: Path, named: dict[str, str],
@@ -157,12 +159,12 @@ def _apply(
     with _planned(
         recipe, source, models, named, variables, optimizer, allow_code=allow_code
     ) as opened:
-        threads = workers or _default_workers()
+        count = workers or _default_workers()
         if max_memory is not None:
-            threads = workers_within(max_memory, opened.written_tensors, threads)
+            count = workers_within(max_memory, opened.written_tensors, count)
         total = report.written_bytes(opened.written_tensors)
         with _progress(total, silent=quiet) as progress:
-            result = write(opened, output, Options(threads, checksums, progress), force=force)
+            result = write(opened, output, Options(count, checksums, progress), force=force)
         if not quiet:
             _say(report.applied(opened, result, time.monotonic() - began))
         if as_json:

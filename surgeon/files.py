@@ -1,4 +1,4 @@
-"""Input files that threads read by position, and outputs that appear whole or not at all."""
+"""Input files that are read by position."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from surgeon.errors import WriteError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -35,13 +35,23 @@ def each(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Ite
     workers = min(workers, len(items))
     if workers <= 1:
         yield from map(work, items)
-        return
-    pool = _pool(workers, work, items)
-    try:
-        if isinstance(pool, ThreadPoolExecutor):
+    elif sys.platform == "linux":
+        yield from _forked(work, items, workers)
+    else:  # pragma: no cover (system libraries do not survive a fork, or there is none)
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(workers) as pool:
             yield from pool.map(work, items)
-        else:
-            yield from pool.map(_run, range(len(items)))
+
+
+def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
+    # Imported where there is work to share: it takes as long as opening a checkpoint.
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import active_children
+
+    pool = _pool(work, items, workers)
+    try:
+        yield from pool.map(_run, range(len(items)))
     except BrokenProcessPool:
         raise WriteError("a worker was killed; --workers 1 takes the least memory") from None
     except BaseException:
@@ -52,10 +62,10 @@ def each(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _pool(workers: int, work: Callable[[Any], Any], items: Sequence[Any]) -> Executor:
-    # Elsewhere system libraries do not survive a fork, or there is none.
-    if sys.platform != "linux":  # pragma: no cover
-        return ThreadPoolExecutor(workers)
+def _pool(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Executor:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     with warnings.catch_warnings():
         # Threads of NumPy's and torch's libraries, which the workers do not use.
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")

@@ -1,7 +1,7 @@
 """Random values that do not depend on who asks for them, and statistics of a tensor's rows.
 
-Values are drawn in chunks of a fixed size, each from a generator of its own: any block, on any
-thread and in any order, sees the same ones.
+Values are drawn in chunks of a fixed size, each from a generator of its own: any block, in any
+worker and in any order, sees the same ones.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class TensorSpec:
 
 
 class ByteSource(Protocol):
-    """An open input file that any thread may read at any place."""
+    """An open input file that any worker may read at any place."""
 
     path: Path
 
