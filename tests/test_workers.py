@@ -67,7 +67,7 @@ def test_a_killed_worker_is_an_error_that_says_so() -> None:
         list(each(die, range(4), 2))
 
 
-RUN = """
+RUN = r"""
 import os, sys, time
 from surgeon.workers import each
 def tell(item):
