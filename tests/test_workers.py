@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -23,12 +24,15 @@ def test_results_come_in_the_order_of_the_items(workers: int) -> None:
     assert list(each(late, range(20), workers)) == [item * item for item in range(20)]
 
 
-def test_several_workers_are_several_processes() -> None:
-    def busy(item: int) -> int:
-        time.sleep(0.05)
+def test_several_workers_are_several_processes(tmp_path: Path) -> None:
+    def meet(item: int) -> int:
+        (tmp_path / str(os.getpid())).touch()
+        until = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
         return os.getpid()
 
-    found = set(each(busy, range(8), 2))
+    found = set(each(meet, range(2), 2))
     assert len(found) == 2
     assert os.getpid() not in found
 
