@@ -148,9 +148,10 @@ def test_what_lies_behind_the_layers_comes_from_the_last_model(tmp_path: Path) -
 
 def test_a_scale_becomes_steps_of_the_new_layers(tmp_path: Path) -> None:
     scale = [{"filter": "o_proj", "value": 0}, {"value": 1}]
-    found = steps(tmp_path, merge_method="passthrough", slices=slices(("a", 3, 5), scale=scale))
+    parts = [*slices(("a", 0, 1)), *slices(("a", 3, 5), scale=scale), *slices(("a", 0, 1))]
+    found = steps(tmp_path, merge_method="passthrough", slices=parts)
     assert found[1:] == [
-        {"op": "scale", "target": [r"re:(?=.*o_proj)model\.layers\.(0|1)\..*"], "by": 0.0,
+        {"op": "scale", "target": [r"re:(?=.*o_proj)(model\.layers\.(1|2)\.).*"], "by": 0.0,
          "optional": True}
     ]  # fmt: skip
 
