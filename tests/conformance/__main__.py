@@ -8,13 +8,12 @@ from __future__ import annotations
 import sys
 
 from tests.conformance.environment import NotInstalledError
-from tests.conformance.tables import TABLES
+from tests.conformance.tables import TABLES, tables
 
 
 def main(names: list[str]) -> int:
     problems: list[str] = []
-    for name in names or TABLES:
-        table = TABLES[name]()
+    for table in tables(names or TABLES):
         print(table, flush=True)
         problems += table.problems
     for problem in problems:

@@ -24,7 +24,13 @@ Json = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
 Key = TypeVar("Key")
 
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+_SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    # The tensors are tiny.
+    "OMP_NUM_THREADS": "1",
+}
 _SCRIPT = Path(__file__).parent / "run_mergekit.py"
 
 
@@ -81,7 +87,7 @@ def run(folder: Path, environment: Path, jobs: Mapping[Key, Job]) -> dict[Key, M
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, **_OFFLINE},
+        env={**os.environ, **_SETTINGS},
     )
     if done.returncode:
         raise RuntimeError(f"mergekit cannot be run:\n{done.stderr}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -33,9 +34,8 @@ class Table:
         return f"{self.title}\n\n{tabulate(self.rows, self.headings, tablefmt='github')}\n"
 
 
-def methods() -> Table:
+def methods(made: Mapping[Any, Made]) -> Table:
     """Compare every deterministic method, with options that make both definitions the same."""
-    made = sides.both({name: Job(method.config) for name, method in METHODS.items()})
     rows, problems = [], []
     for name, found in made.items():
         ours = max(_to_oracle(METHODS[name], found).values())
@@ -51,9 +51,8 @@ def methods() -> Table:
     )
 
 
-def degenerate() -> Table:
+def degenerate(made: Mapping[Any, Made]) -> Table:
     """Compare the same methods on tensors that are special cases."""
-    made = sides.both({name: Job(m.config, "degenerate") for name, m in METHODS.items()})
     rows, problems = [], []
     for name, found in made.items():
         method = METHODS[name]
@@ -82,9 +81,8 @@ def degenerate() -> Table:
     )
 
 
-def deviations() -> Table:
+def deviations(made: Mapping[Any, Made]) -> Table:
     """Pin what is computed otherwise on purpose: surgeon follows the oracle, mergekit does not."""
-    made = sides.both({name: Job(d.method.config, d.family) for name, d in DEVIATIONS.items()})
     rows, problems = [], []
     for name, found in made.items():
         ours = max(_to_oracle(DEVIATIONS[name].method, found).values())
@@ -100,11 +98,8 @@ def deviations() -> Table:
     )
 
 
-def rounding() -> Table:
+def rounding(made: Mapping[Any, Made]) -> Table:
     """Compare bfloat16 results with the oracle's, rounded once."""
-    made = sides.both({
-        name: Job({**m.config, "dtype": "bfloat16"}, "bfloat16") for name, m in METHODS.items()
-    })  # fmt: skip
     rows, problems = [], []
     for name, found in made.items():
         expected = {
@@ -120,10 +115,10 @@ def rounding() -> Table:
     )
 
 
-def random() -> Table:
+def random(made: Mapping[Any, Made]) -> Table:
     """Compare what is kept at random: it differs, but not in distribution."""
     rows, problems = [], []
-    for (name, rescale), drawn in chances.both(sides.both(chances.JOBS)).items():
+    for (name, rescale), drawn in chances.both(made).items():
         label = f"{name}, rescale" if rescale else name
         for who, side, bound in zip(
             ("surgeon", "mergekit"), drawn, (BOUND, chances.FLOAT32), strict=True
@@ -147,10 +142,10 @@ def random() -> Table:
     )
 
 
-def configurations() -> Table:
+def configurations(made: Mapping[Any, Made]) -> Table:
     """Compare imported configurations of all kinds."""
     rows, problems = [], []
-    for name, found in sides.both(CONFIGURATIONS).items():
+    for name, found in made.items():
         apart = max(_to_mergekit(found).values(), default=float("nan"))
         rows.append([name, str(found.recipe["about"].split(", ")[1].split(")")[0]), _number(apart)])
         dtypes = {n: tensor.dtype for n, tensor in found.ours.items()}
@@ -163,10 +158,28 @@ def configurations() -> Table:
     )
 
 
-TABLES: Mapping[str, Callable[[], Table]] = {
-    made.__name__: made
-    for made in (methods, degenerate, rounding, random, configurations, deviations)
+# What is run for each table, and what is made of it.
+TABLES: Mapping[str, tuple[Callable[[Mapping[Any, Made]], Table], Mapping[Any, Job]]] = {
+    "methods": (methods, {name: Job(m.config) for name, m in METHODS.items()}),
+    "degenerate": (degenerate, {n: Job(m.config, "degenerate") for n, m in METHODS.items()}),
+    "rounding": (
+        rounding,
+        {n: Job({**m.config, "dtype": "bfloat16"}, "bfloat16") for n, m in METHODS.items()},
+    ),
+    "random": (random, chances.JOBS),
+    "configurations": (configurations, CONFIGURATIONS),
+    "deviations": (deviations, {n: Job(d.method.config, d.family) for n, d in DEVIATIONS.items()}),
 }
+
+
+def tables(names: Iterable[str]) -> list[Table]:
+    """Return tables; all that they need is run at once."""
+    jobs = {(name, key): job for name in names for key, job in TABLES[name][1].items()}
+    made = sides.both(jobs)
+    return [
+        TABLES[name][0]({key: found for (of, key), found in made.items() if of == name})
+        for name in names
+    ]
 
 
 def _oracle(method: Method, found: Made) -> sides.Tensors:
