@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint docs bench exactness clean
+.PHONY: demo test slow lint docs bench exactness conformance clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,6 +36,9 @@ bench: .venv/ready
 
 exactness: .venv/ready
 	$(BIN)/python -m tests.training.exactness
+
+conformance: .venv/ready
+	$(BIN)/python -m tests.conformance
 
 clean:
 	rm -rf .venv .bench demo

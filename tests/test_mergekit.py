@@ -13,10 +13,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from surgeon.apply import opened, write
 from surgeon.errors import UsageError
+from surgeon.execute import Options
 from surgeon.mergekit import imported
 from surgeon.mergekit.methods import METHODS
 from surgeon.recipe import load
+from tests.network import read
 
 
 def given(folder: Path, **config: Any) -> Path:
@@ -148,9 +151,10 @@ def test_what_lies_behind_the_layers_comes_from_the_last_model(tmp_path: Path) -
 
 def test_a_scale_becomes_steps_of_the_new_layers(tmp_path: Path) -> None:
     scale = [{"filter": "o_proj", "value": 0}, {"value": 1}]
-    found = steps(tmp_path, merge_method="passthrough", slices=slices(("a", 3, 5), scale=scale))
+    parts = [*slices(("a", 0, 1)), *slices(("a", 3, 5), scale=scale), *slices(("a", 0, 1))]
+    found = steps(tmp_path, merge_method="passthrough", slices=parts)
     assert found[1:] == [
-        {"op": "scale", "target": [r"re:(?=.*o_proj)model\.layers\.(0|1)\..*"], "by": 0.0,
+        {"op": "scale", "target": [r"re:(?=.*o_proj)(model\.layers\.(1|2)\.).*"], "by": 0.0,
          "optional": True}
     ]  # fmt: skip
 
@@ -167,6 +171,84 @@ def test_slices_that_are_merged_have_gradients_of_their_own(tmp_path: Path) -> N
     assert first["target"] == ["**", r"!re:model\.layers\.(2|3)\..*", "!model.norm", "!lm_head"]
     assert second["target"] == [r"re:model\.layers\.(2|3)\..*", "model.norm", "lm_head"]
     assert [rule["value"] for rule in second["t"]] == [0.5, 0.6, 0.5]
+
+
+def network(folder: Path, name: str, *, layers: int = 1, dtype: torch.dtype = torch.float32) -> str:
+    """Write a model of few tensors; returns its path."""
+    names = ["embed.weight", *(f"h.{layer}.w" for layer in range(layers)), "head.weight"]
+    path = folder / f"{name}.safetensors"
+    save_file({name: torch.ones(2, dtype=dtype) for name in names}, path)
+    return str(path)
+
+
+def test_a_scale_holds_for_what_lies_before_and_behind_the_layers(tmp_path: Path) -> None:
+    a = network(tmp_path, "a", layers=2)
+    parts = [*slices((a, 0, 1), scale=2), *slices((a, 0, 1), scale=3), *slices((a, 1, 2), scale=4)]
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(imported(given(
+        tmp_path, merge_method="passthrough", slices=parts)).recipe))  # fmt: skip
+    with opened(load(str(recipe), {}), a, {}) as found:
+        write(found, tmp_path / "out.safetensors", Options(), force=True)
+    made = {name: tensor[0].item() for name, tensor in read(tmp_path / "out.safetensors").items()}
+    expected = {"embed.weight": 2, "h.0.w": 2, "h.1.w": 3, "h.2.w": 4, "head.weight": 4}
+    assert made == expected
+
+
+def test_a_gradient_over_one_layer_is_its_last_value(tmp_path: Path) -> None:
+    a, b = network(tmp_path, "a"), network(tmp_path, "b")
+    (step,) = steps(
+        tmp_path, merge_method="slerp", base_model=a, models=models(a, b), parameters={"t": [0, 1]}
+    )
+    assert step["t"] == [{"target": r"re:h\.(0)\..*", "value": 1.0}, {"value": 0.0}]
+
+
+@pytest.mark.parametrize(
+    ("here", "dtype", "casts"),
+    [
+        (torch.bfloat16, "float32", True),
+        (torch.bfloat16, "float16", False),
+        (torch.float64, "float32", False),
+        (None, "float32", True),
+        (None, "bfloat16", False),
+    ],
+)
+def test_a_wider_dtype_is_the_state_s_before_it_is_merged(
+    tmp_path: Path, here: torch.dtype | None, dtype: str, casts: bool
+) -> None:
+    a = network(tmp_path, "a", dtype=here) if here else "a"
+    found = steps(tmp_path, merge_method="linear", models=models(a, "b", weight=1), dtype=dtype)
+    assert [step["op"] for step in found] == ["cast"] * casts + ["average"]
+
+
+def test_a_base_that_is_no_source_of_a_slice_is_left_out(tmp_path: Path) -> None:
+    parts = [{"sources": [{"model": m, "layer_range": [0, 2]} for m in "ab"]}]
+    found = imported(
+        given(tmp_path, merge_method="linear", base_model="c", slices=parts,
+              parameters={"weight": 1})
+    )  # fmt: skip
+    assert (found.input, found.recipe["models"]) == ("a", {"b": "b"})
+
+
+def test_iterations_are_a_whole_number(tmp_path: Path) -> None:
+    (step,) = steps(
+        tmp_path, merge_method="karcher", models=models("a", "b"), parameters={"max_iter": "2e1"}
+    )
+    assert (step["max_iterations"], type(step["max_iterations"])) == (20, int)
+
+
+def test_a_list_without_values_says_nothing(tmp_path: Path) -> None:
+    (step,) = steps(
+        tmp_path, merge_method="linear", models=models("a", "b", weight=[]),
+        parameters={"weight": 3},
+    )  # fmt: skip
+    assert step["weights"] == 3.0
+
+
+def test_layers_that_are_left_out_of_a_merge_are_refused(tmp_path: Path) -> None:
+    a, b = network(tmp_path, "a", layers=3), network(tmp_path, "b", layers=3)
+    parts = [{"sources": [{"model": m, "layer_range": [0, 2]} for m in (a, b)]}]
+    with pytest.raises(UsageError, match="2 of 3 layers are merged"):
+        imported(given(tmp_path, merge_method="linear", slices=parts, parameters={"weight": 1}))
 
 
 @pytest.mark.parametrize(
@@ -188,6 +270,14 @@ def test_slices_that_are_merged_have_gradients_of_their_own(tmp_path: Path) -> N
         ({"merge_method": "ties", "base_model": "a", "models": models("b", weight=1),
           "parameters": {"rescale": True}}, "'rescale: true' has no counterpart"),
         ({"merge_method": "passthrough", "models": models("a", "b")}, "takes one model"),
+        ({"merge_method": "karcher", "models": models("a", "b"), "parameters": {"tol": [0, 1]}},
+         "parameter 'tol' is one number here"),
+        ({"merge_method": "ties", "base_model": "c", "slices": [{"sources": [
+            {"model": m, "layer_range": [0, 1], "parameters": {"weight": 1}} for m in "ab"]}]},
+         "'base_model' must be among the sources"),
+        ({"merge_method": "passthrough", "slices": slices(
+            ("a", 2, 3), scale=[{"filter": "layers.2", "value": 2}, {"value": 1}])},
+         "a number of a layer that moves"),
         ({"merge_method": "linear", "slices": slices(("a", 0, 1))}, "passthrough, not linear"),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.depth import all_positions, is_before_layers, layer_of
-from surgeon.dtypes import require_dtype
+from surgeon.dtypes import DTYPES, require_dtype
 from surgeon.errors import UsageError
 from surgeon.formats import open_checkpoint
 from surgeon.mergekit.methods import METHODS, Json, Method
@@ -67,8 +67,27 @@ class Importer:
             recipe["models"] = {name: path for path, name in self._models.items()}
         recipe["steps"] = steps
         if dtype := self._config.get("out_dtype") or self._config.get("dtype"):
-            recipe["output"] = {"dtype": require_dtype(str(dtype))}
+            wanted = require_dtype(str(dtype))
+            recipe["steps"] = self._raised(steps, wanted, self._names(state).dtypes)
+            recipe["output"] = {"dtype": wanted}
         return Imported(recipe, state, (f"apply it to {state}", *self._notes))
+
+    @staticmethod
+    def _raised(steps: list[Json], wanted: str, dtypes: frozenset[str]) -> list[Json]:
+        """Return steps of which the first that computes finds the state in a wider dtype.
+
+        A step rounds to the state's dtype, the output's may hold more. Where the state is not here
+        it may be of any dtype.
+        """
+        bits = DTYPES[wanted].bits
+        narrowest = min((DTYPES[dtype].bits for dtype in dtypes), default=16)
+        if narrowest >= bits:
+            return steps
+        computing = [number for number, step in enumerate(steps)
+                     if step["op"] not in ("layers", "delete", "copy")]  # fmt: skip
+        cast: Json = {"op": "cast", "target": "**", "dtype": wanted}
+        first = computing[0] if computing else len(steps)
+        return [*steps[:first], cast, *steps[first:]] if computing else steps
 
     def _only_model(self) -> Json:
         models = self._config["models"]
@@ -101,6 +120,8 @@ class Importer:
         """Return the state's path and the step; with `layers`, for a slice of these only."""
         state, others, relative = self._operands(method, sources)
         names = self._names(state.path)
+        if names.count == 1:  # where there is no depth, mergekit takes the last value
+            layers = layers or range(1)
         operands = others if method.base == "required" or relative else [state, *others]
         self._check_parameters(method, [*(source.parameters for source in sources), scope])
         step: Json = {"op": method.op, "models": [self._named(other.path) for other in others]}
@@ -112,6 +133,8 @@ class Importer:
             step[ours] = values[0] if all(value == values[0] for value in values) else values
         for word, (ours, default) in method.shared.items():
             step[ours] = self._value(self._rules(word, default, scope), names, layers)
+        for word, (ours, default) in method.fixed.items():
+            step[ours] = self._fixed(self._rules(word, default, scope), word, default)
         for word, meanings in method.switches.items():
             step |= meanings[self._switch(word, meanings, scope)]
         if method.at_density_one and (densities := step["density"]) in (1, [1] * len(operands)):
@@ -135,13 +158,17 @@ class Importer:
             raise UsageError("'base_model' is missing")
         if self._base is None or (method.base == "first" and base):
             return sources[0], sources[1:], False
+        if base is None and sources[0].layers is not None:  # mergekit adds it to whole models alone
+            if method.base != "first":
+                raise UsageError("'base_model' must be among the sources of every slice")
+            return sources[0], sources[1:], False
         base = base or _Source(self._base, {})
         if method.base == "first":  # mergekit merges the base model too, and last
             return sources[0], [*sources[1:], base], False
         return base, [s for s in sources if s.path != base.path], method.base == "optional"
 
     def _check_parameters(self, method: Method, scopes: list[Json]) -> None:
-        known = {*method.per_model, *method.shared, *method.switches}
+        known = {*method.per_model, *method.shared, *method.fixed, *method.switches}
         known |= {"nuslerp_flatten", "nuslerp_row_wise"} if method.op == "nuslerp" else set()
         given = [word for scope in [*scopes, self._parameters] for word in scope]
         for word in dict.fromkeys(given):
@@ -185,6 +212,13 @@ class Importer:
             return rules[0].values[0]
         return [item for rule in rules for item in varying(rule, names, layers)]
 
+    def _fixed(self, rules: list[Rule], word: str, default: float) -> float:
+        """Return the value of a parameter that does not vary, of its default's type."""
+        (value,) = rules[0].values[:1] or (default,)
+        if len(rules) > 1 or len(rules[0].values) > 1:
+            raise UsageError(f"parameter '{word}' is one number here; it cannot vary")
+        return int(value) if isinstance(default, int) else value
+
     # Slices
 
     def _sliced(self, name: str) -> tuple[str, list[Json]]:
@@ -222,9 +256,11 @@ class Importer:
                 for module in behind
             ]  # fmt: skip
         first = 0
-        for source in sources:
+        for number, source in enumerate(sources):
             layers = range(first, first + len(source.layers or ()))
-            steps += self._scaled(source, names, layers if source.layers is not None else None)
+            ends = number == 0, number == len(sources) - 1
+            own = layers if source.layers is not None else None
+            steps += self._scaled(source, names, own, ends)
             first = layers.stop
         return state, steps
 
@@ -234,16 +270,27 @@ class Importer:
         return taken if source.path == state else {"model": self._named(source.path),
                                                    "range": taken}  # fmt: skip
 
-    def _scaled(self, source: _Source, names: Names, layers: range | None) -> list[Json]:
-        """Return steps that multiply a slice by its `scale`."""
+    def _scaled(
+        self, source: _Source, names: Names, layers: range | None, ends: tuple[bool, bool]
+    ) -> list[Json]:
+        """Return steps that multiply a slice by its `scale`.
+
+        `ends` says whether what lies before the layers, and behind them, goes with it.
+        """
         if "scale" not in {**self._parameters, **source.parameters}:
             return []
+        moved = layers is not None and source.layers != layers
         steps: list[Json] = []
         passed: list[str] = []
         for rule in self._rules("scale", None, source.parameters):
             if len(rule.values) > 1:
                 raise UsageError("a 'scale' that varies by layer is not imported")
-            target = names.pattern(layers, rule.filter) if layers else containing(rule.filter)
+            if moved and re.search(r"\d", rule.filter or ""):
+                raise UsageError(
+                    f"the 'scale' filter {rule.filter!r} has a number of a layer that moves; it is "
+                    "not imported"
+                )
+            target = names.slice(layers, ends, rule.filter) if layers else containing(rule.filter)
             if (by := rule.values[0]) != 1:
                 targets = [target, *(f"!{other}" for other in passed)]
                 steps.append({"op": "scale", "target": targets, "by": by, "optional": True})
@@ -266,8 +313,13 @@ class Importer:
             if entry.get("base_model") not in (None, self._config.get("base_model")):
                 raise UsageError("a slice's own 'base_model' is not imported")
             first = layers.stop
-        if len(slices) == 1:
+        if (count := self._names(self._base or paths[0]).count) not in (None, first):
+            raise UsageError(
+                f"{first} of {count} layers are merged: drop the others from the models first"
+            )
+        if count is None:
             self._notes.append(f"the models are taken to have {first} layers, all of them merged")
+        if len(slices) == 1:
             state, step = self._merged(method, parts[0], slices[0].get("parameters") or {})
             return state, [step]
         steps: list[Json] = []
@@ -296,13 +348,15 @@ class Importer:
             return Names("model.layers", ("model.norm", "lm_head"))
         checkpoint = open_checkpoint(path)
         try:
-            layers = all_positions(checkpoint.tensors)
-            if not layers:
-                return Names("model.layers", ())
-            container = max(layers, key=lambda name: len(layers[name]))
+            found = all_positions(checkpoint.tensors)
+            kinds = {tensor.spec.dtype for tensor in checkpoint.tensors.values()}
+            dtypes = frozenset(kind for kind in kinds if DTYPES[kind].kind == "float")
+            if not found:
+                return Names("model.layers", (), dtypes=dtypes)
+            container = max(found, key=lambda name: len(found[name]))
             modules = [name.rpartition(".")[0] for name in checkpoint.tensors
                        if layer_of(name) is None and not is_before_layers(name)]  # fmt: skip
-            return Names(container, tuple(dict.fromkeys(modules)))
+            return Names(container, tuple(dict.fromkeys(modules)), len(found[container]), dtypes)
         finally:
             checkpoint.close()
 

@@ -24,10 +24,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Names:
-    """What the layers of the models are called, and the tensors behind the last one."""
+    """What the layers of the models are called, and the tensors behind the last one.
+
+    And how many there are, and of which floating-point dtypes, where the model is here.
+    """
 
     container: str
     behind: tuple[str, ...]
+    count: int | None = None
+    dtypes: frozenset[str] = frozenset()
 
     def pattern(self, layers: Sequence[int] | None, text: str | None) -> str:
         """Return a pattern of layers' tensors (None: all layers) whose names have a text."""
@@ -37,6 +42,18 @@ class Names:
         wanted = f"(?=.*{re.escape(text)})" if text else ""
         return rf"re:{wanted}{re.escape(self.container)}\.({number})\..*"
 
+    def slice(self, layers: Sequence[int], ends: tuple[bool, bool], text: str | None) -> str:
+        """Return a pattern as above, `ends` adding what lies before the layers, and behind them."""
+        inside = rf"{re.escape(self.container)}\."
+        behind = rf"({'|'.join(map(re.escape, self.behind))})(\.|$)" if self.behind else "(?!)"
+        parts = [rf"{inside}({'|'.join(map(str, layers))})\."]
+        if ends[0]:
+            parts.append(rf"(?!{inside}\d|{behind})")
+        if ends[1]:
+            parts.append(behind)
+        wanted = f"(?=.*{re.escape(text)})" if text else ""
+        return f"re:{wanted}({'|'.join(parts)}).*"
+
 
 def as_rules(word: str, setting: Any) -> list[Rule]:
     if isinstance(setting, dict):
@@ -44,11 +61,13 @@ def as_rules(word: str, setting: Any) -> list[Rule]:
     if isinstance(setting, list) and any(isinstance(item, dict) for item in setting):
         rules = []
         for item in setting:
-            (rule,) = as_rules(word, item.get("value"))
             text = item.get("filter")
-            rules.append(Rule(None if text in (None, "*") else str(text), rule.values))
+            filter_ = None if text in (None, "*") else str(text)
+            rules += [Rule(filter_, rule.values) for rule in as_rules(word, item.get("value"))]
         return rules
     values = setting if isinstance(setting, list) else [setting]
+    if not values:  # says nothing; what is further out holds
+        return []
     try:
         return [Rule(None, tuple(float(value) for value in values))]
     except (TypeError, ValueError):
