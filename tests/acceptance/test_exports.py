@@ -1,4 +1,4 @@
-"""Acceptance: a mixed-precision export in shards, and an expectation over three models."""
+"""Acceptance: a mixed-precision export in shards, and task vectors of the MLPs alone."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ SHAPES: Shapes = {
 
 @pytest.fixture
 def expecting(tmp_path: Path) -> Callable[..., Path]:
-    """Expect three models to differ in their MLPs alone, after a change to the third."""
+    """Merge three models that should differ in their MLPs alone, after a change to the third."""
 
     def expect(**changed: torch.Tensor) -> Path:
         tensors = random(SHAPES)
@@ -87,8 +87,11 @@ def expecting(tmp_path: Path) -> Callable[..., Path]:
         tuned[1] |= {name.replace("__", "."): tensor for name, tensor in changed.items()}
         for name, one in {"base": tensors, "a": tuned[0], "b": tuned[1]}.items():
             save_file(one, tmp_path / f"{name}.safetensors")
-        step = {"op": "expect", "target": ["**", "!**.mlp"], "equal_to": ["a", "b"]}
-        text = {"surgeon": 1, "models": {n: f"{n}.safetensors" for n in "ab"}, "steps": [step]}
+        steps = [
+            {"op": "expect", "target": ["**", "!**.mlp"], "equal_to": ["a", "b"]},
+            {"op": "task_arithmetic", "models": ["a", "b"], "target": "**.mlp", "lambda": 0.5},
+        ]
+        text = {"surgeon": 1, "models": {n: f"{n}.safetensors" for n in "ab"}, "steps": steps}
         (tmp_path / "recipe.json").write_text(json.dumps(text))
         plan = recipe.load(str(tmp_path / "recipe.json"), {})
         source, output = str(tmp_path / "base.safetensors"), tmp_path / "out.safetensors"
@@ -99,8 +102,14 @@ def expecting(tmp_path: Path) -> Callable[..., Path]:
     return expect
 
 
-def test_models_that_differ_in_their_mlps_alone_go_through(expecting: Callable[..., Path]) -> None:
-    assert_identical(load_file(expecting()), random(SHAPES))
+def test_task_vectors_of_the_mlps_alone_are_added(expecting: Callable[..., Path]) -> None:
+    base = random(SHAPES)
+    tuned = [{n: t + (i if ".mlp." in n else 0) for n, t in base.items()} for i in (1, 2)]
+    expected = {
+        name: (t.double() + 0.5 * sum(one[name].double() - t.double() for one in tuned)).float()
+        for name, t in base.items()
+    }
+    assert_identical(load_file(expecting()), expected)
 
 
 def test_one_weight_elsewhere_stops_the_run(expecting: Callable[..., Path], tmp_path: Path) -> None:

@@ -219,6 +219,51 @@ OPERATIONS = {
     "a layer fewer": Operation(
         "bert", [{"op": "delete", "target": "bert.encoder.layer.1"}], {"num_hidden_layers": 1}
     ),
+    "the upper layer alone": Operation(
+        "llama",
+        [{"op": "layers", "container": "model.layers", "take": [1]}],
+        {"num_hidden_layers": 1},
+    ),
+    "a block after each, which does nothing": Operation(
+        "llama",
+        [
+            {
+                "op": "layers",
+                "container": "model.layers",
+                "take": [{"range": ":", "every": 1, "zero": ["o_proj", "down_proj"]}],
+            }
+        ],
+        {"num_hidden_layers": 4},
+        EVERYTHING,
+        tolerance=1e-6,
+    ),
+    "wider middle, net2wider": Operation(
+        "llama",
+        [
+            {
+                "op": "widen",
+                "target": "**.mlp.(gate|up)_proj",
+                "rows": 8,
+                "init": "net2wider",
+                "consumers": "**.mlp.down_proj",
+            }
+        ],
+        {"intermediate_size": 32},
+        EVERYTHING,
+        tolerance=1e-5,
+    ),
+    "narrower middle": Operation(
+        "llama",
+        [
+            {
+                "op": "narrow",
+                "target": "**.mlp.(gate|up)_proj",
+                "drop": "-4:",
+                "consumers": "**.mlp.down_proj",
+            }
+        ],
+        {"intermediate_size": 20},
+    ),
     "an expert fewer": Operation(
         "mixtral",
         [
