@@ -71,7 +71,11 @@ class Op:
 
     def apply(self, draft: Draft, parameters: Mapping[str, Any]) -> None:
         """Run the rewrite with a step's parameters."""
-        self.rewrite(draft, **schema.arguments(parameters, self.rewrite))
+        known = self.parameters["properties"]
+        given = {
+            name: schema.whole_numbers(value, known[name]) for name, value in parameters.items()
+        }
+        self.rewrite(draft, **schema.arguments(given, self.rewrite))
 
 
 class _Ops(Mapping[str, Op]):

@@ -97,3 +97,14 @@ def arguments(values: Mapping[str, Any], function: Callable[..., Any]) -> dict[s
     """Return JSON parameters under the names that the Python function gives them."""
     by_name = {parameter_name(name): name for name in inspect.signature(function).parameters}
     return {by_name[name]: value for name, value in values.items()}
+
+
+def whole_numbers(value: Any, schema: Schema) -> Any:
+    """Return a value with integers where its schema wants them; JSON Schema lets 3.0 be one."""
+    kinds = schema.get("type", ())
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    if isinstance(value, float) and "integer" in kinds and "number" not in kinds:
+        return int(value)
+    if isinstance(value, list) and isinstance(items := schema.get("items"), dict):
+        return [whole_numbers(item, items) for item in value]
+    return value

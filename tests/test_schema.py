@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from surgeon.envelope import RECIPE_SCHEMA
 from surgeon.recipe import OPS
-from surgeon.schema import arguments, of_hint, of_parameters, parameter_name
+from surgeon.schema import arguments, of_hint, of_parameters, parameter_name, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -96,3 +96,18 @@ def test_keywords_lose_their_underscore():
 @pytest.mark.parametrize("schema", [RECIPE_SCHEMA, *(op.step_schema for op in OPS.values())])
 def test_every_schema_is_a_valid_schema(schema):
     Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("value", "given", "expected"),
+    [
+        (3.0, {"type": "integer"}, 3),
+        (3.0, {"type": ["integer", "string"]}, 3),
+        (3.0, {"type": "number"}, 3.0),
+        ([1.0, "2:3"], {"type": "array", "items": {"type": ["integer", "string"]}}, [1, "2:3"]),
+        ("3.0", {"type": "integer"}, "3.0"),
+    ],
+)
+def test_integers_may_be_written_with_a_point(value, given, expected):
+    found = whole_numbers(value, given)
+    assert repr(found) == repr(expected)
