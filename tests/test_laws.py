@@ -163,11 +163,11 @@ def test_manifest_lists_exactly_the_planned_tensors(op, example):
 
 
 @pytest.mark.parametrize("op", EVERY_OP)
-@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize("workers", [2, 8])
 def test_bytes_do_not_depend_on_workers(op, workers, example, monkeypatch):
     monkeypatch.setattr(execute, "_SHARED_FROM", 0)
     monkeypatch.setattr(execute, "_UNIT", 1 << 10)
-    expected = example.operate(step(op), options=Options(workers=3))
+    expected = example.operate(step(op), options=Options(workers=1))
     written, manifest = expected.path.read_bytes(), expected.manifest
     again = example.operate(step(op), options=Options(workers=workers))
     assert again.path.read_bytes() == written
