@@ -55,6 +55,10 @@ class _Commands(click.Group):
             click.echo("some tensor passes through too many steps; apply them in parts", err=True)
             ctx.exit(PlanError.exit_code)
         except KeyboardInterrupt:
+            # Where it came inside of an exec(), as of a dataclass that is being imported, python -m
+            # ends with the signal instead of our code; another exec() clears that. See
+            # run_eval_code_obj in https://github.com/python/cpython/blob/3.13/Python/pythonrun.c
+            exec("")
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
         except BrokenPipeError:

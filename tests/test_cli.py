@@ -338,6 +338,23 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "recipe.json"]
 
 
+INTERRUPTED = """
+import click
+from surgeon import cli
+@cli.commands.command("wait")
+def wait():
+    exec("raise KeyboardInterrupt")
+cli.commands(["wait"], prog_name="surgeon")
+"""
+
+
+def test_an_interrupt_inside_of_an_exec_has_the_same_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({f"layer.{i}.weight": np.zeros(1, np.float32) for i in range(20000)}, path)
