@@ -49,7 +49,7 @@ class Operands:
     def blocks(self, working: np.dtype[Any] | None = None) -> Iterator[Blocks]:
         """Yield all operands' blocks, in order, raised to `working` (their common dtype).
 
-        They may be overwritten, and are valid until the next ones are asked for.
+        They are read-only, and valid until the next ones are asked for.
         """
         count = self.tensors[0].spec.count
         for start in range(0, count, self._step):

@@ -96,8 +96,7 @@ def gram(operands: Operands, vectors: Vectors, *, relative: bool = False) -> Arr
             points: list[Array] = list(blocks)
             if relative:
                 first, *points = points
-                for point in points:
-                    np.subtract(point, first, out=point)
+                points = [np.subtract(point, first) for point in points]
             part = _products(points, vectors)
             if parts and vectors.granularity != "row":
                 parts[0] += part
