@@ -200,7 +200,7 @@ def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Res
     if not _is_file(output):
         opened.besides.check()
     executor = Executor(options)
-    notes = executor.check(opened.plan.checks)
+    notes = executor.check(opened.plan.checks, sum(file.size_bytes for file in files))
     with publish.writing(output):
         if _is_file(output):
             path, written = _write_file(opened, output, files, executor)

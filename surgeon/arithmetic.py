@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import numpy as np
 
 from surgeon.draft import Draft
-from surgeon.dtypes import DTYPES, LARGEST, Array
+from surgeon.dtypes import DTYPES, Array
 from surgeon.errors import PlanError
 from surgeon.lazy import Elementwise, Kernel, LazyTensor, TensorSpec
-from surgeon.values import require_finite
+from surgeon.values import beyond, require_finite
 
 Integers = Annotated[
     Literal["keep", "error"], "keep: what is not floating-point stays as it is, and is reported"
@@ -59,4 +59,4 @@ def _explain(name: str, dtype: str, blocks: Sequence[Array]) -> None:
     require_finite(blocks[0], f"'{name}'")
     for block in blocks[1:]:
         require_finite(block, f"what is added to '{name}'")
-    raise PlanError(f"'{name}': the result is beyond {dtype}'s largest value {LARGEST[dtype]:g}")
+    raise beyond(name, dtype)

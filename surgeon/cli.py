@@ -181,7 +181,7 @@ def _apply(
 def _default_workers() -> int:
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    else:  # pragma: no cover (macOS)
+    else:  # macOS
         cores = os.cpu_count() or 1
     return min(cores, _MOST_WORKERS)
 

@@ -17,10 +17,8 @@ from surgeon.errors import PlanError
 from surgeon.formats import open_checkpoint
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, raised_blocks
 from surgeon.tables import number, table
-from surgeon.workers import each
+from surgeon.workers import each, worthwhile
 
-# With fewer bytes to read, starting workers takes longer than they save.
-_SHARED_FROM = 64 << 20
 _FLOAT64 = np.dtype(np.float64)
 
 
@@ -184,7 +182,7 @@ def compare(locations: Sequence[str], workers: int) -> Comparison:
             raise PlanError(*notes, "the models have no floating-point tensor in common")
         groups = [tuple(model[name] for model in models) for name in names]
         size = sum(tensor.spec.size_bytes for group in groups for tensor in group)
-        found = each(_figures, groups, workers if size >= _SHARED_FROM else 1)
+        found = each(_figures, groups, worthwhile(workers, size))
         layers: dict[str, dict[str, Figures]] = {}
         for name, figures in zip(names, found, strict=True):
             layer, module = _place(name)

@@ -17,12 +17,10 @@ from surgeon.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.formats.checkpoint import Record
 from surgeon.layout import OutputFile, Placed
 from surgeon.lazy import BLOCK, ByteRange, Computed, Elementwise, Scratch, is_computed_at_once
-from surgeon.workers import each
+from surgeon.workers import each, worthwhile
 
 # Bytes that one worker takes at a time; a multiple of every block.
 _UNIT = 16 << 20
-# With fewer bytes to write, or to look at, more than one worker would take longer than one.
-_SHARED_FROM = 64 << 20
 # Reads and writes of at most this much; larger ones leave the processor's cache.
 COPY_BUFFER = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2
@@ -79,9 +77,10 @@ class Executor:
         self._buffer = memoryview(bytearray(COPY_BUFFER))
         self._libc = ctypes.CDLL(None, use_errno=True)
 
-    def check(self, checks: Sequence[tuple[str, Check]]) -> list[str]:
-        """Run the checks that look at tensor data; return what they report."""
-        return [note for note in each(self._check, checks, self._options.workers) if note]
+    def check(self, checks: Sequence[tuple[str, Check]], size_bytes: int) -> list[str]:
+        """Run the checks that look at tensor data, of about this size; return what they report."""
+        workers = worthwhile(self._options.workers, size_bytes)
+        return [note for note in each(self._check, checks, workers) if note]
 
     def _check(self, item: tuple[str, Check]) -> str | None:
         place, check = item
@@ -100,7 +99,8 @@ class Executor:
             os.pwrite(descriptor, file.header, 0)
             batches += self._batches(descriptor, file)
         crcs: dict[str, int] = {}
-        workers = self._workers(sum(file.size_bytes for file in files.values()))
+        size_bytes = sum(file.size_bytes for file in files.values())
+        workers = worthwhile(self._options.workers, size_bytes)
         for batch, results in zip(batches, each(self._write, batches, workers), strict=True):
             for unit, done in zip(batch, results, strict=True):
                 name = unit.placed.name
@@ -118,9 +118,6 @@ class Executor:
             if os.pread(descriptor, len(file.header), 0) != file.header:
                 raise WriteError(f"{file.name}: reads back with another header than was written")
         return written
-
-    def _workers(self, size_bytes: int) -> int:
-        return self._options.workers if size_bytes >= _SHARED_FROM else 1
 
     def verify_records(self, records: Sequence[Record], files: Iterable[OutputFile],
                        checksums: Mapping[str, str]) -> None:  # fmt: skip
@@ -143,7 +140,8 @@ class Executor:
                 record, known.get((id(record.file), record.offset, record.size_bytes), "")
             )
         ]
-        workers = self._workers(sum(record.size_bytes for record in again))
+        size_bytes = sum(record.size_bytes for record in again)
+        workers = worthwhile(self._options.workers, size_bytes)
         for _ in each(self._verify, again, workers):
             pass
 

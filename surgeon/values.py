@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, Array
+from surgeon.dtypes import DTYPES, LARGEST, Array
 from surgeon.errors import PlanError
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, raised_blocks
 
@@ -34,6 +34,11 @@ def require_finite(block: Array, what: str) -> None:
     """Raise PlanError where a block holds NaN or Inf."""
     if not is_finite(block):
         raise PlanError(f'{what} holds NaN or Inf; "nonfinite": "allow" lets them through')
+
+
+def beyond(name: str, dtype: str) -> PlanError:
+    """Return the error of a result that a dtype has no finite value for."""
+    return PlanError(f"'{name}': the result is beyond {dtype}'s largest value {LARGEST[dtype]:g}")
 
 
 def is_finite_tensor(tensor: LazyTensor, scratch: Scratch) -> bool:

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
+# With fewer bytes to read or to write, starting workers takes longer than they save.
+_SHARED_FROM = 64 << 20
 _PR_SET_PDEATHSIG = 1
+
+
+def worthwhile(workers: int, size_bytes: int) -> int:
+    """Return how many of the workers there is work for, by the bytes that it is about."""
+    return workers if size_bytes >= _SHARED_FROM else 1
 
 
 def each(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
@@ -37,7 +44,7 @@ def each(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Ite
         yield from map(work, items)
     elif sys.platform == "linux":
         yield from _forked(work, items, workers)
-    else:  # pragma: no cover (system libraries do not survive a fork, or there is none)
+    else:  # system libraries do not survive a fork, or there is none
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(workers) as pool:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from surgeon import comparison, pictures
+from surgeon import pictures
 from surgeon.comparison import compare
 from surgeon.errors import PlanError, UsageError
 
@@ -95,7 +95,7 @@ def test_layers_stand_in_their_order(tmp_path: Path) -> None:
 def test_figures_do_not_depend_on_workers(tmp_path: Path, monkeypatch: Any) -> None:
     paths = models(tmp_path, 3)
     alone = compare(paths, 1).as_json()
-    monkeypatch.setattr(comparison, "_SHARED_FROM", 0)
+    monkeypatch.setattr("surgeon.workers._SHARED_FROM", 0)
     assert compare(paths, 3).as_json() == alone
 
 

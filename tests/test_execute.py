@@ -36,7 +36,7 @@ def contents(folder):
 
 @pytest.fixture(autouse=True)
 def work_is_shared_from_the_first_byte_on(monkeypatch):
-    monkeypatch.setattr(execute, "_SHARED_FROM", 0)
+    monkeypatch.setattr("surgeon.workers._SHARED_FROM", 0)
     monkeypatch.setattr(execute, "_UNIT", 1 << 20)
 
 

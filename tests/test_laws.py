@@ -165,7 +165,7 @@ def test_manifest_lists_exactly_the_planned_tensors(op, example):
 @pytest.mark.parametrize("op", EVERY_OP)
 @pytest.mark.parametrize("workers", [2, 8])
 def test_bytes_do_not_depend_on_workers(op, workers, example, monkeypatch):
-    monkeypatch.setattr(execute, "_SHARED_FROM", 0)
+    monkeypatch.setattr("surgeon.workers._SHARED_FROM", 0)
     monkeypatch.setattr(execute, "_UNIT", 1 << 10)
     expected = example.operate(step(op), options=Options(workers=1))
     written, manifest = expected.path.read_bytes(), expected.manifest

@@ -11,7 +11,7 @@ import numpy as np
 
 from surgeon import patterns
 from surgeon.draft import Draft
-from surgeon.dtypes import DTYPES, LARGEST, Array
+from surgeon.dtypes import DTYPES, Array
 from surgeon.errors import PlanError
 from surgeon.lazy import (
     Blocks,
@@ -24,7 +24,7 @@ from surgeon.lazy import (
     Whole,
 )
 from surgeon.merging.varying import vectors
-from surgeon.values import is_finite, require_finite, same_values
+from surgeon.values import beyond, is_finite, require_finite, same_values
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -167,10 +167,7 @@ class Merged:
         """Raise PlanError with the operand that holds NaN or Inf, or the result's overflow."""
         for block, model in zip(blocks, self.models, strict=True):
             require_finite(block, f"'{self.name}'" + (f" in model '{model}'" if model else ""))
-        dtype = self.tensors[0].spec.dtype
-        raise PlanError(
-            f"'{self.name}': the result is beyond {dtype}'s largest value {LARGEST[dtype]:g}"
-        )
+        raise beyond(self.name, self.tensors[0].spec.dtype)
 
 
 def _largest(blocks: Sequence[Array], statistics: None, out: Array) -> Array:

@@ -132,7 +132,7 @@ def test_equal_units_stay_in_order(bench):
 
 
 def test_result_does_not_depend_on_workers(bench, monkeypatch):
-    monkeypatch.setattr("surgeon.execute._SHARED_FROM", 0)
+    monkeypatch.setattr("surgeon.workers._SHARED_FROM", 0)
     bench.given(cnn().state_dict(), b=cnn().state_dict())
     results = [bench.operate(step(CNN), options=Options(workers=n)) for n in (1, 2)]
     assert results[0].path.read_bytes() == results[1].path.read_bytes()

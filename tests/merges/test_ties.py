@@ -131,7 +131,7 @@ def test_tensor_of_many_blocks(bench, dtype):
 
 
 def test_result_does_not_depend_on_workers(bench, monkeypatch):
-    monkeypatch.setattr("surgeon.execute._SHARED_FROM", 0)
+    monkeypatch.setattr("surgeon.workers._SHARED_FROM", 0)
     models = given(bench, fine_tuned(2, torch.bfloat16, (700, 500)))
     step = {"op": "ties", "models": models, "density": 0.2}
     first, *others = (
