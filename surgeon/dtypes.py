@@ -119,6 +119,12 @@ LARGEST = {
 }
 
 
+# Elements of uint32 scratch that rounding takes for each value.
+SPARE = 3
+# The bits of a float64 that are kept on the way to bfloat16: two more than that has.
+_BEYOND_BFLOAT16 = np.uint64((1 << 64) - (1 << 43))
+
+
 def raised(block: Array, dtype: str, out: Array) -> Array:
     """Write the values of a storage block into `out` (float32 or float64) and return it."""
     if dtype == "BF16" and out.dtype == np.float32:
@@ -149,21 +155,26 @@ def _round_to_bfloat16(block: Array, out: Array, spare: Array, finite: bool) -> 
         out[nans] = ((bits[nans] >> 16) | 0x40).astype(np.uint16)
 
 
-def _narrowed(block: Array, spare: Array) -> Array:
-    """Return float64 values as float32 from which rounding to bfloat16 is correct.
+def _narrowed(block: Array, spare: Array, finite: bool) -> Array:
+    """Return float64 values as float32, in `spare`, from which rounding to bfloat16 is correct.
 
-    Rounding twice errs only where the first rounding lands halfway between two bfloat16 values;
-    there, one step of float32 towards the exact value decides the second one.
+    Rounding twice would err where the first rounding ends halfway. So the lowest bits are cut off,
+    which leaves more than bfloat16 keeps, and what was cut off is remembered in the last bit.
     """
+    count = len(block)
+    exact = spare[: 2 * count].view(np.uint64)
+    np.bitwise_and(block.view(np.uint64), _BEYOND_BFLOAT16, out=exact)
+    cut = exact.view(np.float64)
+    bits = spare[2 * count : 3 * count]
+    narrow: Array = bits.view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        narrow: Array = block.astype(np.float32)
-    bits, spare = narrow.view(np.uint32), spare[: len(block)]
-    np.left_shift(bits, 16, out=spare)
-    halfway = np.flatnonzero(spare == 0x80000000)
-    if len(halfway):
-        exact, found = np.abs(block[halfway]), np.abs(narrow[halfway].astype(np.float64))
-        bits[halfway] += exact > found
-        bits[halfway] -= exact < found
+        np.copyto(narrow, cut, casting="same_kind")
+        inexact = np.not_equal(cut, block)
+        if not finite:
+            special = ~np.isfinite(narrow)
+            narrow[special] = block[special]
+            inexact[special] = False
+    np.bitwise_or(bits, inexact, out=bits)
     return narrow
 
 
@@ -192,11 +203,12 @@ def rounded(block: Array, dtype: str, out: Array, spare: Array, *, finite: bool 
 
     Values that round beyond the largest finite one become what the format has for it: an infinity,
     or NaN in F8_E4M3 (where torch saturates to 448, even infinities); whoever must not let that
-    pass checks against `LARGEST` first. `spare` is uint32 scratch of that length or more, used for
-    BF16. `finite` spares a look for NaNs that are known not to be there. `block` is not changed.
+    pass checks against `LARGEST` first. `spare` is uint32 scratch, `SPARE` per element, used
+    for BF16. `finite` spares a look for NaN and Inf that are known not to be there. `block` is not
+    changed.
     """
     if dtype == "BF16":
-        narrow = block if block.dtype == np.float32 else _narrowed(block, spare)
+        narrow = block if block.dtype == np.float32 else _narrowed(block, spare, finite)
         _round_to_bfloat16(narrow, out, spare, finite)
         return out
     with np.errstate(over="ignore", invalid="ignore"):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgeon.dtypes import DTYPES, LARGEST, dtype_named, raised, rounded, working_dtype
+from surgeon.dtypes import DTYPES, LARGEST, SPARE, dtype_named, raised, rounded, working_dtype
 from surgeon.errors import PlanError
 
 SMALL = ["BF16", "F16", "F8_E4M3", "F8_E5M2"]
@@ -39,7 +39,7 @@ def storage(codes: np.ndarray, name: str) -> np.ndarray:
 def round_to(block: np.ndarray, name: str) -> np.ndarray:
     """The codes that `rounded` gives, as unsigned integers."""
     out = np.empty(block.shape, DTYPES[name].storage)
-    rounded(block, name, out, np.empty(block.shape, np.uint32))
+    rounded(block, name, out, np.empty(SPARE * block.size, np.uint32))
     return out.view(f"u{out.itemsize}")
 
 

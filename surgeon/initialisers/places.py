@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, Array, raised, rounded
+from surgeon.dtypes import DTYPES, SPARE, Array, raised, rounded
 from surgeon.errors import PlanError
 from surgeon.initialisers.sampling import Sample, drawn
 from surgeon.lazy import Fresh, LazyTensor, Scratch, Selected, Stream, TensorSpec
@@ -142,7 +142,7 @@ def filled(place: Place, name: str, value: float) -> LazyTensor:
 def check_fits(place: Place, *values: float) -> None:
     """Raise where one of the values would be rounded to infinity or NaN."""
     dtype = DTYPES[place.spec.dtype]
-    block, spare = np.array(values, np.float64), np.empty(len(values), np.uint32)
+    block, spare = np.array(values, np.float64), np.empty(SPARE * len(values), np.uint32)
     stored = rounded(block, dtype.name, np.empty(len(values), dtype.storage), spare)
     fits = np.isfinite(raised(stored, dtype.name, np.empty(len(values), np.float64)))
     if not fits.all():

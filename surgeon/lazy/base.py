@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, Array, rounded
+from surgeon.dtypes import DTYPES, SPARE, Array, rounded
 from surgeon.regions import Region, whole
 
 # Elements per block: a kernel's operands, result and scratch stay in a core's cache (1 MiB for two
@@ -303,7 +303,8 @@ class Fresh:
         out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
         with scratch.scope():
             values = self.initialiser.values(self.spec, start, stop, self.stream, scratch)
-            rounded(values, self.spec.dtype, out, scratch.take(np.uint32, stop - start))
+            spare = scratch.take(np.uint32, SPARE * (stop - start))
+            rounded(values, self.spec.dtype, out, spare)
         return out
 
     def new(self) -> tuple[Region, ...]:

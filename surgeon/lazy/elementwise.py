@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, LARGEST, Array, raised, rounded, working_dtype
+from surgeon.dtypes import DTYPES, LARGEST, SPARE, Array, raised, rounded, working_dtype
 from surgeon.lazy.base import (
     BLOCK,
     Computed,
@@ -123,7 +123,7 @@ class Elementwise:
             if not fits and self.explain and values.dtype == np.float32:
                 # Sums of float32 may overflow although their mean does not.
                 values, fits = self._values(first, last, scratch, np.dtype(np.float64))
-            spare = scratch.take(np.uint32, last - first)
+            spare = scratch.take(np.uint32, SPARE * (last - first))
             rounded(values, self.spec.dtype, stored, spare, finite=fits)
         return stored[start - first : stop - first] if self.run > 1 else stored
 

@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, Array, rounded
+from surgeon.dtypes import DTYPES, SPARE, Array, rounded
 from surgeon.lazy.base import Computed, LazyTensor, Piece, Scratch, TensorSpec
 from surgeon.lazy.elementwise import raised_blocks
 from surgeon.regions import Region
@@ -50,7 +50,7 @@ class Scaled:
             values = self.factors[entry]
             with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
                 np.multiply(block, values, out=values)
-            rounded(values, self.spec.dtype, out, scratch.take(np.uint32, stop - start))
+            rounded(values, self.spec.dtype, out, scratch.take(np.uint32, SPARE * (stop - start)))
         return out
 
     def new(self) -> tuple[Region, ...]:

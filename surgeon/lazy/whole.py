@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, LARGEST, Array, rounded
+from surgeon.dtypes import DTYPES, LARGEST, SPARE, Array, rounded
 from surgeon.lazy.base import BLOCK, Computed, LazyTensor, Piece, Scratch, TensorSpec
 from surgeon.lazy.elementwise import raised_blocks
 from surgeon.regions import Region
@@ -64,7 +64,7 @@ class Whole:
         stored = np.empty(self.spec.count, DTYPES[self.spec.dtype].storage)
         for start in range(0, self.spec.count, BLOCK):
             block = np.ascontiguousarray(result[start : start + BLOCK])
-            spare = np.empty(len(block), np.uint32)
+            spare = np.empty(SPARE * len(block), np.uint32)
             rounded(block, self.spec.dtype, stored[start : start + BLOCK], spare)
         stored.flags.writeable = False
         return stored
