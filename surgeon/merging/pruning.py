@@ -16,10 +16,10 @@ import numpy as np
 from surgeon.dtypes import Array
 from surgeon.errors import PlanError
 from surgeon.initialisers.sampling import bits, drawn, drawn_words
-from surgeon.lazy import Blocks, Operands
+from surgeon.lazy import BLOCK, Blocks, Operands
 from surgeon.merging import At, Varying
-from surgeon.merging.ranks import Chances
-from surgeon.merging.selection import Cut, Measure, cuts, share
+from surgeon.merging.ranks import BY_RANK_BYTES, KEPT_BYTES, Chances
+from surgeon.merging.selection import Cut, Measure, cuts, held_bytes, share
 
 Densities = Annotated[
     list[float],
@@ -45,18 +45,22 @@ Rescale = Annotated[
 
 # Bytes for what is kept of all models, eight elements in each; beyond, it is chosen again.
 _HELD_BYTES = 16 << 20
+# What Python takes to know a block of a model: its sums, its bits as an object, and where they are.
+_PER_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True)
 class Pruning:
     """What becomes of a block of one model's task vector, or of its negative, in place.
 
-    `prune` gets the number of the model, the block, where it begins, and the statistics.
+    `prune` gets the number of the model, the block, where it begins, and the statistics. `run` and
+    `held_bytes` are those of `Arithmetic`.
     """
 
     prune: Callable[[int, Array, int, Any], None]
     statistics: Callable[[Operands], Any] | None = None
     run: int = 1
+    held_bytes: int = 0
 
 
 def task_vector(model: int) -> Measure:
@@ -89,7 +93,7 @@ def largest(at: At, densities: Sequence[float]) -> Pruning:
         if densities[model] < 1:
             change *= statistics[model][0].kept(np.abs(change), start)
 
-    return Pruning(prune, find)
+    return Pruning(prune, find, held_bytes=held_bytes(count, len(densities)))
 
 
 def middle(at: At, densities: Sequence[float], gammas: Sequence[float]) -> Pruning:
@@ -109,7 +113,7 @@ def middle(at: At, densities: Sequence[float], gammas: Sequence[float]) -> Pruni
         outliers, wanted = (cut.kept(magnitudes, start) for cut in statistics[model])
         change *= np.greater(wanted, outliers)
 
-    return Pruning(prune, find)
+    return Pruning(prune, find, held_bytes=held_bytes(count, 2 * len(densities)))
 
 
 def random(at: At, densities: Sequence[float], rescale: str) -> Pruning:
@@ -122,7 +126,7 @@ def random(at: At, densities: Sequence[float], rescale: str) -> Pruning:
             return np.ones(len(magnitudes), bool)
         return drawn(at.streams[model], count, start, stop, partial(_bernoulli, density), np.bool_)
 
-    return _chosen(choose, densities, rescale)
+    return _chosen(at, choose, densities, rescale)
 
 
 def _bernoulli(probability: float, generator: np.random.Generator, count: int) -> Array:
@@ -168,16 +172,24 @@ def by_rank(at: At, densities: Sequence[float], epsilons: Sequence[float], resca
         change *= numbers < probabilities * (1 << 24)
         change /= probabilities
 
+    step = min(count, max(1, BLOCK // row) * row)
     if rescale == "paper":
-        return Pruning(prune, run=row)
-    return _chosen(choose, densities, rescale, row)
+        return Pruning(prune, run=row, held_bytes=BY_RANK_BYTES * step)
+    return _chosen(at, choose, densities, rescale, row, KEPT_BYTES * step)
 
 
 # Says which elements of a block are kept, of a model's number, magnitudes, and where it begins.
 Choose = Callable[[int, Array, int], Array]
 
 
-def _chosen(choose: Choose, densities: Sequence[float], rescale: str, run: int = 1) -> Pruning:
+def _chosen(
+    at: At,
+    choose: Choose,
+    densities: Sequence[float],
+    rescale: str,
+    run: int = 1,
+    choosing_bytes: int = 0,
+) -> Pruning:
     """Keep what is chosen, and divide it by the density where `rescale` is "paper".
 
     Where it is "l1", multiply it so that magnitudes add up to what they did.
@@ -208,7 +220,12 @@ def _chosen(choose: Choose, densities: Sequence[float], rescale: str, run: int =
         change *= statistics.choices.known(model, change, start)
         change *= statistics.ratios[model]
 
-    return Pruning(restore, find, run) if rescale == "l1" else Pruning(prune, run=run)
+    if rescale != "l1":
+        return Pruning(prune, run=run, held_bytes=choosing_bytes)
+    count = prod(at.shape)
+    bits_bytes = min(_HELD_BYTES, len(densities) * count // 8)
+    blocks = len(densities) * (count // (max(1, BLOCK // run) * run) + 1)
+    return Pruning(restore, find, run, choosing_bytes + bits_bytes + _PER_BLOCK_BYTES * blocks)
 
 
 @dataclass
