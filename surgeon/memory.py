@@ -1,8 +1,8 @@
 """How much scratch a plan needs: what `--max-memory` bounds.
 
 Counted are the arrays that values pass through, block by block, the strips of tensors whose
-elements move, and the matrices that some initialisations make at once; not Python itself, headers,
-and the mapped pages of input files.
+elements move, what some initialisations make at once, and what merges know of a tensor; not Python
+itself, headers, and the mapped pages of input files.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _rounding_bytes(form: LazyTensor) -> int:
 
 def _at_once_bytes(form: LazyTensor) -> int:
     match form:
-        case Whole() | Rearranged() | Product():
+        case Whole() | Rearranged() | Product() | Elementwise():
             return form.held_bytes
         case Fresh(initialiser=initialiser):
             return form.spec.count * sum(initialiser.at_once_bytes)

@@ -490,6 +490,41 @@ def test_the_estimate_is_not_exceeded(tmp_path: Path, step: Any, dtype: torch.dt
     assert peak < need.worker_bytes + 500_000
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("levels", [3, 1 << 40])
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"op": "ties", "density": 0.2},
+        {"op": "breadcrumbs", "density": 0.3, "gamma": 0.1},
+        {"op": "consensus", "density": 0.3, "at_least": 1},
+        {"op": "sce", "select_topk": 0.2},
+        {"op": "dare", "density": 0.5, "rescale": "l1"},
+        {"op": "della", "density": 0.5},
+        {"op": "della", "density": 0.5, "epsilon": 0.499, "rescale": "none"},
+        {"op": "della_ties", "density": 0.5, "epsilon": 0.4, "rescale": "l1"},
+        {"op": "fusion"},
+    ],
+)
+def test_what_merges_hold_is_estimated(
+    tmp_path: Path, step: Any, levels: int, dtype: torch.dtype
+) -> None:
+    """Of long rows; few levels are many equal values, many differ in float64 alone."""
+    change = torch.randint(1, levels, (2, 150_000), generator=torch.Generator().manual_seed(0))
+    tuned = {"w": (1 + change / (1 << 60 if levels > 3 else 8)).to(dtype)}
+    bench = Bench(tmp_path).given({"w": torch.zeros_like(tuned["w"])}, other=tuned)
+    step = {"models": ["other"], **step}
+    need = memory.scratch_bytes(bench.plan(step).tensors)
+    bench.plan({"op": "ties", "models": ["other"], "density": 0.5})  # imports are no scratch
+    tracemalloc.start()
+    try:
+        bench.operate(step, options=Options(workers=1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < need.worker_bytes + 500_000
+
+
 def test_a_computed_tensor_is_transposed_within_the_estimate(tmp_path: Path) -> None:
     tensors = {"w": torch.zeros(600, 500)}
     bench = Bench(tmp_path).given(tensors, other=tensors)

@@ -18,15 +18,24 @@ from surgeon.dtypes import Array
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, Stream, raised_blocks
 
 CHUNK = 65536
+# The uint32 that Philox makes of one number of its counter.
+_STEP = 8
 
 # In quotes, since NumPy imports its random part when that is first named.
 Sample: TypeAlias = "Callable[[np.random.Generator, int], Array]"
 Proposal: TypeAlias = "Callable[[np.random.Generator, int], tuple[Array, Array]]"
 
 
-def drawn(stream: Stream, count: int, start: int, stop: int, sample: Sample) -> Array:
-    """Return elements start to stop of the `count` that a stream gives, as float64."""
-    values = np.empty(stop - start)
+def drawn(
+    stream: Stream,
+    count: int,
+    start: int,
+    stop: int,
+    sample: Sample,
+    dtype: type[np.generic] = np.float64,
+) -> Array:
+    """Return elements start to stop of the `count` that a stream gives, as `dtype`."""
+    values = np.empty(stop - start, dtype)
     for chunk in range(start // CHUNK, -(-stop // CHUNK)):
         first = chunk * CHUNK
         # A chunk is always drawn as a whole, since rejection makes later draws depend on earlier.
@@ -34,6 +43,31 @@ def drawn(stream: Stream, count: int, start: int, stop: int, sample: Sample) -> 
         low, high = max(start, first), min(stop, first + CHUNK)
         values[low - start : high - start] = block[low - first : high - first]
     return values
+
+
+def drawn_words(stream: Stream, start: int, stop: int) -> Array:
+    """Return random uint32, one for each of the elements start to stop of a stream.
+
+    They are those that each element's number in float32 would be made of. Only these are drawn.
+    """
+    words = np.empty(stop - start, np.uint32)
+    for chunk in range(start // CHUNK, -(-stop // CHUNK)):
+        first = chunk * CHUNK
+        low, high = max(start, first), min(stop, first + CHUNK)
+        generator = stream.generator(chunk).bit_generator
+        assert isinstance(generator, np.random.Philox)
+        skipped = (low - first) // _STEP
+        generator.advance(skipped)
+        before = low - first - skipped * _STEP
+        words[low - start : high - start] = bits(generator, before + high - low, np.uint32)[before:]
+    return words
+
+
+def bits(generator: np.random.BitGenerator, count: int, dtype: type[np.unsignedinteger]) -> Array:
+    """Draw unsigned integers of all their values: those of Generator.integers, far sooner."""
+    size_bytes = count * np.dtype(dtype).itemsize
+    raw = generator.random_raw(-(-size_bytes // 8)).astype("<u8", copy=False)
+    return raw.view(np.uint8)[:size_bytes].view(np.dtype(dtype).newbyteorder("<"))
 
 
 def standard_normal(generator: np.random.Generator, count: int) -> Array:

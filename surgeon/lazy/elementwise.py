@@ -94,7 +94,8 @@ class Elementwise:
 
     `working` is the dtype to compute in, by default the operands' own. Where a result does not fit
     into the spec's dtype, `explain` is given the operands, to raise what is wrong with them. The
-    kernel gets whole runs of `run` elements, such as rows, one after the other. `about` holds the
+    kernel gets whole runs of `run` elements, such as rows, one after the other. `held_bytes` is the
+    most that statistics and kernel take besides a few arrays of a block. `about` holds the
     parameters that the arithmetic was made with, to be shown.
     """
 
@@ -105,6 +106,7 @@ class Elementwise:
     working: np.dtype[Any] | None = None
     explain: Callable[[Sequence[Array]], None] | None = None
     run: int = 1
+    held_bytes: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -66,7 +66,7 @@ def consensus(
         np.copyto(out, -0.0, where=(votes < at_least) & np.isfinite(out))
         return np.add(blocks[0], out, out=out)
 
-    return Arithmetic(combine, pruning.statistics)
+    return Arithmetic(combine, pruning.statistics, held_bytes=pruning.held_bytes)
 
 
 def _add(contributions: list[Array], out: Array) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 from surgeon.dtypes import Array
 from surgeon.lazy import Blocks, Operands
 from surgeon.merging import Arithmetic, At, merge
-from surgeon.merging.quantiles import quantiles
+from surgeon.merging.quantiles import held_bytes, quantiles
 
 
 @merge(
@@ -55,7 +55,9 @@ def fusion(*, at: At) -> Arithmetic:
         np.copyto(out, blocks[1], where=matters)
         return out
 
-    return Arithmetic(combine, threshold, run=row, hides_operands=True)
+    # The divergences as parts, as one, and without NaN.
+    held = 24 * (count // row) + held_bytes(count, 3)
+    return Arithmetic(combine, threshold, run=row, held_bytes=held, hides_operands=True)
 
 
 def _divergence(model: Array, state: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated
 
 import numpy as np
@@ -11,7 +12,7 @@ from surgeon.lazy import Blocks, Operands
 from surgeon.merging import Arithmetic, At, Varying, merge
 from surgeon.merging.election import Election, election
 from surgeon.merging.moments import root_mean_squares
-from surgeon.merging.selection import Cut, cuts, share
+from surgeon.merging.selection import Cut, cuts, held_bytes, share
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def sce(
         statistics.elect(_changes(blocks, statistics.selected), out)
         return np.add(blocks[0], out, out=out)
 
-    return Arithmetic(combine, find)
+    return Arithmetic(combine, find, held_bytes=held_bytes(prod(at.shape), 1))
 
 
 def _changes(blocks: Blocks, selected: Cut | None) -> list[Array]:

@@ -43,8 +43,9 @@ class Arithmetic:
     """How the blocks of one tensor are combined, and what has to be known of it before.
 
     `run` is how many elements belong together, such as a row's: kernels and statistics get whole
-    runs. `hides_operands` is for what may have a finite result although an operand is not finite:
-    the operands themselves are looked at then.
+    runs. `held_bytes` is the most that they take besides a few arrays of a block.
+    `hides_operands` is for what may have a finite result although an operand is not finite: the
+    operands themselves are looked at then.
     """
 
     combine: Kernel
@@ -52,6 +53,7 @@ class Arithmetic:
     # Otherwise float64: one rounding of an inexact float32 decides about one bf16 in 30 000.
     exact_in_float32: bool = False
     run: int = 1
+    held_bytes: int = 0
     hides_operands: bool = False
 
 
@@ -150,8 +152,9 @@ class Merged:
                 return look(lambda seen: found.combine(blocks, statistics, out))(blocks)
 
         return Elementwise(
-            spec, kernel, operands, found.statistics, working, explain, found.run, self.about
-        )
+            spec, kernel, operands, found.statistics, working, explain, found.run,
+            found.held_bytes, self.about,
+        )  # fmt: skip
 
     def _looked_at(self, combine: Callable[[Any], Array]) -> Callable[[Any], Array]:
         """Return a kernel that looks at its operands before."""

@@ -6,7 +6,7 @@ A pruning sets what it does not keep to zero by multiplying, so that NaN and Inf
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Annotated, Any, Literal
@@ -15,10 +15,11 @@ import numpy as np
 
 from surgeon.dtypes import Array
 from surgeon.errors import PlanError
-from surgeon.initialisers.sampling import drawn
-from surgeon.lazy import Blocks, Operands
+from surgeon.initialisers.sampling import bits, drawn, drawn_words
+from surgeon.lazy import BLOCK, Blocks, Operands
 from surgeon.merging import At, Varying
-from surgeon.merging.selection import Cut, Measure, cuts, share
+from surgeon.merging.ranks import BY_RANK_BYTES, KEPT_BYTES, Chances
+from surgeon.merging.selection import Cut, Measure, cuts, held_bytes, share
 
 Densities = Annotated[
     list[float],
@@ -42,16 +43,24 @@ Rescale = Annotated[
 ]
 
 
+# Bytes for what is kept of all models, eight elements in each; beyond, it is chosen again.
+_HELD_BYTES = 16 << 20
+# What Python takes to know a block of a model: its sums, its bits as an object, and where they are.
+_PER_BLOCK_BYTES = 512
+
+
 @dataclass(frozen=True)
 class Pruning:
     """What becomes of a block of one model's task vector, or of its negative, in place.
 
-    `prune` gets the number of the model, the block, where it begins, and the statistics.
+    `prune` gets the number of the model, the block, where it begins, and the statistics. `run` and
+    `held_bytes` are those of `Arithmetic`.
     """
 
     prune: Callable[[int, Array, int, Any], None]
     statistics: Callable[[Operands], Any] | None = None
     run: int = 1
+    held_bytes: int = 0
 
 
 def task_vector(model: int) -> Measure:
@@ -84,7 +93,7 @@ def largest(at: At, densities: Sequence[float]) -> Pruning:
         if densities[model] < 1:
             change *= statistics[model][0].kept(np.abs(change), start)
 
-    return Pruning(prune, find)
+    return Pruning(prune, find, held_bytes=held_bytes(count, len(densities)))
 
 
 def middle(at: At, densities: Sequence[float], gammas: Sequence[float]) -> Pruning:
@@ -104,31 +113,29 @@ def middle(at: At, densities: Sequence[float], gammas: Sequence[float]) -> Pruni
         outliers, wanted = (cut.kept(magnitudes, start) for cut in statistics[model])
         change *= np.greater(wanted, outliers)
 
-    return Pruning(prune, find)
+    return Pruning(prune, find, held_bytes=held_bytes(count, 2 * len(densities)))
 
 
 def random(at: At, densities: Sequence[float], rescale: str) -> Pruning:
     """Keep each element with probability `density`, independently of all others."""
     count = prod(at.shape)
 
-    def prune(model: int, change: Array, start: int, statistics: None) -> None:
-        density = densities[model]
-        if density < 1:
-            sample = partial(_bernoulli, density)
-            change *= drawn(at.streams[model], count, start, start + len(change), sample)
-            if rescale == "paper":
-                change /= density
+    def choose(model: int, magnitudes: Array, start: int) -> Array:
+        density, stop = densities[model], start + len(magnitudes)
+        if density == 1:
+            return np.ones(len(magnitudes), bool)
+        return drawn(at.streams[model], count, start, stop, partial(_bernoulli, density), np.bool_)
 
-    return _rescaled(Pruning(prune), len(densities), rescale)
+    return _chosen(at, choose, densities, rescale)
 
 
 def _bernoulli(probability: float, generator: np.random.Generator, count: int) -> Array:
     """Draw truths of this probability: of eight bits each, of more where they do not decide."""
     # Random bits are what dropping at random costs most of all.
     whole, rest = divmod(probability * 256, 1)
-    bits = generator.integers(0, 256, count, dtype=np.uint8)
-    kept: Array = bits < whole
-    undecided = np.flatnonzero(bits == whole)
+    drawn_bits = bits(generator.bit_generator, count, np.uint8)
+    kept: Array = drawn_bits < whole
+    undecided = np.flatnonzero(drawn_bits == whole)
     kept[undecided] = generator.random(len(undecided)) < rest
     return kept
 
@@ -148,72 +155,110 @@ def by_rank(at: At, densities: Sequence[float], epsilons: Sequence[float], resca
             )
     count = prod(at.shape)
     row = max(1, prod(at.shape[1:]) if len(at.shape) > 1 else count)
+    chances = [
+        Chances(density, epsilon if row > 1 else 0.0, row)
+        for density, epsilon in zip(densities, epsilons, strict=True)
+    ]
+
+    def words(model: int, start: int, size: int) -> Array:
+        return drawn_words(at.streams[model], start, start + size)
+
+    def choose(model: int, magnitudes: Array, start: int) -> Array:
+        return chances[model].kept(magnitudes, words(model, start, len(magnitudes)))
 
     def prune(model: int, change: Array, start: int, statistics: None) -> None:
-        density, epsilon = densities[model], epsilons[model]
-        chances = np.array([density])
-        if row > 1:
-            chances = density - epsilon + 2 * epsilon * np.arange(row) / (row - 1)
-        probabilities = np.empty(len(change))
-        order = _ascending(np.abs(change).reshape(-1, row))
-        probabilities[order] = np.tile(chances, len(change) // row)
-        numbers = drawn(at.streams[model], count, start, start + len(change), _uniform)
-        change *= numbers < probabilities
-        if rescale == "paper":
-            change /= probabilities
+        probabilities = chances[model].by_rank(np.abs(change))
+        numbers = words(model, start, len(change)) >> np.uint32(8)
+        change *= numbers < probabilities * (1 << 24)
+        change /= probabilities
 
-    return _rescaled(Pruning(prune, run=row), len(densities), rescale)
+    step = min(count, max(1, BLOCK // row) * row)
+    if rescale == "paper":
+        return Pruning(prune, run=row, held_bytes=BY_RANK_BYTES * step)
+    return _chosen(at, choose, densities, rescale, row, KEPT_BYTES * step)
 
 
-def _uniform(generator: np.random.Generator, count: int) -> Array:
-    return generator.random(count, np.float32)
+# Says which elements of a block are kept, of a model's number, magnitudes, and where it begins.
+Choose = Callable[[int, Array, int], Array]
 
 
-def _ascending(rows: Array) -> Array:
-    """Return the flat positions of each row's magnitudes, ascending, equal ones in their order.
+def _chosen(
+    at: At,
+    choose: Choose,
+    densities: Sequence[float],
+    rescale: str,
+    run: int = 1,
+    choosing_bytes: int = 0,
+) -> Pruning:
+    """Keep what is chosen, and divide it by the density where `rescale` is "paper".
 
-    Sorting keys that end in the position is several times faster than NumPy's argsort. The keys
-    begin with the bits of float32 magnitudes; rows that these alone do not order are sorted again.
+    Where it is "l1", multiply it so that magnitudes add up to what they did.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        narrow = rows.astype(np.float32)
-    keys = narrow.view(np.uint32).astype(np.uint64)
-    np.left_shift(keys, 32, out=keys)
-    np.bitwise_or(keys, np.arange(rows.shape[1], dtype=np.uint64), out=keys)
-    keys.sort(axis=1)
-    np.bitwise_and(keys, 0xFFFFFFFF, out=keys)
-    order: Array = keys.view(np.int64)
-    inexact = np.flatnonzero(~np.equal(narrow, rows).all(axis=1))
-    if len(inexact):
-        ranked = np.take_along_axis(rows[inexact], order[inexact], axis=1)
-        wrong = inexact[(ranked[:, 1:] < ranked[:, :-1]).any(axis=1)]
-        order[wrong] = np.argsort(rows[wrong], axis=1, kind="stable")
-    order += np.arange(0, rows.size, max(1, rows.shape[1]))[:, np.newaxis]
-    return order.reshape(-1)
 
+    def prune(model: int, change: Array, start: int, statistics: None) -> None:
+        change *= choose(model, np.abs(change), start)
+        if rescale == "paper":
+            change /= densities[model]
 
-def _rescaled(pruning: Pruning, models: int, rescale: str) -> Pruning:
-    """Multiply each task vector so that its magnitudes add up to what they did, if that is "l1"."""
-    if rescale != "l1":
-        return pruning
-
-    def find(operands: Operands) -> list[float]:
-        before: list[list[float]] = [[] for _ in range(models)]
-        after: list[list[float]] = [[] for _ in range(models)]
+    def find(operands: Operands) -> _Restoring:
+        models = range(len(densities))
+        before: list[list[float]] = [[] for _ in models]
+        after: list[list[float]] = [[] for _ in models]
+        choices = _Choices(choose, _HELD_BYTES)
         for blocks in operands.blocks(np.dtype(np.float64)):
             with np.errstate(over="ignore", invalid="ignore"):
-                for model in range(models):
-                    change = np.subtract(blocks[model + 1], blocks[0])
-                    before[model].append(float(np.add.reduce(np.abs(change))))
-                    pruning.prune(model, change, blocks.start, None)
-                    after[model].append(float(np.add.reduce(np.abs(change))))
-        return [_ratio(sum(b), sum(a)) for b, a in zip(before, after, strict=True)]
+                for model in models:
+                    magnitudes = np.subtract(blocks[model + 1], blocks[0])
+                    np.abs(magnitudes, out=magnitudes)
+                    before[model].append(float(np.add.reduce(magnitudes)))
+                    magnitudes *= choices.made(model, magnitudes, blocks.start)
+                    after[model].append(float(np.add.reduce(magnitudes)))
+        ratios = [_ratio(sum(b), sum(a)) for b, a in zip(before, after, strict=True)]
+        return _Restoring(ratios, choices)
 
-    def prune(model: int, change: Array, start: int, statistics: list[float]) -> None:
-        pruning.prune(model, change, start, None)
-        change *= statistics[model]
+    def restore(model: int, change: Array, start: int, statistics: _Restoring) -> None:
+        change *= statistics.choices.known(model, change, start)
+        change *= statistics.ratios[model]
 
-    return Pruning(prune, find, pruning.run)
+    if rescale != "l1":
+        return Pruning(prune, run=run, held_bytes=choosing_bytes)
+    count = prod(at.shape)
+    bits_bytes = min(_HELD_BYTES, len(densities) * count // 8)
+    blocks = len(densities) * (count // (max(1, BLOCK // run) * run) + 1)
+    return Pruning(restore, find, run, choosing_bytes + bits_bytes + _PER_BLOCK_BYTES * blocks)
+
+
+@dataclass
+class _Choices:
+    """What is kept of blocks, as bits: those of the first blocks of a tensor that is very large."""
+
+    choose: Choose
+    left_bytes: int
+    bits: dict[tuple[int, int, int], Array] = field(default_factory=dict)
+
+    def made(self, model: int, magnitudes: Array, start: int) -> Array:
+        """Choose, and remember it."""
+        mask = self.choose(model, magnitudes, start)
+        packed = np.packbits(mask)
+        if self.left_bytes >= len(packed):
+            self.left_bytes -= len(packed)
+            self.bits[model, start, len(mask)] = packed
+        return mask
+
+    def known(self, model: int, change: Array, start: int) -> Array:
+        """Return what is remembered, or choose again."""
+        packed = self.bits.get((model, start, len(change)))
+        if packed is None:
+            return self.choose(model, np.abs(change), start)
+        return np.unpackbits(packed, count=len(change)).view(bool)
+
+
+@dataclass(frozen=True)
+class _Restoring:
+    """What each model's task vector is multiplied by, and what is kept of it."""
+
+    ratios: list[float]
+    choices: _Choices
 
 
 def _ratio(before: float, after: float) -> float:

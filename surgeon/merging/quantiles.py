@@ -29,6 +29,15 @@ def quantiles(blocks: Blocks, count: int, shares: Sequence[float]) -> list[float
     return [_between(values, position, count) for position in positions]
 
 
+def held_bytes(count: int, shares: int) -> int:
+    """Return the most bytes that so many quantiles of so many numbers take besides blocks."""
+    # Each lies between two numbers, and those around each of these are collected, and at last once
+    # more to be sorted; or they are counted by their digits.
+    numbers = 2 * shares
+    collected = min(count, _COLLECTED)
+    return 8 * max((numbers + 2) * collected, (numbers + 1) << _DIGIT)
+
+
 def _between(values: dict[int, float], position: float, count: int) -> float:
     below = floor(position)
     low, high, part = values[below], values[min(below + 1, count - 1)], position - below
@@ -80,7 +89,7 @@ def _collected(blocks: Blocks, places: Sequence[_Place]) -> list[float]:
     for keys in map(_keys, blocks()):
         for prefix, parts in found.items():
             parts.append(_members(keys, prefix, bits).copy())
-    ordered = {prefix: np.sort(np.concatenate(parts)) for prefix, parts in found.items()}
+    ordered = {prefix: np.sort(np.concatenate(found.pop(prefix))) for prefix in list(found)}
     return [float(ordered[place.prefix][place.rank].view(np.float64)) for place in places]
 
 

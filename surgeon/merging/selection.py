@@ -51,6 +51,14 @@ def share(density: float, count: int) -> int:
     return max(1, int(density * count))
 
 
+def held_bytes(count: int, thresholds: int) -> int:
+    """Return the most bytes that finding thresholds in so many elements takes besides blocks."""
+    held = min(count, _HELD)
+    # Values and places of all of them, or as many bits as there are elements; of one of them once
+    # more, in one piece and partitioned.
+    return thresholds * max(16 * held, count // 8) + 26 * held
+
+
 def cuts(
     operands: Operands,
     measures: Sequence[Measure],
@@ -207,6 +215,7 @@ class _Search:
             self._look_between(0, _largest_key(self.keys), self.size)  # the guess was wrong
         elif self.holds and self.inside <= _HELD:
             positions, values = map(np.concatenate, zip(*self.held, strict=True))
+            self.held.clear()
             self.cut = _cut(positions, values, missing)
         elif self.bins is not None:
             bin_ = len(self.bins) - 1 - int(np.cumsum(self.bins[::-1]).searchsorted(missing))

@@ -51,7 +51,7 @@ def summed(
             out += 0.0
         return np.subtract(base, out, out=out)
 
-    return Arithmetic(combine, pruning.statistics, run=pruning.run)
+    return Arithmetic(combine, pruning.statistics, run=pruning.run, held_bytes=pruning.held_bytes)
 
 
 def elected(
@@ -67,7 +67,7 @@ def elected(
             out *= lambda_
         return np.add(blocks[0], out, out=out)
 
-    return Arithmetic(combine, pruning.statistics, run=pruning.run)
+    return Arithmetic(combine, pruning.statistics, run=pruning.run, held_bytes=pruning.held_bytes)
 
 
 def weighted_changes(

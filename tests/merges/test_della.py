@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from surgeon.errors import PlanError
+from surgeon.merging import pruning
 from tests.merges.oracles import (
     FLOATS,
     add_up,
@@ -118,6 +119,17 @@ def test_probability_outside_of_its_range_is_an_error(bench, density, epsilon):
     models = given(bench, fine_tuned(1, torch.float32))
     with pytest.raises(PlanError, match=f"density {density} ± epsilon {epsilon} is not between"):
         bench.plan({"op": "della", "models": models, "density": density, "epsilon": epsilon})
+
+
+@pytest.mark.parametrize("op", ["della", "dare"])
+@pytest.mark.parametrize("held_bytes", [0, 20_000])
+def test_result_does_not_depend_on_what_is_remembered(bench, op, held_bytes, monkeypatch):
+    """Random numbers are drawn again where what they decided is too much to be held."""
+    tensors = fine_tuned(2, torch.bfloat16, (150, 1000))
+    expected = merged(bench, tensors, op, density=0.5, rescale="l1")
+    monkeypatch.setattr(pruning, "_HELD_BYTES", held_bytes)
+    found = merged(bench, tensors, op, density=0.5, rescale="l1")
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_epsilon_has_a_default(bench):
