@@ -222,7 +222,8 @@ class Initialiser(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+# Not frozen, which takes four times as long to make: a checkpoint may have 100 000 of them.
+@dataclass(eq=False, slots=True)
 class Stored:
     """Bytes that lie in an input file."""
 
