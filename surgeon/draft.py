@@ -14,6 +14,7 @@ from surgeon.regions import whole
 
 Tensors = dict[str, LazyTensor]
 MODEL_WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class ModuleTensor(NamedTuple):
