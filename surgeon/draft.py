@@ -28,8 +28,7 @@ class ModuleTensor(NamedTuple):
 Check = Callable[[Scratch], str | None]
 
 
-@dataclass(frozen=True)
-class Outside:
+class Outside(NamedTuple):
     """What steps may read besides the state: other checkpoints' headers and JSON files."""
 
     open_model: Callable[[str], Tensors]

@@ -46,8 +46,7 @@ class Change(NamedTuple):
 Lineage = dict[str, tuple[Change, ...]]
 
 
-@dataclass(frozen=True)
-class StepSummary:
+class StepSummary(NamedTuple):
     """What one step did, for the report."""
 
     step: str
