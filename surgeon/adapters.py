@@ -14,7 +14,6 @@ from surgeon.errors import PlanError, UsageError
 from surgeon.lazy import LazyTensor
 
 CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 # What PEFT puts before the names of the model that it wraps.
 PREFIX = "base_model.model."
 

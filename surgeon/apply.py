@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from surgeon import adapters, manifest, optimizer_state, plan, publish, torch_module
-from surgeon.draft import Outside, Tensors
+from surgeon import manifest, plan, publish, torch_module
+from surgeon.draft import ADAPTER_WEIGHTS, Outside, Tensors
 from surgeon.errors import PlanError, UsageError, WriteError
 from surgeon.execute import COPY_BUFFER, Executor, Options, Written
 from surgeon.formats import Checkpoint, open_checkpoint
@@ -20,10 +20,12 @@ from surgeon.formats.checkpoint import Record
 from surgeon.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.lazy import LazyTensor, Stored, forms
 from surgeon.model_folder import Besides, besides
-from surgeon.optimizer_state import OptimizerState
 from surgeon.plan import Plan
 from surgeon.recipe import Recipe, read_json
 from surgeon.units import parse_size
+
+if TYPE_CHECKING:
+    from surgeon.optimizer_state import OptimizerState
 
 DEFAULT_SHARD_SIZE = "5GB"
 _FOLDER_MANIFEST = "surgeon.manifest.json"
@@ -156,9 +158,14 @@ def opened(
         first = stages.stages[0]
         is_needed = first["optimizer_state"] == "carry"
         is_used = any(stage["optimizer_state"] == "carry" for stage in stages.stages)
-        state, notes = optimizer_state.of_run(
-            optimizer, checkpoint, made.tensors, stack, is_used=is_used, is_needed=is_needed
-        )
+        state: OptimizerState | None = None
+        notes: list[str] = []
+        if optimizer is not None or checkpoint.contents is not None:
+            from surgeon import optimizer_state  # most runs have none
+
+            state, notes = optimizer_state.of_run(
+                optimizer, checkpoint, made.tensors, stack, is_used=is_used, is_needed=is_needed
+            )
         if is_needed and state is None:
             raise PlanError(
                 f"{recipe.label}: training: stage '{first['name']}' carries an optimizer's state, "
@@ -218,8 +225,8 @@ def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Res
 def _weights_file(opened: Opened) -> str:
     """Return what a folder's weights are called: an adapter's stay an adapter's."""
     source = opened.input
-    if source.folder and source.weight_files[0].stem == Path(adapters.WEIGHTS).stem:
-        return adapters.WEIGHTS
+    if source.folder and source.weight_files[0].stem == Path(ADAPTER_WEIGHTS).stem:
+        return ADAPTER_WEIGHTS
     return opened.plan.weights_file
 
 

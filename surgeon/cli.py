@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -88,6 +89,8 @@ def main() -> None:
             # A tensor's name may hold what the terminal's encoding has no character for.
             stream.reconfigure(errors="backslashreplace")
     gc.disable()
+    # Nor at the end, where Python looks once more through everything that was imported or planned.
+    atexit.register(gc.freeze)
     commands(prog_name="surgeon")
 
 

@@ -14,6 +14,7 @@ from surgeon.regions import whole
 
 Tensors = dict[str, LazyTensor]
 MODEL_WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class ModuleTensor(NamedTuple):
@@ -27,8 +28,7 @@ class ModuleTensor(NamedTuple):
 Check = Callable[[Scratch], str | None]
 
 
-@dataclass(frozen=True)
-class Outside:
+class Outside(NamedTuple):
     """What steps may read besides the state: other checkpoints' headers and JSON files."""
 
     open_model: Callable[[str], Tensors]

@@ -8,8 +8,7 @@ Rounding is to nearest, ties to even, and keeps NaN; see `rounded` for what over
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +19,7 @@ Array = NDArray[Any]
 Kind = Literal["float", "int", "bool", "complex", "opaque"]
 
 
-@dataclass(frozen=True)
-class Dtype:
+class Dtype(NamedTuple):
     """One safetensors dtype: its size, how NumPy holds its bytes, and its name in torch."""
 
     name: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -56,6 +55,8 @@ _NEAREST_AMONG = 4000
 
 def nearest(word: str, candidates: Iterable[str], most: int = 3) -> list[str]:
     """Return the candidates that look most like `word`, best first."""
+    import difflib  # not before something is misspelt
+
     pool = sorted(set(candidates))
     if len(pool) > _NEAREST_AMONG:
         letters = set(word)

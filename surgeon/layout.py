@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring
+from operator import itemgetter
 from typing import NamedTuple
 
 from surgeon.draft import MODEL_WEIGHTS, Tensors
@@ -60,7 +61,8 @@ def ties(tensors: Tensors) -> dict[str, str]:
 def lay_out(tensors: Tensors, metadata: Mapping[str, str], name: str = MODEL_WEIGHTS) -> OutputFile:
     """Return the layout of all tensors in one file."""
     aliases = ties(tensors)
-    return _file(name, [(n, t) for n, t in tensors.items() if n not in aliases], metadata, aliases)
+    owned = {n: t for n, t in tensors.items() if n not in aliases} if aliases else tensors
+    return _file(name, owned, metadata, aliases)
 
 
 def lay_out_shards(
@@ -73,16 +75,16 @@ def lay_out_shards(
     `shard_size` has a file of its own.
     """
     aliases = ties(tensors)
-    shards: list[list[tuple[str, LazyTensor]]] = [[]]
+    shards: list[Tensors] = [{}]
     filled = 0
     for tensor_name, tensor in tensors.items():
         if tensor_name in aliases:
             continue
         size = tensor.spec.size_bytes
         if shards[-1] and filled + size > shard_size:
-            shards.append([])
+            shards.append({})
             filled = 0
-        shards[-1].append((tensor_name, tensor))
+        shards[-1][tensor_name] = tensor
         filled += size
     if len(shards) == 1:
         return [_file(name, shards[0], metadata, aliases)]
@@ -95,23 +97,21 @@ def lay_out_shards(
 
 def _file(
     file_name: str,
-    tensors: Iterable[tuple[str, LazyTensor]],
+    tensors: Tensors,
     metadata: Mapping[str, str],
     aliases: Mapping[str, str],
 ) -> OutputFile:
-    by_name = dict(tensors)
     # By dtype, then name: the order save_file uses, so that a no-op recipe is byte-identical.
-    ordered = sorted(by_name)
-    ordered.sort(key=lambda name: LAYOUT_RANK[by_name[name].spec.dtype])
-    own_aliases = {alias: owner for alias, owner in aliases.items() if owner in by_name}
+    ordered = sorted(tensors.items(), key=itemgetter(0))
+    ordered.sort(key=lambda item: LAYOUT_RANK[item[1].spec.dtype])
+    own_aliases = {alias: owner for alias, owner in aliases.items() if owner in tensors}
     entries = []
     if described := {**metadata, **own_aliases}:
         entries.append(f'"__metadata__":{_compact(dict(sorted(described.items())))}')
     shapes: dict[tuple[int, ...], str] = {}
     placed = []
     offset = 0
-    for name in ordered:
-        tensor = by_name[name]
+    for name, tensor in ordered:
         spec = tensor.spec
         end = offset + spec.size_bytes
         if spec.shape not in shapes:

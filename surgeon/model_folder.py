@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgeon.draft import MODEL_WEIGHTS
 from surgeon.errors import PlanError
 from surgeon.formats import Checkpoint
-from surgeon.model_config import Followed, follow
 from surgeon.plan import Plan
 from surgeon.recipe import Recipe
+
+if TYPE_CHECKING:
+    from surgeon.model_config import Followed
 
 _CONFIG = "config.json"
 # What goes with the weights as they were: the state of the run that made them, and the same weights
@@ -94,15 +96,26 @@ def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:
     is_unchanged = not plan.dropped and not any(plan.lineage.values())
     if source.folder is None or is_unchanged:
         return ()
-    names = sorted(item.name for item in source.folder.iterdir() if item.is_file())
-    return tuple(name for name in names if any(fnmatch(name, pattern) for pattern in _STALE))
+    stale = [
+        item.name
+        for item in source.folder.iterdir()
+        if any(fnmatch(item.name, pattern) for pattern in _STALE) and item.is_file()
+    ]
+    return tuple(sorted(stale))
 
 
 def _followed(recipe: Recipe, source: Checkpoint, plan: Plan) -> Followed | None:
     stated = recipe.output.get("config", {})
     path = source.folder / _CONFIG if source.folder else None
-    if path is None or not path.is_file():
-        return follow({}, stated, {}, {}) if stated else None
+    if path is not None and not path.is_file():
+        path = None
+    if path is None and not stated:
+        return None
+    # Here, since what is known of families of models takes a while to import.
+    from surgeon.model_config import follow
+
+    if path is None:
+        return follow({}, stated, {}, {})
     try:
         # Not read strictly: transformers writes infinities.
         config = json.loads(path.read_bytes())

@@ -46,8 +46,7 @@ class Change(NamedTuple):
 Lineage = dict[str, tuple[Change, ...]]
 
 
-@dataclass(frozen=True)
-class StepSummary:
+class StepSummary(NamedTuple):
     """What one step did, for the report."""
 
     step: str
@@ -93,18 +92,15 @@ def make(
         draft.step, draft.optional = stream, optional
         try:
             OPS[op].apply(draft, parameters)
-            different = [n for n, tensor in draft.tensors.items() if before.get(n) is not tensor]
-            added = [name for name in different if name not in before]
+            added, changed, removed = _differences(before, draft.tensors)
             _check_names(added)
         except SurgeonError as error:
             raise error.at(f"{recipe.label}: {place}") from None
         checks += [(f"{recipe.label}: {place}", check) for check in draft.checks[checked:]]
-        removed = [name for name in before if name not in draft.tensors]
-        if different or removed:
+        if added or changed or removed:
             lineage = _traced(before, draft, lineage, stream, op)
-        changed = [name for name in different if name in before]
-        names = (tuple(added), tuple(changed), tuple(removed))
-        summaries.append(StepSummary(stream, op, *names, tuple(draft.notes[noted:])))
+        notes = tuple(draft.notes[noted:])
+        summaries.append(StepSummary(stream, op, added, changed, removed, notes))
     about_us = {"version": __version__, "recipe_sha256": recipe.sha256}
     return Plan(
         tensors=draft.tensors,
@@ -120,6 +116,19 @@ def make(
         sidecars=draft.sidecars,
         weights_file=draft.weights_file,
     )
+
+
+def _differences(before: Tensors, after: Tensors) -> tuple[tuple[str, ...], ...]:
+    """Return the names that were added, that are bound to other tensors, and that were removed."""
+    added, changed = [], []
+    for name, tensor in after.items():
+        was = before.get(name)
+        if was is None:
+            added.append(name)
+        elif was is not tensor:
+            changed.append(name)
+    removed = [name for name in before if name not in after]
+    return tuple(added), tuple(changed), tuple(removed)
 
 
 def _check_names(created: Iterable[str]) -> None:

@@ -87,18 +87,21 @@ class Parameters:
     def __init__(self, tensors: Tensors, also: Collection[str] = ()) -> None:
         self._tensors = tensors
         self.owners = ties(tensors)
-        self.names = [
-            name for name, t in tensors.items() if name in also or is_parameter(name, t.spec.dtype)
-        ]
-        self.shapes = {name: tensors[name].spec.shape for name in self.names}
+        chosen = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name in also or is_parameter(name, tensor.spec.dtype)
+        }
+        self.names = list(chosen)
+        self.shapes = {name: tensor.spec.shape for name, tensor in chosen.items()}
         self.statistics = {
             name.rpartition(".")[0] for name in tensors if name.endswith("running_mean")
         }
-        owned = [name for name in self.names if name not in self.owners]
-        self.everything = Cover({name: (whole(self.shapes[name]),) for name in owned})
-        self.new = Cover({name: new for name in owned if (new := tensors[name].new())})
+        owned = [(name, tensor) for name, tensor in chosen.items() if name not in self.owners]
+        self.everything = Cover({name: (whole(tensor.spec.shape),) for name, tensor in owned})
+        self.new = Cover({name: new for name, tensor in owned if (new := tensor.new())})
         self._special: Mapping[str, Collection[str]] = {
-            "@vectors": [name for name in self.names if len(self.shapes[name]) <= 1]
+            "@vectors": [name for name, shape in self.shapes.items() if len(shape) <= 1]
         }
 
     @cached_property
@@ -227,7 +230,9 @@ def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Jso
     elif frozen_ones := stage.get("freeze"):
         moving = moving.minus(can_move.cover(frozen_ones))
     still = can_move.everything.minus(moving)
-    trained, frozen = moving.within(parameters.order), still.within(parameters.order)
+    trained, frozen = moving, still
+    if can_move is not parameters:
+        trained, frozen = moving.within(parameters.order), still.within(parameters.order)
     if not trained.regions and parameters.everything.regions:
         raise PlanError("nothing is left to train")
     groups, problems = _groups(stage, parameters, trained, frozen)

@@ -4,42 +4,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.exceptions import ValidationError
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from surgeon import indices, patterns
 from surgeon.dtypes import require_dtype
 from surgeon.errors import SurgeonError, UsageError, did_you_mean
+from surgeon.schema_check import Formats, UndecidedError, check_format, fits
 from surgeon.units import parse_size
 
-_FORMATS = FormatChecker(formats=())
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
-
-def _checks(format_name: str, check: Any) -> None:
-    def holds(value: object) -> bool:
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str):
-                check(item)
-        return True
-
-    _FORMATS.checks(format_name, raises=UsageError)(holds)
-
-
-_checks("name-pattern", patterns.check)
-_checks("destination", patterns.check_destination)
-_checks("size", parse_size)
-_checks("indices", indices.parsed)
-_checks("dtype", require_dtype)
+FORMATS: Formats = {
+    "name-pattern": patterns.check,
+    "destination": patterns.check_destination,
+    "size": parse_size,
+    "indices": indices.parsed,
+    "dtype": require_dtype,
+}
 
 
 def problems_of(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[str]:
     """Yield `place: what is wrong` for everything that a schema finds wrong."""
-    validator = Draft202012Validator(schema, format_checker=_FORMATS)
-    errors = sorted(validator.iter_errors(value), key=lambda error: list(error.absolute_path))
+    if is_surely_valid(value, schema):
+        return
+    errors = sorted(errors_of(value, schema), key=lambda error: list(error.absolute_path))
     # Of several missing keys there is an error each, and each is worded as all of them.
     yield from dict.fromkeys(line for error in errors for line in _worded(error, place))
+
+
+def is_surely_valid(value: Any, schema: Mapping[str, Any]) -> bool:
+    """Say whether a value is valid; where that is not certain, it is not said to be."""
+    try:
+        return fits(value, schema, FORMATS)
+    except UndecidedError:
+        return False
+
+
+def errors_of(value: Any, schema: Mapping[str, Any]) -> Iterator[ValidationError]:
+    """Return what jsonschema finds."""
+    # Here, since importing it takes a third of the start of a command.
+    from jsonschema import Draft202012Validator, FormatChecker
+
+    checker = FormatChecker(formats=())
+    for name, check in FORMATS.items():
+        checker.checks(name, raises=UsageError)(partial(check_format, check=check))
+    return Draft202012Validator(schema, format_checker=checker).iter_errors(value)
 
 
 def _worded(error: ValidationError, place: str) -> Iterator[str]:

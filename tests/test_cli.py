@@ -444,9 +444,21 @@ def test_no_command_imports_torch(grow: tuple[Path, Path, Path], words: str) -> 
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("words", ["inspect {source}", "diff {source} {source}"])
-def test_reading_commands_start_without_jsonschema(example: Bench, words: str) -> None:
-    arguments = words.format(source=example.input).split()
+@pytest.mark.parametrize(
+    "words",
+    [
+        "inspect {source}",
+        "diff {source} {source}",
+        "validate {recipe}",
+        "plan --json {recipe} {source}",
+        "apply {recipe} {source} {output}",
+    ],
+)
+def test_commands_need_no_jsonschema_where_a_recipe_is_valid(
+    grow: tuple[Path, Path, Path], words: str
+) -> None:
+    recipe, source, output = grow
+    arguments = words.format(recipe=recipe, source=source, output=output).split()
     result = refusing({"torch", "jsonschema"}, *arguments)
     assert result.returncode == 0, result.stderr
 

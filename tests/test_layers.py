@@ -34,7 +34,7 @@ FLOORS = (
     ("initialisers",),
     ("moves",),
     ("registry", "validation", "values", "envelope", "model_config", "torch_module"),
-    ("draft", "schema", "depth", "checksums", "files", "workers"),
+    ("draft", "schema", "schema_check", "depth", "checksums", "files", "workers"),
     ("patterns", "lazy", "units", "indices", "interpolation"),
     ("matrices",),
     ("regions", "dtypes"),

@@ -16,12 +16,9 @@ from surgeon.formats.checkpoint import Checkpoint, Contents, Opaque, Record
 from surgeon.formats.containers import choose, unwrapped
 from surgeon.formats.folders import open_folder, open_index
 from surgeon.formats.foreign import foreign, is_foreign
-from surgeon.formats.opcodes import read as read_pickle
 from surgeon.formats.optimizers import SavedState, state_in, state_of_ours
 from surgeon.formats.safetensors import has_header, open_safetensors
 from surgeon.formats.torch_legacy import is_legacy, read_legacy
-from surgeon.formats.torch_values import TorchWorld
-from surgeon.formats.torch_zip import open_archive
 
 __all__ = [
     "Checkpoint",
@@ -153,6 +150,11 @@ def _open_file(path: Path, inner: str = "") -> Checkpoint:
 
 
 def _contents(file: InputFile, start: bytes) -> Contents:
+    # Here, since most files are not torch's.
+    from surgeon.formats.opcodes import read as read_pickle
+    from surgeon.formats.torch_values import TorchWorld
+    from surgeon.formats.torch_zip import open_archive
+
     try:
         if is_legacy(start):
             return read_legacy(file)

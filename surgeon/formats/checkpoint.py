@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from surgeon.dtypes import DTYPES
 from surgeon.errors import CheckpointError
@@ -22,8 +22,7 @@ _MOST_PROBLEMS = 20
 _MOST_NAMED = 5
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """A run of bytes whose CRC-32 the file states; the executor verifies those it used."""
 
     file: ByteSource

@@ -60,11 +60,12 @@ def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
     """Open the shards that an index names; raises CheckpointError listing all that differs."""
     weight_map, total_size, header = _index(path)
     folder = path.parent
-    _allow_open_files(len(set(weight_map.values())))
+    names = sorted(set(weight_map.values()))
+    _allow_open_files(len(names))
     problems: list[str] = []
     shards: dict[str, Checkpoint] = {}
     try:
-        for name in sorted(set(weight_map.values())):
+        for name in names:
             if problem := _misplaced(folder, name):
                 problems.append(f"{path}: {problem}")
                 continue

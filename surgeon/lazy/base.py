@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -72,8 +72,7 @@ class ByteSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ByteRange:
+class ByteRange(NamedTuple):
     """Bytes of an input file that are, unchanged, bytes of a tensor."""
 
     file: ByteSource
@@ -81,8 +80,7 @@ class ByteRange:
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class Computed:
+class Computed(NamedTuple):
     """Elements of a tensor that have to be evaluated."""
 
     tensor: LazyTensor
@@ -186,8 +184,7 @@ class LazyTensor(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(NamedTuple):
     """A random stream of its own: keyed by recipe seed, step and tensor name, never by order."""
 
     seed: int
@@ -222,7 +219,8 @@ class Initialiser(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+# Not frozen, which takes four times as long to make: a checkpoint may have 100 000 of them.
+@dataclass(eq=False, slots=True)
 class Stored:
     """Bytes that lie in an input file."""
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from surgeon.adapters import CONFIG, PREFIX, WEIGHTS
-from surgeon.draft import Draft, Tensors
+from surgeon.adapters import CONFIG, PREFIX
+from surgeon.draft import ADAPTER_WEIGHTS, Draft, Tensors
 from surgeon.dtypes import DTYPES, Array
 from surgeon.errors import PlanError
 from surgeon.lazy import LazyTensor, Scratch, TensorSpec, Whole, detached
@@ -112,7 +112,7 @@ def lora_extract(
         tensors[f"{PREFIX}{weight.module}.{kind}_A{leaf}"] = a
         tensors[f"{PREFIX}{weight.module}.{kind}_B{leaf}"] = b
     draft.tensors = tensors
-    draft.weights_file = WEIGHTS
+    draft.weights_file = ADAPTER_WEIGHTS
     draft.sidecars[CONFIG] = _configuration(weights, set(saved.values()), rank)
 
 

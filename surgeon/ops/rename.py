@@ -21,6 +21,8 @@ def rename(
     where two tensors would have one name.
     """
     moves = dict(destinations(draft, from_, to))
-    stay = [(name, name) for name in draft.tensors if name not in moves]
-    require_distinct([*stay, *moves.items()])
-    draft.tensors = {moves.get(name, name): tensor for name, tensor in draft.tensors.items()}
+    renamed = {moves.get(name, name): tensor for name, tensor in draft.tensors.items()}
+    if len(renamed) < len(draft.tensors):
+        stay = [(name, name) for name in draft.tensors if name not in moves]
+        require_distinct([*stay, *moves.items()])
+    draft.tensors = renamed
