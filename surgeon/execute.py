@@ -16,11 +16,23 @@ from surgeon.dtypes import DTYPES
 from surgeon.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.formats.checkpoint import Record
 from surgeon.layout import OutputFile, Placed
-from surgeon.lazy import BLOCK, ByteRange, Computed, Elementwise, Scratch, is_computed_at_once
+from surgeon.lazy import (
+    BLOCK,
+    ByteRange,
+    Computed,
+    Elementwise,
+    Scratch,
+    Stored,
+    is_computed_at_once,
+)
 from surgeon.workers import each, worthwhile
 
 # Bytes that one worker takes at a time; a multiple of every block.
 _UNIT = 16 << 20
+# The most units that one worker takes at a time.
+_MOST_UNITS = 256
+# What computing a tensor costs beside its bytes, in bytes.
+_PER_COMPUTED = 64 << 10
 # Reads and writes of at most this much; larger ones leave the processor's cache.
 COPY_BUFFER = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2
@@ -99,8 +111,7 @@ class Executor:
             os.pwrite(descriptor, file.header, 0)
             batches += self._batches(descriptor, file)
         crcs: dict[str, int] = {}
-        size_bytes = sum(file.size_bytes for file in files.values())
-        workers = worthwhile(self._options.workers, size_bytes)
+        workers = worthwhile(self._options.workers, sum(map(_work, files.values())))
         for batch, results in zip(batches, each(self._write, batches, workers), strict=True):
             for unit, done in zip(batch, results, strict=True):
                 name = unit.placed.name
@@ -172,7 +183,7 @@ class Executor:
             at_once = is_computed_at_once(placed.tensor)
             for unit in self._units(descriptor, placed, len(file.header), at_once):
                 batch.append(unit)
-                if unit.offset - batch[0].offset >= _UNIT // 2:
+                if unit.offset - batch[0].offset >= _UNIT // 2 or len(batch) == _MOST_UNITS:
                     yield batch
                     batch = []
         if batch:
@@ -260,6 +271,11 @@ class Executor:
                 descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes),
                 _SYNC_FILE_RANGE_WRITE,
             )  # fmt: skip
+
+
+def _work(file: OutputFile) -> int:
+    computed = sum(not isinstance(placed.tensor, Stored) for placed in file.tensors)
+    return file.size_bytes + _PER_COMPUTED * computed
 
 
 def _allocate(descriptor: int, size_bytes: int) -> None:

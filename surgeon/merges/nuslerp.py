@@ -2,15 +2,9 @@
 
 from typing import Annotated
 
-import numpy as np
-
-from surgeon.dtypes import Array
 from surgeon.errors import PlanError
 from surgeon.merging import Arithmetic, At, Varying, merge, total_weight
-from surgeon.merging.gram import Granularity, Vectors, combination, cosines_of, norms_of, shares_of
-
-# As in slerp: beyond this cosine a straight line serves.
-_PARALLEL = 0.9995
+from surgeon.merging.gram import Granularity, Vectors, along_arc, combination, shares_of
 
 
 @merge(
@@ -51,18 +45,8 @@ def nuslerp(
         raise PlanError(f"interpolates between two: takes {wanted}")
     t = weights[1] / total_weight(weights)
     vectors = Vectors.of(granularity, at.shape)
-
-    def factors(products: Array) -> Array:
-        norms = norms_of(products)
-        cosines = cosines_of(products, norms)[:, 0, 1]
-        straight = (np.abs(cosines) > _PARALLEL) | (norms == 0).any(axis=1)
-        angles = np.arccos(np.where(straight, 0.0, cosines))
-        turned = np.stack([np.sin((1 - t) * angles), np.sin(t * angles)], axis=1)
-        turned /= np.sin(angles)[:, None]
-        return np.where(straight[:, None], [1 - t, t], turned)
-
     return Arithmetic(
         combination(vectors, relative=relative),
-        shares_of(vectors, factors, relative=relative),
+        shares_of(vectors, along_arc(t), relative=relative),
         run=vectors.run,
     )

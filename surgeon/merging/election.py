@@ -82,7 +82,8 @@ def _looked_up(weights: Sequence[float], normalize: bool) -> Callable[[Sequence[
     def look_up(agreeing: Sequence[Array]) -> Array:
         code = agreeing[0].view(np.uint8).copy()
         for number, agrees in enumerate(agreeing[1:], 1):
-            code |= np.left_shift(agrees.view(np.uint8), number)
+            # NumPy multiplies bytes many times faster than it shifts them.
+            code |= np.multiply(agrees.view(np.uint8), np.uint8(1 << number))
         found: Array = np.take(table, code, mode="clip")
         return found
 

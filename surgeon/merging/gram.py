@@ -22,6 +22,8 @@ Granularity = Literal["tensor", "row", "column"]
 # Products that are added one after the other, before such sums are: few enough for sums to be exact
 # to 1e-13, and for them to stay in the fastest cache.
 _RUN = 4096
+# Beyond this cosine the arc is so flat that sin θ loses its digits and a straight line serves.
+_PARALLEL = 0.9995
 # Shares of equal operands that should add up to 1 do so to a few last bits.
 _ADDS_UP = 1e-9
 
@@ -199,3 +201,21 @@ def cosines_of(products: Array, norms: Array) -> Array:
     """Return the cosines between the points; NaN where one is zero."""
     cosines: Any = products / norms[:, :, None] / norms[:, None, :]
     return np.asarray(np.clip(cosines, -1.0, 1.0))
+
+
+def along_arc(t: float) -> Callable[[Array], Array]:
+    """Return the shares of two points in what lies at `t` on the arc from the first to the second.
+
+    Of unnormalised points; on the straight line where they are parallel, or where one is zero.
+    """
+
+    def factors(products: Array) -> Array:
+        norms = norms_of(products)
+        cosines = cosines_of(products, norms)[:, 0, 1]
+        straight = (np.abs(cosines) > _PARALLEL) | (norms == 0).any(axis=1)
+        angles = np.arccos(np.where(straight, 0.0, cosines))
+        turned = np.stack([np.sin((1 - t) * angles), np.sin(t * angles)], axis=1)
+        turned /= np.sin(angles)[:, None]
+        return np.where(straight[:, None], [1 - t, t], turned)
+
+    return factors

@@ -133,9 +133,10 @@ def _bernoulli(probability: float, generator: np.random.Generator, count: int) -
     """Draw truths of this probability: of eight bits each, of more where they do not decide."""
     # Random bits are what dropping at random costs most of all.
     whole, rest = divmod(probability * 256, 1)
+    level = np.uint8(whole)
     drawn_bits = bits(generator.bit_generator, count, np.uint8)
-    kept: Array = drawn_bits < whole
-    undecided = np.flatnonzero(drawn_bits == whole)
+    kept: Array = drawn_bits < level
+    undecided = np.flatnonzero(drawn_bits == level)
     kept[undecided] = generator.random(len(undecided)) < rest
     return kept
 

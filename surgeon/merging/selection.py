@@ -17,7 +17,7 @@ import numpy as np
 from surgeon.dtypes import Array
 from surgeon.lazy import Blocks, Operands, Scratch, is_computed_at_once, raised_blocks
 
-# Values that are held at once for each threshold, 16 bytes each; and so few that all of them are.
+# Values that are held at once for each threshold, 16 bytes each; so few that nothing is searched.
 _HELD = 1 << 21
 _FEW = 1 << 18
 _BINS = 1 << 16
@@ -37,9 +37,10 @@ class Cut:
 
     def kept(self, magnitudes: Array, start: int) -> Array:
         """Say which elements of a block belong to them; `start` is where the block begins."""
-        mask: Array = np.greater(magnitudes, self.least)
-        if (before := self.end - start) > 0:
-            np.greater_equal(magnitudes[:before], self.least, out=mask[:before])
+        before = min(max(self.end - start, 0), len(magnitudes))
+        mask = np.empty(len(magnitudes), bool)
+        np.greater_equal(magnitudes[:before], self.least, out=mask[:before])
+        np.greater(magnitudes[before:], self.least, out=mask[before:])
         return mask
 
 
@@ -72,19 +73,46 @@ def cuts(
     of one rounded difference of float32 values are.
     """
     size = operands.tensors[0].spec.count
+    if size <= _FEW:
+        return _partitioned(operands, measures, counts)
     keys = np.dtype(np.float32 if monotone_in_float32 else np.float64)
     found = [
         [_Search(measure, wanted, size, keys) for wanted in wanteds]
         for measure, wanteds in zip(measures, counts, strict=True)
     ]
     pending = [search for searches in found for search in searches if search.cut is None]
-    if pending and size > _FEW and not any(map(is_computed_at_once, operands.tensors)):
+    if pending and not any(map(is_computed_at_once, operands.tensors)):
         _guess(operands, pending, keys)
     while pending:
         for dtype in {search.keys for search in pending}:
             _pass(operands, [search for search in pending if search.keys == dtype], dtype)
         pending = [search for search in pending if not search.is_settled()]
     return [[search.cut or NOTHING for search in searches] for searches in found]
+
+
+def _partitioned(
+    operands: Operands, measures: Sequence[Measure], counts: Sequence[Sequence[int]]
+) -> list[list[Cut]]:
+    """Return the cuts of a tensor of which all magnitudes are held."""
+    parts: list[list[Array]] = [[] for _ in measures]
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are the largest
+        for blocks in operands.blocks(np.dtype(np.float64)):
+            for part, measure in zip(parts, measures, strict=True):
+                part.append(np.abs(measure(blocks)))
+    size = operands.tensors[0].spec.count
+    positions = np.arange(size)
+    found = []
+    for part, wanteds in zip(parts, counts, strict=True):
+        magnitudes = np.concatenate(part) if part else np.empty(0)
+        cuts_of = [_all_or_none(n, size) or _cut(positions, magnitudes, n) for n in wanteds]
+        found.append(cuts_of)
+    return found
+
+
+def _all_or_none(wanted: int, size: int) -> Cut | None:
+    if wanted >= size:
+        return Cut(0.0, size)
+    return NOTHING if wanted <= 0 else None
 
 
 def _pass(operands: Operands, searches: Sequence[_Search], dtype: np.dtype[Any]) -> None:
@@ -156,10 +184,7 @@ class _Search:
     equals: list[tuple[int, int, Array]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.wanted >= self.size:
-            self.cut = Cut(0.0, self.size)
-        elif self.wanted <= 0:
-            self.cut = NOTHING
+        self.cut = _all_or_none(self.wanted, self.size)
         self._look_between(0, _largest_key(self.keys), self.size)
 
     def guess(self, sample: Array) -> None:

@@ -1,9 +1,6 @@
 """slerp: against naive loops in float64."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -151,31 +148,3 @@ def test_result_does_not_depend_on_workers(bench):
     results = [bench.operate(step(0.5), options=Options(workers=n)) for n in (1, 2, 8)]
     first = results[0].path.read_bytes()
     assert all(result.path.read_bytes() == first for result in results)
-
-
-IN_A_PROCESS = """
-import sys
-import numpy as np
-from surgeon.lazy import Operands, Scratch
-from surgeon.merges.slerp import slerp
-
-class Two:
-    def blocks(self):
-        generator = np.random.default_rng(0)
-        for _ in range(4):
-            yield generator.standard_normal((2, 128 * 1024))
-
-print([share.hex() for share in slerp(t=0.3).statistics(Two())])
-"""
-
-
-def test_sums_do_not_depend_on_the_threads_of_blas():
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", IN_A_PROCESS],
-            env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
-            capture_output=True, text=True, check=True,
-        ).stdout
-        for threads in ("1", "2", "4")
-    }  # fmt: skip
-    assert len(found) == 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import torch
 
 from tests.network import Bench, assert_identical
@@ -17,3 +21,31 @@ def test_what_is_held_whole_can_be_a_model_of_a_relative_merge(bench: Bench) -> 
     between = bench.operate(tsv).tensors
     at_once = bench.operate({**tsv, "into": "m"}, stock).tensors
     assert_identical(at_once, bench.given({"w": a}, m=between).operate(stock).tensors)
+
+
+IN_A_PROCESS = """
+import numpy as np
+from surgeon.merging.gram import Vectors, gram
+
+class Two:
+    tensors = None, None
+
+    def blocks(self, working):
+        generator = np.random.default_rng(0)
+        for _ in range(4):
+            yield generator.standard_normal((2, 128 * 1024))
+
+print([product.hex() for product in gram(Two(), Vectors()).flatten().tolist()])
+"""
+
+
+def test_sums_do_not_depend_on_the_threads_of_blas() -> None:
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", IN_A_PROCESS],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for threads in ("1", "2", "4")
+    }  # fmt: skip
+    assert len(found) == 1
