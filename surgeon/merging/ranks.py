@@ -54,7 +54,7 @@ class Chances:
         undecided = np.flatnonzero(numbers - np.uint32(always) < np.uint32(never - always))
         if not len(undecided):
             return mask
-        least = self._least_ranks(numbers[undecided] / _NUMBERS)
+        least = self._least_ranks(numbers[undecided] * (1 / _NUMBERS))
         keys = _narrow(magnitudes).view(np.uint32)
         own = keys[undecided]
         keys.reshape(-1, self.row).sort(axis=1)
@@ -62,10 +62,9 @@ class Chances:
         places = undecided // self.row * self.row + least
         below = keys[places - 1]
         mask[undecided] = own > below
-        # Equal to that, it is the same element, which has too low a rank, or one of several.
+        # Equal to that, it has too low a rank, unless what follows is equal, too.
         equal = np.flatnonzero(own == below)
-        before, after = (keys.take(places[equal] - shift, mode="clip") for shift in (2, 0))
-        equal = equal[(before == own[equal]) | (after == own[equal])]
+        equal = equal[keys.take(places[equal], mode="clip") == own[equal]]
         equal = equal[magnitudes[undecided[equal]] > 0]
         if len(equal):
             mask[undecided[equal]] = self._ranks(magnitudes, undecided[equal]) >= least[equal]
@@ -73,9 +72,22 @@ class Chances:
 
     def _least_ranks(self, numbers: Array) -> Array:
         """Return the lowest ranks whose probability is above numbers that are between them."""
-        guess = (numbers - self.of(0)) * ((self.row - 1) / (2 * self.epsilon)) + 1
-        ranks: Array = np.minimum(np.maximum(guess, 1), self.row - 1).astype(np.int64)
-        # Rounding may have led to a neighbour.
+        per_chance = (self.row - 1) / (2 * self.epsilon)
+        along = (numbers - self.of(0)) * per_chance
+        ranks: Array = along.astype(np.int64)
+        along -= ranks
+        along -= 0.5
+        ranks += 1
+        # Next to a whole number, rounding decides. Errors of `along`, and of the probabilities
+        # themselves, are a few units in the last place.
+        unsure = np.flatnonzero(np.abs(along, out=along) >= 0.5 - per_chance * 2.0**-49)
+        if len(unsure):
+            ranks[unsure] = self._corrected(ranks[unsure], numbers[unsure])
+        return ranks
+
+    def _corrected(self, ranks: Array, numbers: Array) -> Array:
+        """Return the lowest ranks whose probability is above these numbers, found from guesses."""
+        ranks = np.clip(ranks, 1, self.row - 1)
         while (low := self.of(ranks) <= numbers).any():
             ranks += low
         while (high := self.of(ranks - 1) > numbers).any():

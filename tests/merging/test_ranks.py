@@ -76,14 +76,25 @@ def test_probabilities_are_those_of_sorting(kind, row):
         assert np.array_equal(found[matters], expected[matters])
 
 
-def test_numbers_that_are_probabilities_are_not_below_them():
-    """Steps of 2 ** -5: many numbers are exactly a probability."""
-    magnitudes, row = NORMAL[:5970], 597 // 3
+@pytest.mark.parametrize("epsilon", [n / 40 for n in range(1, 20)])
+def test_numbers_that_are_probabilities_are_not_below_them(epsilon):
+    """Where they are, but for rounding, the rounded ones are compared."""
+    row = 241
+    magnitudes = NORMAL[: row * 20]
     words = GENERATOR.integers(0, 1 << 5, len(magnitudes), dtype=np.uint32) << 27
-    for epsilon in (0.25, 99 / 256):
-        expected = words / 2.0**32 < probabilities(magnitudes, row, 0.5, epsilon)
-        found = chances(0.5, epsilon, row).kept(magnitudes, words)
-        assert np.array_equal(found, expected)
+    expected = words / 2.0**32 < probabilities(magnitudes, row, 0.5, epsilon)
+    found = chances(0.5, epsilon, row).kept(magnitudes, words)
+    assert np.array_equal(found, expected)
+
+
+def test_every_number_has_its_least_rank():
+    row, numbers = 241, np.arange(1 << 8) / (1 << 8)
+    for epsilon in (n / 40 for n in range(1, 20)):
+        found = chances(0.5, epsilon, row)
+        along = found.of(np.arange(row))
+        between = numbers[(along[0] <= numbers) & (numbers < along[-1])]
+        expected = np.searchsorted(along, between, side="right")
+        assert np.array_equal(found._least_ranks(between), expected)
 
 
 @pytest.mark.parametrize("start", [0, 5, 8, 65530, CHUNK, CHUNK + 3])
