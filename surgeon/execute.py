@@ -36,10 +36,6 @@ _PER_COMPUTED = 64 << 10
 # Reads and writes of at most this much; larger ones leave the processor's cache.
 COPY_BUFFER = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2
-# What glibc keeps of freed memory, and from where on an array is a mapping of its own (at most its
-# HEAP_MAX / 2). By default kernels' arrays go back to the system after every block, and are zeroed
-# for the next one: a sixth of the time that della takes.
-_MALLOC_KEEPS = {-1: 64 << 20, -3: 32 << 20}
 
 Progress = Callable[[int], None]
 
@@ -92,9 +88,6 @@ class Executor:
         self._scratch = Scratch()
         self._buffer = memoryview(bytearray(COPY_BUFFER))
         self._libc = ctypes.CDLL(None, use_errno=True)
-        if mallopt := getattr(self._libc, "mallopt", None):
-            for parameter, size_bytes in _MALLOC_KEEPS.items():
-                mallopt(parameter, size_bytes)
 
     def check(self, checks: Sequence[tuple[str, Check]], size_bytes: int) -> list[str]:
         """Run the checks that look at tensor data, of about this size; return what they report."""
