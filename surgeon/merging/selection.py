@@ -21,8 +21,9 @@ from surgeon.lazy import Blocks, Operands, Scratch, is_computed_at_once, raised_
 _HELD = 1 << 21
 _FEW = 1 << 18
 _BINS = 1 << 16
-# A sample of so many runs of so many elements tells nearly where a threshold lies.
-_RUNS, _RUN = 256, 256
+# A sample tells nearly where a threshold lies: runs of so many elements, of one element in 64.
+_RUN, _SAMPLED = 256, 64
+_FEWEST_RUNS, _MOST_RUNS = 64, 256
 
 # A new array of signed values of which the magnitudes are compared.
 Measure = Callable[[Blocks], Array]
@@ -143,13 +144,17 @@ def _largest_key(dtype: np.dtype[Any]) -> int:
     return (1 << (8 * dtype.itemsize - 1)) - 1
 
 
+def _runs(size: int) -> int:
+    return min(_MOST_RUNS, max(_FEWEST_RUNS, size // (_RUN * _SAMPLED)))
+
+
 def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]) -> None:
     """Begin each search with the window that a sample of the tensor suggests."""
     size = operands.tensors[0].spec.count
     scratch = Scratch()
     parts: dict[int, list[Array]] = {}
     working = np.dtype(np.float64) if _has_float64(operands) else dtype
-    for start in range(0, size - _RUN + 1, size // _RUNS):
+    for start in range(0, size - _RUN + 1, size // _runs(size)):
         with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
             blocks = raised_blocks(operands.tensors, start, start + _RUN, scratch, working)
             for measure in {id(search.measure): search.measure for search in searches}.values():

@@ -63,7 +63,7 @@ def example(kind):
         case "equal in float32":
             return np.zeros(SIZE), 1 + 1e-12 * generator.integers(0, 1000, SIZE)
         case "misleading sample":  # which is of runs at the same distance
-            step = SIZE // selection._RUNS
+            step = SIZE // selection._runs(SIZE)
             return np.zeros(SIZE), np.where(np.arange(SIZE) % step < step - 2, 1e-3 * base, base)
     raise AssertionError(kind)
 
