@@ -57,12 +57,14 @@ class Units:
     def permuted(self, state: Tensors, model: Tensors) -> Tensors:
         """Return the model's tensors, its units in the order that matches the state's best."""
         names = list(self.dimensions)
+        largest = max(model[name].spec.count for name in names)
         permutations = Whole(
             TensorSpec("F64", (sum(self.sizes),)),
             partial(matching, self),
             tuple(tensors[name] for tensors in (state, model) for name in names),
-            # Each pair of units' likeness, and a tensor in another order.
-            spare_bytes=8 * (4 * max(self.sizes) ** 2 + max(model[n].spec.count for n in names)),
+            # Each pair of units' likeness; a tensor in another order, and what it is multiplied to.
+            spare_bytes=8
+            * (4 * max(self.sizes) ** 2 + 3 * max(model[n].spec.count for n in names)),
             is_kept=True,
         )
         made: dict[tuple[int, Dimensions], LazyTensor] = {}
@@ -103,25 +105,36 @@ def matching(units: Units, values: Sequence[Array]) -> Array:
 
     `values` are the state's tensors and then the model's. Group by group, the permutation with the
     largest inner product while all others stay as they are, from the identity on, until none gets
-    larger (Ainsworth et al. 2022, section 3.2, algorithm 1; there in random order).
+    larger (Ainsworth et al. 2022, section 3.2, algorithm 1; there in random order). Where a tensor
+    has one group on both sides, as between the steps of a recurrent layer, one side stays while the
+    other is looked at, and the permutation is taken if it is better on both.
     """
     found = [np.arange(size) for size in units.sizes]
     names = list(units.dimensions)
     pairs = dict(zip(names, zip(values, values[len(names) :], strict=False), strict=True))
     if not all(np.isfinite(value).all() for value in values):
         return np.concatenate(found).astype(np.float64)  # the merge says what is wrong
-    is_better = True
+    reached, is_better = _agreement(units, pairs, found), True
     while is_better:
         is_better = False
         for group in range(len(found)):
-            likeness = _likeness(units, pairs, found, group)
-            units_here = np.arange(len(likeness))
-            best = assignment(-likeness)
-            before = float(likeness[units_here, found[group]].sum())
-            after = float(likeness[units_here, best].sum())
-            if after - before > _GAIN * (abs(before) + abs(after)):
-                found[group], is_better = best, True
+            best = assignment(-_likeness(units, pairs, found, group))
+            changed = [*found[:group], best, *found[group + 1 :]]
+            agreement = _agreement(units, pairs, changed)
+            if agreement - reached > _GAIN * (abs(reached) + abs(agreement)):
+                found, reached, is_better = changed, agreement, True
     return np.concatenate(found).astype(np.float64)
+
+
+def _agreement(
+    units: Units, pairs: Mapping[str, tuple[Array, Array]], found: Sequence[Array]
+) -> float:
+    """Return the inner product of the state with the permuted model."""
+    total = 0.0
+    for name, dimensions in units.dimensions.items():
+        state, model = pairs[name]
+        total += float(np.add.reduce(state * _permuted(model, dimensions, found), axis=None))
+    return total
 
 
 def _likeness(
@@ -156,7 +169,10 @@ def permute(value: Array, permutation: Array, dim: int) -> Array:
 
 def _permute_by(units: Units, dimensions: Dimensions, values: Sequence[Array]) -> Array:
     value, permutations = values
-    found = units.split(permutations)
+    return _permuted(value, dimensions, units.split(permutations))
+
+
+def _permuted(value: Array, dimensions: Dimensions, found: Sequence[Array]) -> Array:
     for dim, group in enumerate(dimensions):
         if group is not None:
             value = permute(value, found[group], dim)

@@ -119,6 +119,18 @@ def test_columns_of_one_group_may_be_rows_of_it_too(bench):
     assert_identical(made, b)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_recurrent_layers_end_where_they_are_more_alike(bench, seed):
+    """Their columns are in the order of their rows, which makes the problem a quadratic one."""
+    generator = torch.Generator().manual_seed(seed)
+    state, model = ({"w": torch.randn(5, 5, generator=generator)} for _ in "ab")
+    bench.given(state, b=model)
+    found = bench.operate(step([{"rows": "w", "columns": "w"}], t=1)).tensors["w"]
+    orders = [list(order) for order in itertools.permutations(range(5))]
+    assert any(torch.equal(found, model["w"][order][:, order]) for order in orders)
+    assert (state["w"] * found).sum() >= (state["w"] * model["w"]).sum()
+
+
 def test_merging_with_itself_returns_it_to_the_bit(bench):
     tensors = cnn().state_dict()
     bench.given(tensors, b=tensors)
