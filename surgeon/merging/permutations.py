@@ -63,8 +63,7 @@ class Units:
             partial(matching, self),
             tuple(tensors[name] for tensors in (state, model) for name in names),
             # Each pair of units' likeness; a tensor in another order, and what it is multiplied to.
-            spare_bytes=8
-            * (4 * max(self.sizes) ** 2 + 3 * max(model[n].spec.count for n in names)),
+            spare_bytes=8 * (4 * max(self.sizes) ** 2 + 3 * largest),
             is_kept=True,
         )
         made: dict[tuple[int, Dimensions], LazyTensor] = {}
