@@ -89,9 +89,18 @@ def _folder(path: Path, size: float, *, tensors: int) -> None:
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def _tiny(path: Path, tensors: int, *, seed: int) -> None:
+    """Write the first of the same tiny tensors into one file."""
+    shapes = {name: shape for _, part in shards(tensors) for name, shape in part.items()}
+    _write(path, shapes, seed=seed)
+
+
 def _small_file(path: Path, size: float) -> None:
-    """Write the first 200 of the same tiny tensors into one file."""
-    _write(path, {name: shape for _, part in shards(200) for name, shape in part.items()}, seed=0)
+    _tiny(path, 200, seed=0)
+
+
+def _tiny_model(path: Path, size: float, *, seed: int) -> None:
+    _tiny(path, max(1, round(16_000 * size)), seed=seed)
 
 
 _MAKERS: dict[str, Callable[[Path, float], None]] = {
@@ -102,6 +111,9 @@ _MAKERS: dict[str, Callable[[Path, float], None]] = {
     "float32.safetensors": partial(_model, seed=4, dtype="F32"),
     "a.pt": _torch_file,
     "small.safetensors": _small_file,
+    "tiny-a.safetensors": partial(_tiny_model, seed=0),
+    "tiny-b.safetensors": partial(_tiny_model, seed=1),
+    "tiny-c.safetensors": partial(_tiny_model, seed=2),
     "folder-10k": partial(_folder, tensors=10_000),
     "folder-100k": partial(_folder, tensors=100_000),
 }

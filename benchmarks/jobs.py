@@ -92,6 +92,7 @@ def _peer_job(
 
 
 _MODELS = _A, _B, _C, _D = tuple(f"{letter}.safetensors" for letter in "abcd")
+_TINY = tuple(f"tiny-{letter}.safetensors" for letter in "abc")
 _EDIT = Limit(0.4, 1.2, 60)
 _CHECKPOINTS = (
     ("200 tensors, one file", "small.safetensors", Limit(0.3)),
@@ -140,6 +141,13 @@ JOBS: tuple[Job, ...] = (
     _copy_job(
         "average-4", "average of 4", "average-checkpoints", _A, _B, _C, _D,
         limit=Limit(0.4, 1.6, 80),
+    ),
+    _copy_job(
+        "ties", "ties of 3, density 0.2", "ties", _A, _B, _C, _D, limit=Limit(0, 11, 300),
+        density=0.2,
+    ),
+    _copy_job(
+        "tiny", "ties of 2, 16 000 tiny tensors", "ties", *_TINY, limit=Limit(10), density=0.2
     ),
 )  # fmt: skip
 
