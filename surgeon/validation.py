@@ -116,7 +116,8 @@ def _closest_branch(error: ValidationError, place: str, prefix: str) -> Iterator
 
 
 def _shortened(value: Any) -> str:
-    return _cut(json.dumps(value, ensure_ascii=False))
+    # Of a recipe all is JSON; YAML has dates and more.
+    return _cut(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _cut(text: str) -> str:

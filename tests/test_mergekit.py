@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,29 @@ def test_what_has_no_counterpart_is_refused_with_a_reason(
         imported(given(tmp_path, **config))
     assert problem in str(caught.value)
     assert all(line.startswith("merge.yml: ") for line in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"models": "a"}, "models: \"a\" is not of type array"),
+        ({"models": [5]}, "models[0]: 5 is not of type object"),
+        ({"models": [{"weight": 1}]}, "models[0]: 'model' is missing"),
+        ({"models": models("a", "b"), "parameters": [1]}, "parameters: [1] is not of type object"),
+        ({"slices": [{"parameters": {}}]}, "slices[0]: 'sources' is missing"),
+        ({"slices": [{"sources": []}]}, "slices[0].sources: [] "),
+        ({"slices": slices(("a", 0, "x"))}, 'layer_range[1]: "x" is not of type integer'),
+        ({"slices": slices(("a", 0, 10**20))}, "is greater than the maximum"),
+        ({"models": models("a", "b", weight=[1, {"value": 2}])}, "mixes numbers and filters"),
+        ({"dtype": date(2026, 1, 1)}, 'dtype: "2026-01-01" is not of type'),
+    ],
+)  # fmt: skip
+def test_what_has_another_shape_is_refused_with_its_place(
+    tmp_path: Path, config: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        imported(given(tmp_path, **{"merge_method": "linear", **config}))
+    assert problem in str(caught.value)
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:

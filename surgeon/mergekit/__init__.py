@@ -13,6 +13,8 @@ from surgeon.errors import SurgeonError, UsageError, did_you_mean
 from surgeon.files import InputFile
 from surgeon.mergekit.importer import Imported, Importer
 from surgeon.mergekit.methods import METHODS
+from surgeon.mergekit.schema import CONFIG
+from surgeon.validation import problems_of
 
 Json = dict[str, Any]
 
@@ -34,10 +36,12 @@ def imported(path: Path) -> Imported:
     Raises UsageError with a line for everything that cannot be imported.
     """
     config = _read(path)
+    if problems := list(problems_of(config, CONFIG, "")):
+        raise UsageError(*(f"{path.name}: {problem}" for problem in problems))
     problems = [f"'{word}' is not imported: {why}" for word, why in _REFUSED.items()
                 if config.get(word) is not None]  # fmt: skip
     for word in config.keys() - {*_KNOWN, *_REFUSED}:
-        problems.append(f"'{word}' is unknown{did_you_mean(word, _KNOWN)}")
+        problems.append(f"'{word}' is unknown{did_you_mean(str(word), _KNOWN)}")
     name = config.get("merge_method")
     if name not in METHODS and name != "passthrough":
         hint = did_you_mean(str(name), [*METHODS, "passthrough"])
@@ -52,7 +56,7 @@ def imported(path: Path) -> Imported:
         raise error.at(path.name) from None
 
 
-def _read(path: Path) -> Json:
+def _read(path: Path) -> Any:
     try:
         import yaml
     except ImportError:
@@ -67,6 +71,4 @@ def _read(path: Path) -> Json:
         raise UsageError(f"{path.name}: not YAML: {line}") from None
     finally:
         file.close()
-    if not isinstance(config, dict):
-        raise UsageError(f"{path.name}: not a mergekit configuration")
     return config

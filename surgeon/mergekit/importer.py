@@ -96,11 +96,9 @@ class Importer:
         only: Json = models[0]
         return only
 
-    def _source(self, entry: Any) -> _Source:
-        if not isinstance(entry, dict) or "model" not in entry:
-            raise UsageError(f"{entry!r} is no model: expected an object with a 'model'")
+    def _source(self, entry: Json) -> _Source:
         bounds = entry.get("layer_range")
-        layers = range(*map(int, bounds)) if bounds is not None else None
+        layers = range(*bounds) if bounds is not None else None
         return _Source(_path(entry["model"]), entry.get("parameters") or {}, layers)
 
     def _named(self, path: str) -> str:

@@ -61,6 +61,8 @@ def as_rules(word: str, setting: Any) -> list[Rule]:
     if isinstance(setting, list) and any(isinstance(item, dict) for item in setting):
         rules = []
         for item in setting:
+            if not isinstance(item, dict):
+                raise UsageError(f"parameter '{word}' mixes numbers and filters")
             text = item.get("filter")
             filter_ = None if text in (None, "*") else str(text)
             rules += [Rule(filter_, rule.values) for rule in as_rules(word, item.get("value"))]
