@@ -75,7 +75,10 @@ class Adapter:
         return float(alpha / (sqrt(rank) if self.config.get("use_rslora") else rank))
 
     def _setting(self, word: str, pattern_word: str, module: str) -> Any:
-        for pattern, value in (self.config.get(pattern_word) or {}).items():
+        patterns = self.config.get(pattern_word) or {}
+        if not isinstance(patterns, dict):
+            raise PlanError(f"{self.label}: {CONFIG}: {pattern_word} is not an object")
+        for pattern, value in patterns.items():
             # As PEFT matches them: a regular expression for the end of the name.
             try:
                 found = re.match(rf"(.*\.)?({pattern})$", module)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +105,24 @@ def _in_words(change: Json) -> str:
 
 
 def _json(value: object) -> str:
-    text = json_text(value)
+    text = json_text(_valid(value))
     if len(text) <= _WIDEST:
         return text
     if isinstance(value, dict | list):
         return f"({len(value):,} entries)"
     return f"{text[: _WIDEST - 3]}..."
+
+
+def _valid(value: Any) -> Any:
+    """Return a value of a config as JSON can hold it: transformers writes infinities, too."""
+    match value:
+        case float() if not isfinite(value):
+            return json.dumps(value)
+        case dict():
+            return {key: _valid(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_valid(item) for item in value]
+    return value
 
 
 def _config_table(opened: Opened) -> str:
@@ -182,7 +196,7 @@ def applied_as_json(opened: Opened, result: Result) -> Json:
         "computed_bytes": result.written.computed_bytes,
         "dropped": lost(opened.plan),
         "optimizer_state": _state_as_json(opened, result.optimizer),
-        "config": result.besides.changes if result.besides else [],
+        "config": _valid(result.besides.changes) if result.besides else [],
         "steps": _steps_as_json(opened.plan),
         "notes": [*opened.notes, *result.written.notes],
     }
@@ -361,7 +375,7 @@ def planned_as_json(opened: Opened) -> Json:
         "checks": [place for place, _ in plan.checks],
         "optimizer": opened.stages.optimizer,
         "optimizer_state": _state_as_json(opened),
-        "config": opened.besides.changes,
+        "config": _valid(opened.besides.changes),
         "teacher": opened.stages.teacher,
         "stages": opened.stages.stages,
         "notes": [*opened.notes, *opened.besides.notes],

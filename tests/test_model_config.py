@@ -15,6 +15,7 @@ from surgeon.execute import Options
 from surgeon.formats import open_checkpoint
 from surgeon.lazy import Selected
 from surgeon.model_config import follow
+from surgeon.tables import json_text
 from tests.network import Bench, write
 
 Json = dict[str, Any]
@@ -361,6 +362,16 @@ def test_state_of_the_run_that_made_them_stays_with_unchanged_tensors(
     assert not left & {*STALE}
     assert left >= {"trainer_state.json", "added_tokens.json"}
     assert any(note.endswith(f"as they were: {', '.join(sorted(STALE))}") for note in notes)
+
+
+def test_infinities_of_a_config_are_shown_by_name(folder: Any, bench: Bench) -> None:
+    """transformers writes them; JSON has none. NaN is not equal to itself, but no change."""
+    folder(LLAMA | {"limit": [0.0, float("inf")], "rate": float("nan")})
+    recipe = bench.recipe(output={"config": {"limit": [0.0, 5.0]}})
+    with apply.opened(recipe, str(bench.input), {}) as opened:
+        (change,) = json.loads(json_text(report.planned_as_json(opened)))["config"]
+        assert change == {"key": "limit", "before": [0.0, "Infinity"], "after": [0.0, 5.0]}
+        assert '[0.0, "Infinity"]  [0.0, 5.0]' in report.planned(opened)
 
 
 def test_json_lists_what_changes(folder: Any, bench: Bench) -> None:

@@ -32,7 +32,7 @@ class Followed:
     def text(self) -> str:
         """The file's text, as transformers writes it: labels in the order of their numbers."""
         config = dict(self.config)
-        if isinstance(labels := config.get("id2label"), dict) and all(map(str.isdigit, labels)):
+        if isinstance(labels := config.get("id2label"), dict) and all(map(str.isdecimal, labels)):
             config["id2label"] = {int(number): label for number, label in labels.items()}
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
@@ -75,7 +75,8 @@ def _changes(old: Json, new: Json) -> tuple[Json, ...]:
     return tuple(
         {"key": key, **({"before": old[key]} if key in old else {}), "after": new[key]}
         for key in sorted(new)
-        if key not in old or old[key] != new[key]
+        # NaN is not equal to itself.
+        if key not in old or (old[key] is not new[key] and old[key] != new[key])
     )
 
 

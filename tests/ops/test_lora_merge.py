@@ -252,6 +252,7 @@ def test_malformed_configuration_is_an_error(bench):
         ({"r": 0}, "adapter_config.json: r is 0, expected a number above 0"),
         ({"rank_pattern": {"q": "2"}}, "adapter_config.json: rank_pattern 'q' is '2', expected a"),
         ({"alpha_pattern": {"(": 2}}, "alpha_pattern: '(': missing )"),
+        ({"alpha_pattern": 1.5}, "adapter_config.json: alpha_pattern is not an object"),
     ],
 )  # fmt: skip
 def test_configurations_that_are_not_understood_are_an_error(bench, config, problem):
