@@ -57,6 +57,10 @@ class StepSummary(NamedTuple):
     notes: tuple[str, ...]
 
 
+# Bytes of a tensor: a pebibyte, which leaves room for others below what file offsets count.
+_LARGEST = 1 << 50
+
+
 @dataclass(frozen=True)
 class Plan:
     """The finished result of a recipe: what to write, and where each of it came from."""
@@ -94,6 +98,7 @@ def make(
             OPS[op].apply(draft, parameters)
             added, changed, removed = _differences(before, draft.tensors)
             _check_names(added)
+            _check_sizes(draft.tensors, (*added, *changed))
         except SurgeonError as error:
             raise error.at(f"{recipe.label}: {place}") from None
         checks += [(f"{recipe.label}: {place}", check) for check in draft.checks[checked:]]
@@ -136,6 +141,15 @@ def _check_names(created: Iterable[str]) -> None:
     bad = [n for n in created if not n or n == "__metadata__" or not n.isprintable()]
     if bad:
         raise PlanError(*(f"{name!r} cannot be a tensor's name" for name in sorted(bad)))
+
+
+def _check_sizes(tensors: Tensors, names: Iterable[str]) -> None:
+    """Raise PlanError for tensors that no file can hold."""
+    sizes = {name: tensors[name].spec for name in names}
+    large = [f"'{name}' would be {spec}, more bytes than a file can have"
+             for name, spec in sizes.items() if spec.size_bytes > _LARGEST]  # fmt: skip
+    if large:
+        raise PlanError(*large)
 
 
 def _traced(before: Tensors, draft: Draft, lineage: Lineage, step: str, op: str) -> Lineage:

@@ -101,10 +101,14 @@ def arguments(values: Mapping[str, Any], function: Callable[..., Any]) -> dict[s
 
 def whole_numbers(value: Any, schema: Schema) -> Any:
     """Return a value with integers where its schema wants them; JSON Schema lets 3.0 be one."""
-    kinds = schema.get("type", ())
-    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    kinds: list[str] = []
+    items: Schema = {}
+    for option in (*schema.get("anyOf", ()), schema):
+        kind = option.get("type", [])
+        kinds += [kind] if isinstance(kind, str) else kind
+        items = option.get("items", items)
     if isinstance(value, float) and "integer" in kinds and "number" not in kinds:
         return int(value)
-    if isinstance(value, list) and isinstance(items := schema.get("items"), dict):
+    if isinstance(value, list):
         return [whole_numbers(item, items) for item in value]
     return value

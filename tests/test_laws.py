@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import json
@@ -9,19 +10,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from surgeon import apply, execute, lazy
+from surgeon import apply, execute, lazy, report
 from surgeon.dtypes import DTYPES
+from surgeon.errors import SurgeonError
 from surgeon.execute import Options
 from surgeon.layout import lay_out, ties
 from surgeon.lazy import Elementwise, Scratch, forms
 from surgeon.recipe import OPS
 from surgeon.registry import COMMON
+from surgeon.tables import json_text
 from surgeon.validation import problems_of
 from tests.network import (
     TIES,
@@ -100,6 +104,56 @@ def test_unknown_parameters_are_refused(op):
 @pytest.mark.parametrize("op", MERGES)
 def test_merges_name_their_paper(op):
     assert "http" in op.paper
+
+
+# What recipes may hold by mistake, where something else belongs.
+ODD = [
+    None, 0, -1, 1, 2, 1.5, 4.0, 1e308, 10**20, True, "", "x", "**", "!x", "re:(", "{i}", "encoder",
+    "encoder.{i+1}", "encoder.0.weight[0:1]", "@new", "@vectors", "other", "third", "0:1", "::2",
+    "BF16", "float8_e4m3fn", "1GB", [], [1], [0.5, 0.5], ["encoder"], ["**", "!classifier"], [[0]],
+    ["other", "third"], {}, {"a": 1}, {"target": "encoder"}, {"by_layer": [0, 1]},
+    [{"target": "encoder", "value": 1}],
+]  # fmt: skip
+
+
+def places(value, path=()):
+    """Yield the path of each value in a document, the document's own left out."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in inside:
+        yield (*path, key)
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+
+
+def mutated(op, random):
+    """Return an example in which something is another thing, or there is something more."""
+    changed = copy.deepcopy(step(op))
+    for _ in range(random.choice([1, 1, 2])):
+        new = [(name,) for name in (*op.parameters["properties"], "target")]
+        old = [path for path in places(changed) if path != ("op",)]
+        *above, key = random.choice(random.choice([new, old]))
+        inner = changed
+        for part in above:
+            inner = inner[part]
+        inner[key] = copy.deepcopy(random.choice(ODD))
+    return changed
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_mistakes_end_in_lines(op, example):
+    """Whatever stands in a step, it is planned, or what is wrong with it is said."""
+    random = Random(op.name)
+    problems = []
+    for _ in range(6):
+        changed = mutated(op, random)
+        try:
+            recipe = example.recipe(changed)
+            with apply.opened(recipe, str(example.input), example.models) as opened:
+                report.planned(opened)
+                json_text(report.planned_as_json(opened))
+        except SurgeonError as error:
+            problems += error.problems
+    assert all(problem.isprintable() for problem in problems)
 
 
 # --- Each op does what its plan says --------------------------------------------------------------

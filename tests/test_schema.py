@@ -104,6 +104,8 @@ def test_every_schema_is_a_valid_schema(schema):
         (3.0, {"type": "integer"}, 3),
         (3.0, {"type": ["integer", "string"]}, 3),
         (3.0, {"type": "number"}, 3.0),
+        (3.0, {"anyOf": [{"type": "integer"}, {"type": "array"}]}, 3),
+        ([3.0], {"anyOf": [{"type": "array", "items": {"type": "integer"}}]}, [3]),
         ([1.0, "2:3"], {"type": "array", "items": {"type": ["integer", "string"]}}, [1, "2:3"]),
         ("3.0", {"type": "integer"}, "3.0"),
     ],

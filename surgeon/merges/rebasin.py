@@ -11,7 +11,7 @@ from surgeon.errors import PlanError
 from surgeon.merging import Arithmetic, Varying, merge, within
 from surgeon.merging.permutations import Units
 
-_TARGET = {"type": ["string", "array"], "format": "name-pattern"}
+_TARGET = {"type": ["string", "array"], "items": {"type": "string"}, "format": "name-pattern"}
 _GROUP = {
     "type": "object",
     "properties": {"rows": _TARGET, "columns": _TARGET},

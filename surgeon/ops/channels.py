@@ -25,7 +25,7 @@ def channels(
     draft: Draft,
     *,
     target: Target,
-    to: Annotated[int, "input channels to have", {"minimum": 1}],
+    to: Annotated[int, "input channels to have", {"minimum": 1, "maximum": 100_000}],
 ) -> None:
     """Change a first convolution's input channels, keeping its response.
 

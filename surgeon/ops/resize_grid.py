@@ -19,7 +19,8 @@ from surgeon.registry import op
 
 _SIZES = {
     "minimum": 1,
-    "items": {"type": "integer", "minimum": 1},
+    "maximum": 100_000,
+    "items": {"type": "integer", "minimum": 1, "maximum": 100_000},
     "minItems": 2,
     "maxItems": 2,
 }

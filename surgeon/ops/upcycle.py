@@ -37,7 +37,7 @@ def upcycle(
     draft: Draft,
     *,
     target: Names,
-    experts: Annotated[int, "how many experts", {"minimum": 2}],
+    experts: Annotated[int, "how many experts", {"minimum": 2, "maximum": 100_000}],
     into: Destinations,
     router: Destination,
     columns: Annotated[int, "the router's columns: the inputs of the dense layer", {"minimum": 1}],

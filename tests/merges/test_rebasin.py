@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.errors import PlanError
+from surgeon.errors import PlanError, UsageError
 from surgeon.execute import Options
 from tests.merges.compare import assert_rounded, relatives
 from tests.network import assert_identical, write
@@ -168,6 +168,14 @@ def test_impossible_groups_are_errors(bench, groups, problem):
     bench.given(tensors, b=tensors)
     with pytest.raises(PlanError, match=problem):
         bench.plan(step(groups))
+
+
+@pytest.mark.parametrize("rows", [[0], [["a"]], 1])
+def test_groups_are_of_names(bench, rows):
+    tensors = {"a": torch.ones(5, 3)}
+    bench.given(tensors, b=tensors)
+    with pytest.raises(UsageError, match=r"groups\[0\].rows.* is not of type"):
+        bench.plan(step([{"rows": rows}]))
 
 
 def test_permuted_tensors_must_be_merged(bench):

@@ -314,3 +314,9 @@ def test_thousands_of_layers_are_planned_in_seconds(bench):
     bench.plan(step("h.*", rows=1))
     bench.plan({"op": "replace", "target": "h.*", "rows": 1})
     assert time.perf_counter() - start < 10
+
+
+def test_tensor_that_no_file_can_hold_is_an_error(bench):
+    bench.given({"fc.weight": torch.ones(2, 3)})
+    with pytest.raises(PlanError, match=r"'fc\.weight' would be F32 "):
+        bench.plan({"op": "widen", "target": "fc", "rows": 10**20})
