@@ -36,6 +36,17 @@ _TORCH_CLASS: Schema = {
 _POSITIVE: Schema = {"type": "number", "exclusiveMinimum": 0}
 # Zero passes the schema: the manifest's own message for it says what to do instead.
 _RATE: Schema = {"type": "number", "minimum": 0}
+_RATE_OR_NONE: Schema = {"type": ["number", "null"], "minimum": 0}
+_OPTIMIZER: Schema = {
+    **_TORCH_CLASS,
+    "properties": {
+        **_TORCH_CLASS["properties"],
+        "args": {
+            **_TORCH_CLASS["properties"]["args"],
+            "properties": {"lr": _RATE_OR_NONE, "weight_decay": _RATE_OR_NONE},
+        },
+    },
+}
 _DURATION: Schema = _object(
     {
         "epochs": {"type": "integer", "minimum": 1},
@@ -61,6 +72,7 @@ GROUP: Schema = {
         "params": _PATTERNS,
         "lr": {**_RATE, "description": "the learning rate itself"},
         "lr_scale": {**_RATE, "description": "times the optimizer's lr"},
+        "weight_decay": _RATE_OR_NONE,
         "layer_decay": LAYER_DECAY,
     },
     "required": ["name", "params"],
@@ -98,7 +110,7 @@ STAGE: Schema = _object(
 )
 TRAINING: Schema = _object(
     {
-        "optimizer": _TORCH_CLASS,
+        "optimizer": _OPTIMIZER,
         "teacher": _object(
             {
                 "model": {"type": "string", "description": "'input' or a model of the recipe"},
@@ -296,7 +308,7 @@ MANIFEST_SCHEMA: Schema = _object(
             "additionalProperties": {"type": "string"},
             "description": "{alias: owner} of names that share one tensor",
         },
-        "optimizer": _TORCH_CLASS,
+        "optimizer": _OPTIMIZER,
         "teacher": _object(
             {
                 "file": {"type": "string"},

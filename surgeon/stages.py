@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 from surgeon import depth, patterns
@@ -339,6 +340,8 @@ def _described(
         rate = settings.get("lr", base)
     if rate == 0:
         raise PlanError(f"{place}: a learning rate of 0 still moves statistics; freeze it instead")
+    if rate is not None and not isfinite(rate):
+        raise PlanError(f"{place}: a learning rate beyond the largest number")
     own = {key: value for key, value in settings.items() if key not in _NAMES_A_GROUP}
     if "layer_decay" not in settings:
         lr = {} if rate is None else {"lr": rate}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surgeon.errors import PlanError
+from surgeon.errors import PlanError, UsageError
 from surgeon.regions import count, intersection, parsed, split_block, whole
 
 NET = {
@@ -390,6 +390,32 @@ def test_tied_tensor_in_two_groups_names_the_alias(bench):
 )  # fmt: skip
 def test_contradiction_is_an_error_that_names_it(bench, stage, expected):
     assert problems_of(bench, **stage) == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ({"optimizer": {"class": "torch.optim.SGD", "args": {"lr": ["x"]}}},
+         'training.optimizer.args.lr: ["x"] is not of type number or null'),
+        ({"optimizer": {"class": "torch.optim.SGD", "args": {"weight_decay": -1}}},
+         "training.optimizer.args.weight_decay: -1 is less than the minimum of 0"),
+        ({"stages": [{"name": "s", "groups": [
+            {"name": "g", "params": ["fc"], "weight_decay": "1"}]}]},
+         'training.stages[0].groups[0].weight_decay: "1" is not of type number or null'),
+    ],
+)  # fmt: skip
+def test_rates_are_numbers(bench, section, problem):
+    with pytest.raises(UsageError) as caught:
+        bench.plan(training=section)
+    assert problem in str(caught.value)
+
+
+def test_rates_are_finite(bench):
+    bench.given(NET)
+    optimizer = {"class": "torch.optim.SGD", "args": {"lr": 10}}
+    group = {"name": "a", "params": ["fc"], "lr_scale": 1e308}
+    with pytest.raises(PlanError, match="group 'a': a learning rate beyond the largest number"):
+        bench.plan(training={"optimizer": optimizer, "stages": [{"name": "s", "groups": [group]}]})
 
 
 def test_new_rows_that_there_are_not(bench):
