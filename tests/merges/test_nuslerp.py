@@ -1,9 +1,5 @@
 """nuslerp: against naive loops in float64."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -156,24 +152,3 @@ def test_result_does_not_depend_on_workers(bench, granularity):
     merge = step(*given(bench, tensors), granularity=granularity)
     results = [bench.operate(merge, options=Options(workers=n)) for n in (1, 2)]
     assert results[0].path.read_bytes() == results[1].path.read_bytes()
-
-
-IN_A_PROCESS = """
-import numpy as np
-from surgeon.merging.gram import Vectors
-a, b = np.random.default_rng(0).standard_normal((2, 512 * 1024))
-for kind in ("tensor", "row", "column"):
-    print(Vectors.of(kind, (512, 1024)).inner(a, b).tobytes().hex())
-"""
-
-
-def test_sums_do_not_depend_on_the_threads_of_blas():
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", IN_A_PROCESS],
-            env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
-            capture_output=True, text=True, check=True,
-        ).stdout
-        for threads in ("1", "2", "4")
-    }  # fmt: skip
-    assert len(found) == 1

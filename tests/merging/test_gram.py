@@ -35,7 +35,8 @@ class Two:
         for _ in range(4):
             yield generator.standard_normal((2, 128 * 1024))
 
-print([product.hex() for product in gram(Two(), Vectors()).flatten().tolist()])
+for kind in ("tensor", "row", "column"):
+    print(gram(Two(), Vectors.of(kind, (512, 1024))).tobytes().hex())
 """
 
 
