@@ -10,8 +10,10 @@ from surgeon.dtypes import Array
 from surgeon.errors import PlanError
 from surgeon.merging import Arithmetic, Varying, merge, within
 from surgeon.merging.permutations import Units
+from surgeon.patterns import Target
+from surgeon.schema import of_hint
 
-_TARGET = {"type": ["string", "array"], "items": {"type": "string"}, "format": "name-pattern"}
+_TARGET = of_hint(Target)
 _GROUP = {
     "type": "object",
     "properties": {"rows": _TARGET, "columns": _TARGET},

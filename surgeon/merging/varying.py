@@ -11,6 +11,7 @@ from surgeon import patterns
 from surgeon.depth import all_positions, fraction
 from surgeon.draft import Tensors
 from surgeon.errors import PlanError
+from surgeon.schema import of_hint
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Varying:
         number = {"type": "number", **{k: v for k, v in limits.items() if v is not None}}
         curve = {"type": "array", "items": number, "minItems": 1}
         by_layer = _object({"by_layer": curve}, ["by_layer"])
-        target = {"type": ["string", "array"], "format": "name-pattern"}
-        rule = _object({"target": target, "value": {"anyOf": [number, by_layer]}}, ["value"])
+        rule = _object(
+            {"target": of_hint(patterns.Target), "value": {"anyOf": [number, by_layer]}}, ["value"]
+        )
         rules = {"type": "array", "items": rule, "minItems": 1}
         if self.per == "tensor":
             return {"anyOf": [number, by_layer, rules]}

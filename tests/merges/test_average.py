@@ -490,3 +490,10 @@ def test_values_without_arithmetic_must_agree(bench, dtype):
     bench.given({"x": a}, other={"x": a}).operate(step("other"))
     with pytest.raises(PlanError, match=r"'x' .* differs in model 'other' and cannot be merged"):
         bench.given({"x": a}, other={"x": b}).operate(step("other"))
+
+
+@pytest.mark.parametrize("target", [0, [0.5], [["w"]]])
+def test_rules_are_for_names(bench, target):
+    bench.given({"w": torch.ones(2)}, b={"w": torch.ones(2)})
+    with pytest.raises(UsageError, match=r"weights\[0\].target.* is not of type"):
+        bench.plan(step("b", weights=[{"target": target, "value": 1}]))
