@@ -145,9 +145,8 @@ def _check_names(created: Iterable[str]) -> None:
 
 def _check_sizes(tensors: Tensors, names: Iterable[str]) -> None:
     """Raise PlanError for tensors that no file can hold."""
-    sizes = {name: tensors[name].spec for name in names}
-    large = [f"'{name}' would be {spec}, more bytes than a file can have"
-             for name, spec in sizes.items() if spec.size_bytes > _LARGEST]  # fmt: skip
+    large = [f"'{name}' would be {tensors[name].spec}, more bytes than a file can have"
+             for name in names if tensors[name].spec.size_bytes > _LARGEST]  # fmt: skip
     if large:
         raise PlanError(*large)
 

@@ -24,6 +24,7 @@ from surgeon.lazy.elementwise import (
     Kernel,
     Operands,
     raised_blocks,
+    step_of,
 )
 from surgeon.lazy.joined import (
     Joined,
@@ -80,4 +81,5 @@ __all__ = [
     "forms",
     "is_computed_at_once",
     "raised_blocks",
+    "step_of",
 ]

@@ -36,6 +36,11 @@ class Kernel(Protocol):
     def __call__(self, blocks: Blocks, statistics: Any, out: Array) -> Array: ...
 
 
+def step_of(run: int) -> int:
+    """Return how many elements make a block of whole runs of so many."""
+    return max(1, BLOCK // run) * run
+
+
 class Operands:
     """The operands of a tensor, to be read block by block; for statistics."""
 
@@ -112,7 +117,7 @@ class Elementwise:
     @property
     def step(self) -> int:
         """The elements that are best asked for at once."""
-        return max(1, BLOCK // self.run) * self.run
+        return step_of(self.run)
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         yield Computed(self, start, stop)

@@ -81,13 +81,12 @@ class Importer:
         """
         bits = DTYPES[wanted].bits
         narrowest = min((DTYPES[dtype].bits for dtype in dtypes), default=16)
-        if narrowest >= bits:
-            return steps
         computing = [number for number, step in enumerate(steps)
                      if step["op"] not in ("layers", "delete", "copy")]  # fmt: skip
+        if narrowest >= bits or not computing:
+            return steps
         cast: Json = {"op": "cast", "target": "**", "dtype": wanted}
-        first = computing[0] if computing else len(steps)
-        return [*steps[:first], cast, *steps[first:]] if computing else steps
+        return [*steps[: computing[0]], cast, *steps[computing[0] :]]
 
     def _only_model(self) -> Json:
         models = self._config["models"]

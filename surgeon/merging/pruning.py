@@ -16,9 +16,9 @@ import numpy as np
 from surgeon.dtypes import Array
 from surgeon.errors import PlanError
 from surgeon.initialisers.sampling import bits, drawn, drawn_words
-from surgeon.lazy import BLOCK, Blocks, Operands
+from surgeon.lazy import Blocks, Operands, step_of
 from surgeon.merging import At, Varying
-from surgeon.merging.ranks import BY_RANK_BYTES, KEPT_BYTES, Chances
+from surgeon.merging.ranks import BY_RANK_BYTES, KEPT_BYTES, NUMBERS, Chances, numbers_of
 from surgeon.merging.selection import Cut, Measure, cuts, held_bytes, share
 
 Densities = Annotated[
@@ -169,11 +169,11 @@ def by_rank(at: At, densities: Sequence[float], epsilons: Sequence[float], resca
 
     def prune(model: int, change: Array, start: int, statistics: None) -> None:
         probabilities = chances[model].by_rank(np.abs(change))
-        numbers = words(model, start, len(change)) >> np.uint32(8)
-        change *= numbers < probabilities * (1 << 24)
+        numbers = numbers_of(words(model, start, len(change)))
+        change *= numbers < probabilities * NUMBERS
         change /= probabilities
 
-    step = min(count, max(1, BLOCK // row) * row)
+    step = min(count, step_of(row))
     if rescale == "paper":
         return Pruning(prune, run=row, held_bytes=BY_RANK_BYTES * step)
     return _chosen(at, choose, densities, rescale, row, KEPT_BYTES * step)
@@ -225,7 +225,7 @@ def _chosen(
         return Pruning(prune, run=run, held_bytes=choosing_bytes)
     count = prod(at.shape)
     bits_bytes = min(_HELD_BYTES, len(densities) * count // 8)
-    blocks = len(densities) * (count // (max(1, BLOCK // run) * run) + 1)
+    blocks = len(densities) * (count // step_of(run) + 1)
     return Pruning(restore, find, run, choosing_bytes + bits_bytes + _PER_BLOCK_BYTES * blocks)
 
 

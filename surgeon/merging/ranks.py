@@ -10,12 +10,18 @@ import numpy as np
 from surgeon.dtypes import Array
 
 # Random numbers are whole ones below this, as those of a float32 in 0 to 1 are.
-_NUMBERS = 1 << 24
+NUMBERS = 1 << 24
 # Ranks are counted where that reads at most so many times what there is: sorting takes as long.
 _COUNTED = 8
 # Per element of whole rows, besides a magnitude and a few arrays that any kernel may have; as
 # measured with tracemalloc where float32 tells no magnitude from another.
 BY_RANK_BYTES, KEPT_BYTES = 40, 124
+
+
+def numbers_of(words: Array) -> Array:
+    """Return the whole numbers below `NUMBERS` that random uint32 are made into."""
+    numbers: Array = words >> np.uint32(8)
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,14 @@ class Chances:
 
         What is zero is said to be dropped or kept as it happens, since that makes no difference.
         """
-        numbers = words >> np.uint32(8)
-        always, never = (int(np.ceil(self.of(rank) * _NUMBERS)) for rank in (0, self.row - 1))
+        numbers = numbers_of(words)
+        always, never = (int(np.ceil(self.of(rank) * NUMBERS)) for rank in (0, self.row - 1))
         mask: Array = numbers < np.uint32(always)
         # Only there the rank decides; what is below `always` wraps around.
         undecided = np.flatnonzero(numbers - np.uint32(always) < np.uint32(never - always))
         if not len(undecided):
             return mask
-        least = self._least_ranks(numbers[undecided] * (1 / _NUMBERS))
+        least = self._least_ranks(numbers[undecided] * (1 / NUMBERS))
         keys = _narrow(magnitudes).view(np.uint32)
         own = keys[undecided]
         keys.reshape(-1, self.row).sort(axis=1)
