@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from functools import lru_cache
 from typing import Literal
+
+try:
+    # Several times as fast; the extra "fast".
+    from isal.isal_zlib import crc32
+except ImportError:
+    from zlib import crc32
 
 Algorithm = Literal["crc32", "sha256", "none"]
 
@@ -55,7 +60,7 @@ class Running:
 
     def update(self, block: memoryview) -> None:
         if self._crc is not None:
-            self._crc = zlib.crc32(block, self._crc)
+            self._crc = crc32(block, self._crc)
         elif self._hash is not None:
             self._hash.update(block)
 

@@ -1,12 +1,15 @@
 """Checksums of blocks that are written in any order."""
 
 import hashlib
+import importlib
+import sys
 import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surgeon import checksums
 from surgeon.checksums import Running, crc32_joined
 
 
@@ -43,3 +46,19 @@ def test_no_checksum_costs_nothing():
     running = Running("none")
     running.update(memoryview(b"x"))
     assert (running.crc32, running.sha256) == (0, "")
+
+
+@pytest.mark.parametrize("missing", [[], ["isal", "isal.isal_zlib"]])
+def test_with_and_without_the_extra_checksums_are_the_same(missing, monkeypatch):
+    for module in missing:
+        monkeypatch.setitem(sys.modules, module, None)
+    try:
+        reloaded = importlib.reload(checksums)
+        assert (reloaded.crc32 is zlib.crc32) == bool(missing)
+        running = reloaded.Running("crc32")
+        running.update(memoryview(b"surgeon"))
+        running.update(memoryview(bytes(range(256)) * 999))
+        assert running.crc32 == zlib.crc32(b"surgeon" + bytes(range(256)) * 999)
+    finally:
+        monkeypatch.undo()
+        importlib.reload(checksums)

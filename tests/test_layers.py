@@ -51,6 +51,7 @@ APART = "training"
 # Who else may, for each thing that few may.
 MAY_IMPORT = {
     "click": {"cli", "options", "report"},
+    "isal": {"checksums"},
     "matplotlib": {"pictures"},
     "yaml": {"mergekit"},
     "tabulate": {"cli", "report", "tables"},
