@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon import manifest, plan, publish, torch_module
 from surgeon.draft import ADAPTER_WEIGHTS, Outside, Tensors
 from surgeon.errors import PlanError, UsageError, WriteError
-from surgeon.execute import COPY_BUFFER, Executor, Options, Written
+from surgeon.execute import COPY_BUFFER, Executor, Options, Written, used_records
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.formats.checkpoint import Record
 from surgeon.layout import OutputFile, index_of, lay_out, lay_out_shards
-from surgeon.lazy import LazyTensor, Stored, forms
+from surgeon.linking import untouched
 from surgeon.model_folder import Besides, besides
 from surgeon.plan import Plan
 from surgeon.recipe import Recipe, read_json
@@ -182,9 +181,17 @@ def opened(
         )  # fmt: skip
 
 
-def layouts(opened: Opened, output: Path | None) -> list[OutputFile]:
-    """Return the layout of every file that an output has; raises UsageError on a contradiction."""
+def layouts(opened: Opened, output: Path | None, *, link: bool = False) -> list[OutputFile]:
+    """Return the layout of every file that an output has; raises UsageError on a contradiction.
+
+    With `link`, files of the input that the recipe leaves as they are stay whole.
+    """
     made, wanted = opened.plan, opened.recipe.output.get("shard_size")
+    if link and "metadata" in opened.recipe.output:
+        raise UsageError(
+            f"{opened.recipe.label}: output.metadata goes into every file, and --link leaves files "
+            "as they are"
+        )
     if output is None or _is_file(output):
         for key in ("shard_size", "config"):
             if output is not None and key in opened.recipe.output:
@@ -192,18 +199,23 @@ def layouts(opened: Opened, output: Path | None) -> list[OutputFile]:
                     f"{opened.recipe.label}: output.{key} is for model folders, and {output} is "
                     "one file"
                 )
+        if link:
+            raise UsageError(f"--link is for model folders, and {output} is one file")
         return [lay_out(made.tensors, made.metadata, output.name if output else "out.safetensors")]
     # transformers refuses a file without this entry, which its own save_pretrained writes.
     metadata = {"format": "pt", **made.metadata}
     shard_size = parse_size(wanted or DEFAULT_SHARD_SIZE)
-    return lay_out_shards(made.tensors, metadata, shard_size, _weights_file(opened))
+    linked = untouched(opened.input, made.tensors) if link else []
+    return lay_out_shards(made.tensors, metadata, shard_size, _weights_file(opened), linked)
 
 
-def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Result:
+def write(
+    opened: Opened, output: Path, options: Options, *, force: bool, link: bool = False
+) -> Result:
     """Write the planned output and its manifest; raises before anything appears at `output`."""
     _require_free(output, force)
     _require_state_is_safe(opened, output)
-    files = layouts(opened, output)
+    files = layouts(opened, output, link=link)
     if not _is_file(output):
         opened.besides.check()
     executor = Executor(options)
@@ -218,7 +230,7 @@ def write(opened: Opened, output: Path, options: Options, *, force: bool) -> Res
         notes.append(f"{output} is one file; only a folder as output gets {listed}")
     state = _optimizer_of(output) if opened.state else None
     folder = None if _is_file(output) else opened.besides
-    written.notes = notes + (folder.notes if folder else [])
+    written.notes += notes + (folder.notes if folder else [])
     return Result(output, path, tuple(files), written, state, folder)
 
 
@@ -302,10 +314,18 @@ def _write_folder(
     with publish.folder(output) as (folder, publish_folder), ExitStack() as stack:
         opened.besides.write(folder, {_FOLDER_MANIFEST, _FOLDER_OPTIMIZER})
         descriptors = {}
+        copied = []
         for file in files:
-            handle = stack.enter_context((folder / file.name).open("xb+", buffering=0))
+            path = folder / file.name
+            if file.source and publish.link(file.source, path):
+                handle = stack.enter_context(path.open("rb", buffering=0))
+            else:
+                copied += [file.name] if file.source else []
+                file = replace(file, source=None)
+                handle = stack.enter_context(path.open("xb+", buffering=0))
             descriptors[handle.fileno()] = file
         written = executor.write(descriptors)
+        written.notes += [f"{name}: cannot be linked here; copied" for name in copied]
         executor.verify_records(_used_records(opened), files, written.checksums)
         weights, state = files[0].name, None
         if len(files) > 1:
@@ -326,7 +346,7 @@ def _write_state(
     """Write the optimizer's state; return what the manifest says of it."""
     file = state.layout(name)
     written = executor.write({descriptor: file})
-    used = _used(state.tensors.values(), state.records)
+    used = used_records(state.tensors.values(), state.records)
     executor.verify_records(used, [file], written.checksums)
     digest = hashlib.sha256()
     for start in range(0, file.size_bytes, COPY_BUFFER):
@@ -362,21 +382,4 @@ def _manifest(
 def _used_records(opened: Opened) -> list[Record]:
     checkpoints = (opened.input, *opened.models.values(), *opened.outside.values())
     records = [record for checkpoint in checkpoints for record in checkpoint.records]
-    return _used(opened.plan.tensors.values(), records)
-
-
-def _used(tensors: Iterable[LazyTensor], records: Iterable[Record]) -> list[Record]:
-    """Return the byte runs with stated checksums that some of the tensors are made of."""
-    used: dict[int, list[int]] = {}
-    for tensor in tensors:
-        for form in forms(tensor):
-            if isinstance(form, Stored):
-                used.setdefault(id(form.file), []).append(form.offset)
-    starts = {file: sorted(offsets) for file, offsets in used.items()}
-
-    def is_used(record: Record) -> bool:
-        offsets = starts.get(id(record.file), [])
-        first = bisect_left(offsets, record.offset)
-        return first < len(offsets) and offsets[first] < record.offset + record.size_bytes
-
-    return [record for record in records if is_used(record)]
+    return used_records(opened.plan.tensors.values(), records)

@@ -140,6 +140,10 @@ def _planned(
 @optimizer_option
 @allow_code_option
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
+@click.option(
+    "--link", is_flag=True,
+    help="Into a folder: share the input's shards that nothing touches (reflinks, else hard links)",
+)  # fmt: skip
 @json_option
 @click.option("--quiet", is_flag=True, help="Print nothing but the answer and errors.")
 @click.option(
@@ -156,7 +160,7 @@ def _planned(
 def _apply(
     recipe: str, source: str, models: Sequence[str], output: Path, named: dict[str, str],
     variables: dict[str, Any], optimizer: str | None, allow_code: bool, force: bool,
-    as_json: bool, quiet: bool, checksums: Literal["crc32", "sha256", "none"],
+    link: bool, as_json: bool, quiet: bool, checksums: Literal["crc32", "sha256", "none"],
     workers: int | None, max_memory: int | None,
 ) -> None:  # fmt: skip
     """Apply RECIPE to the checkpoint INPUT and write OUTPUT with its manifest.
@@ -180,7 +184,8 @@ def _apply(
             count = workers_within(max_memory, opened.written_tensors, count)
         total = report.written_bytes(opened.written_tensors)
         with _progress(total, silent=quiet) as progress:
-            result = write(opened, output, Options(count, checksums, progress), force=force)
+            options = Options(count, checksums, progress)
+            result = write(opened, output, options, force=force, link=link)
         if not quiet:
             _say(report.applied(opened, result, time.monotonic() - began))
         if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,8 +22,10 @@ from surgeon.lazy import (
     ByteRange,
     Computed,
     Elementwise,
+    LazyTensor,
     Scratch,
     Stored,
+    forms,
     is_computed_at_once,
 )
 from surgeon.workers import each, worthwhile
@@ -57,13 +60,17 @@ class Written:
     notes: list[str] = field(default_factory=list)
     copied_bytes: int = 0
     computed_bytes: int = 0
+    linked_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """A part of one tensor that one worker writes: where to, and what."""
+    """A part of one tensor that one worker writes: where to, and what.
 
-    descriptor: int
+    What is there already, in a linked file, has no descriptor; only its checksum is taken.
+    """
+
+    descriptor: int | None
     placed: Placed
     offset: int
     start: int
@@ -103,13 +110,19 @@ class Executor:
         return f"{place}: {note}" if note else None
 
     def write(self, files: Mapping[int, OutputFile]) -> Written:
-        """Write planned files, given by the descriptors that they are written through."""
+        """Write planned files, given by the descriptors that they are written through.
+
+        Those with a `source` are there already.
+        """
         written = Written()
         batches: list[list[_Unit]] = []
         for descriptor, file in files.items():
-            _allocate(descriptor, file.size_bytes)
-            os.pwrite(descriptor, file.header, 0)
-            batches += self._batches(descriptor, file)
+            if file.source is None:
+                _allocate(descriptor, file.size_bytes)
+                os.pwrite(descriptor, file.header, 0)
+                batches += self._batches(descriptor, file)
+            elif self._options.checksums != "none":
+                batches += self._batches(None, file)
         crcs: dict[str, int] = {}
         workers = worthwhile(self._options.workers, sum(map(_work, files.values())))
         for batch, results in zip(batches, each(self._write, batches, workers), strict=True):
@@ -119,13 +132,16 @@ class Executor:
                 written.checksums[name] = (
                     f"sha256:{done.sha256}" if done.sha256 else f"crc32:{crcs[name]:08x}"
                 )
-                written.copied_bytes += done.copied_bytes
-                written.computed_bytes += done.size_bytes - done.copied_bytes
+                if unit.descriptor is not None:
+                    written.copied_bytes += done.copied_bytes
+                    written.computed_bytes += done.size_bytes - done.copied_bytes
                 if self._options.progress:
                     self._options.progress(done.size_bytes)
         if self._options.checksums == "none":
             written.checksums.clear()
         for descriptor, file in files.items():
+            if file.source is not None:
+                written.linked_bytes += file.size_bytes - len(file.header)
             if os.pread(descriptor, len(file.header), 0) != file.header:
                 raise WriteError(f"{file.name}: reads back with another header than was written")
         return written
@@ -176,7 +192,7 @@ class Executor:
             running.update(block)
         self._is_verified(record, f"crc32:{running.crc32:08x}")
 
-    def _batches(self, descriptor: int, file: OutputFile) -> Iterator[list[_Unit]]:
+    def _batches(self, descriptor: int | None, file: OutputFile) -> Iterator[list[_Unit]]:
         """Yield units in file order, small ones together, so that workers have enough for long."""
         batch: list[_Unit] = []
         for placed in file.tensors:
@@ -190,7 +206,7 @@ class Executor:
             yield batch
 
     def _units(
-        self, descriptor: int, placed: Placed, header_bytes: int, at_once: bool
+        self, descriptor: int | None, placed: Placed, header_bytes: int, at_once: bool
     ) -> Iterator[_Unit]:
         spec = placed.tensor.spec
         begin = header_bytes + placed.offset
@@ -209,31 +225,37 @@ class Executor:
         self._scratch.forget(unit.placed.tensor)
         running = Running(self._options.checksums)
         offset, copied = unit.offset, 0
+        descriptor = unit.descriptor
         pieces = unit.placed.tensor.pieces(unit.start, unit.stop) if unit.stop else ()
         for piece in pieces:
             if isinstance(piece, ByteRange):
-                self._copy(piece, unit.descriptor, offset, running)
+                if descriptor is None or not self._copied_in_kernel(piece, descriptor, offset):
+                    self._copy(piece, descriptor, offset, running)
                 offset += piece.size_bytes
                 copied += piece.size_bytes
             else:
-                offset = self._compute(piece, unit.descriptor, offset, running)
+                assert descriptor is not None  # a linked file holds nothing else
+                offset = self._compute(piece, descriptor, offset, running)
         size = offset - unit.offset
-        # Starting write-back here lets the disk work while blocks are still being computed.
-        self._start_write_back(unit.descriptor, unit.offset, size)
+        if descriptor is not None:
+            # Starting write-back here lets the disk work while blocks are still being computed.
+            self._start_write_back(descriptor, unit.offset, size)
         return _Done(size, running.crc32, running.sha256, copied)
 
-    def _copy(self, piece: ByteRange, descriptor: int, offset: int, running: Running) -> None:
-        if self._options.checksums == "none" and self._copied_in_kernel(piece, descriptor, offset):
-            return
+    def _copy(
+        self, piece: ByteRange, descriptor: int | None, offset: int, running: Running
+    ) -> None:
         for start in range(0, piece.size_bytes, COPY_BUFFER):
             block = self._buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
             piece.file.read_into(piece.offset + start, block)
             running.update(block)
-            _write_all(descriptor, block, offset + start)
+            if descriptor is not None:
+                _write_all(descriptor, block, offset + start)
 
     def _copied_in_kernel(self, piece: ByteRange, descriptor: int, offset: int) -> bool:
         source = piece.file.fileno()
-        if source is None or not hasattr(os, "copy_file_range"):
+        wants_checksums = self._options.checksums != "none"
+        if wants_checksums or source is None or not hasattr(os, "copy_file_range"):
             return False
         done = 0
         while done < piece.size_bytes:
@@ -271,6 +293,23 @@ class Executor:
                 descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes),
                 _SYNC_FILE_RANGE_WRITE,
             )  # fmt: skip
+
+
+def used_records(tensors: Iterable[LazyTensor], records: Iterable[Record]) -> list[Record]:
+    """Return the byte runs with stated checksums that some of the tensors are made of."""
+    used: dict[int, list[int]] = {}
+    for tensor in tensors:
+        for form in forms(tensor):
+            if isinstance(form, Stored):
+                used.setdefault(id(form.file), []).append(form.offset)
+    starts = {file: sorted(offsets) for file, offsets in used.items()}
+
+    def is_used(record: Record) -> bool:
+        offsets = starts.get(id(record.file), [])
+        first = bisect_left(offsets, record.offset)
+        return first < len(offsets) and offsets[first] < record.offset + record.size_bytes
+
+    return [record for record in records if is_used(record)]
 
 
 def _work(file: OutputFile) -> int:

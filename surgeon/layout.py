@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json.encoder import encode_basestring
 from operator import itemgetter
 from typing import NamedTuple
 
 from surgeon.draft import MODEL_WEIGHTS, Tensors
 from surgeon.dtypes import LAYOUT_RANK
+from surgeon.files import InputFile
 from surgeon.lazy import LazyTensor
 
 
@@ -25,12 +26,16 @@ class Placed(NamedTuple):
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One safetensors file to be: its header's bytes and its tensors in file order."""
+    """One safetensors file to be: its header's bytes and its tensors in file order.
+
+    `source` is the input's file that it is, byte for byte, and that it is to be linked to.
+    """
 
     name: str
     header: bytes
     tensors: tuple[Placed, ...]
     size_bytes: int
+    source: InputFile | None = None
 
     @property
     def header_sha256(self) -> str:
@@ -66,31 +71,47 @@ def lay_out(tensors: Tensors, metadata: Mapping[str, str], name: str = MODEL_WEI
 
 
 def lay_out_shards(
-    tensors: Tensors, metadata: Mapping[str, str], shard_size: int, name: str = MODEL_WEIGHTS
+    tensors: Tensors,
+    metadata: Mapping[str, str],
+    shard_size: int,
+    name: str = MODEL_WEIGHTS,
+    linked: Iterable[OutputFile] = (),
 ) -> list[OutputFile]:
     """Return the layouts of a model folder's files, none larger than `shard_size` if it can be.
 
     `name` is that of the file where there is one; several have numbers in theirs.
     Tensors fill the files in the order of `tensors`, as transformers does; one that is larger than
-    `shard_size` has a file of its own.
+    `shard_size` has a file of its own. Those of `linked` files stay in them.
     """
     aliases = ties(tensors)
-    shards: list[Tensors] = [{}]
+    homes = {placed.name: file for file in linked for placed in file.tensors}
+    shards: list[Tensors | OutputFile] = []
+    shard: Tensors = {}
     filled = 0
     for tensor_name, tensor in tensors.items():
         if tensor_name in aliases:
             continue
+        if home := homes.get(tensor_name):
+            if home.tensors[0].name == tensor_name:
+                shards.append(home)
+            continue
         size = tensor.spec.size_bytes
-        if shards[-1] and filled + size > shard_size:
-            shards.append({})
-            filled = 0
-        shards[-1][tensor_name] = tensor
+        if not shard or filled + size > shard_size:
+            shard, filled = {}, 0
+            shards.append(shard)
+        shard[tensor_name] = tensor
         filled += size
+
+    def named(name: str, shard: Tensors | OutputFile) -> OutputFile:
+        if isinstance(shard, OutputFile):
+            return replace(shard, name=name)
+        return _file(name, shard, metadata, aliases)
+
     if len(shards) == 1:
-        return [_file(name, shards[0], metadata, aliases)]
+        return [named(name, shards[0])]
     stem = name.removesuffix(".safetensors")
     return [
-        _file(f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors", shard, metadata, aliases)
+        named(f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors", shard)
         for number, shard in enumerate(shards, 1)
     ]
 

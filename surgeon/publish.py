@@ -17,9 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from surgeon.errors import WriteError
+from surgeon.files import InputFile
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_FICLONE = 0x40049409
 
 
 def temporary_beside(path: Path) -> Path:
@@ -91,6 +93,29 @@ def file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
             if os.path.samestat(os.fstat(descriptor), temporary.stat()):
                 temporary.unlink()
         os.close(descriptor)
+
+
+def link(source: InputFile, path: Path) -> bool:
+    """Make `path` a file that shares an input's bytes on the disk; say whether it could be done.
+
+    That is a copy of which blocks are only stored anew once they change, where the file system has
+    such copies (reflinks), else the same file under another name (a hard link).
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.ioctl(descriptor, _FICLONE, source.fileno())
+        return True
+    except OSError:
+        path.unlink()
+    finally:
+        os.close(descriptor)
+    # Not every system allows it, nor for every file.
+    with suppress(OSError):
+        os.link(os.path.realpath(source.path), path)
+        if os.path.samestat(os.fstat(source.fileno()), path.stat()):
+            return True
+        path.unlink()  # the input is another file by now
+    return False
 
 
 def remove(path: Path) -> None:

@@ -55,9 +55,10 @@ def applied(opened: Opened, result: Result, seconds: float) -> list[str]:
     parts = [f"{kinds.count(kind):,} {kind}" for kind in ("copied", "computed", "created")]
     parts += [f"{len(lost(plan)):,} dropped"]
     lines.append(f"{plural(len(kinds), 'tensor')}: {', '.join(parts)}")
-    total = written.copied_bytes + written.computed_bytes
+    total = written.copied_bytes + written.computed_bytes + written.linked_bytes
+    linked = f"{spoken_size(written.linked_bytes)} linked, " if written.linked_bytes else ""
     lines.append(
-        f"{spoken_size(total)}: {spoken_size(written.copied_bytes)} copied, "
+        f"{spoken_size(total)}: {linked}{spoken_size(written.copied_bytes)} copied, "
         f"{spoken_size(written.computed_bytes)} computed, in {seconds:.1f} s"
     )
     if result.besides and (changes := result.besides.changes):
@@ -194,6 +195,7 @@ def applied_as_json(opened: Opened, result: Result) -> Json:
         "tensors": len(opened.plan.tensors),
         "copied_bytes": result.written.copied_bytes,
         "computed_bytes": result.written.computed_bytes,
+        "linked_bytes": result.written.linked_bytes,
         "dropped": lost(opened.plan),
         "optimizer_state": _state_as_json(opened, result.optimizer),
         "config": _valid(result.besides.changes) if result.besides else [],

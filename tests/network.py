@@ -191,13 +191,14 @@ class Bench:
         *steps: Json,
         options: Options | None = None,
         force: bool = True,
+        link: bool = False,
         to: Path | None = None,
         **rest: Any,
     ) -> Operated:
         """Apply a recipe of these steps; `rest` are the recipe's other sections."""
         target = to or self.output
         with apply.opened(self.recipe(*steps, **rest), str(self.input), self.models) as opened:
-            result = apply.write(opened, target, options or Options(), force=force)
+            result = apply.write(opened, target, options or Options(), force=force, link=link)
             notes = [*opened.notes, *result.written.notes]
         return Operated(target, json.loads(result.manifest.read_text()), notes)
 

@@ -24,7 +24,7 @@ FLOORS = (
     ("inspection",),
     ("tables",),
     ("apply",),
-    ("manifest", "optimizer_state", "model_folder"),
+    ("manifest", "optimizer_state", "model_folder", "linking"),
     ("state_names",),
     ("plan", "stages", "execute", "publish"),
     ("recipe", "layout"),

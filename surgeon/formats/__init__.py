@@ -17,7 +17,7 @@ from surgeon.formats.containers import choose, unwrapped
 from surgeon.formats.folders import open_folder, open_index
 from surgeon.formats.foreign import foreign, is_foreign
 from surgeon.formats.optimizers import SavedState, state_in, state_of_ours
-from surgeon.formats.safetensors import has_header, open_safetensors
+from surgeon.formats.safetensors import has_header, header_of, open_safetensors
 from surgeon.formats.torch_legacy import is_legacy, read_legacy
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Opaque",
     "Record",
     "SavedState",
+    "header_of",
     "open_checkpoint",
     "open_contents",
     "open_optimizer",
@@ -70,7 +71,8 @@ def _open(path: Path, inner: str) -> Checkpoint:
         return checkpoint
     shards, _ = unwrapped(checkpoint.shards)
     note = f"removed the prefix {prefix!r} that all names share"
-    return replace(checkpoint, tensors=tensors, shards=shards, notes=(*checkpoint.notes, note))
+    notes = (*checkpoint.notes, note)
+    return replace(checkpoint, tensors=tensors, shards=shards, notes=notes, safetensors=())
 
 
 def open_contents(path: Path) -> Contents:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from surgeon.dtypes import DTYPES
 from surgeon.errors import CheckpointError
+from surgeon.files import InputFile
 from surgeon.lazy import ByteSource, LazyTensor, TensorSpec
 
 # 100 MB of JSON takes 8 s and 1.3 GB to parse; 100 000 tensors need 12 MB.
@@ -49,7 +50,8 @@ class Checkpoint:
 
     Names of one tied tensor share one LazyTensor. `header_sha256` is over the safetensors header,
     over data.pkl, or over the header hashes of a folder's weight files in order. `shards` maps
-    names to weight files where there are several; `contents` is all that a torch file holds.
+    names to weight files where there are several; `contents` is all that a torch file holds;
+    `safetensors` are the files whose tensors have the names that those have there.
     Nothing may be read after `close`.
     """
 
@@ -64,6 +66,7 @@ class Checkpoint:
     folder: Path | None = None
     shards: dict[str, str] = field(default_factory=dict)
     contents: Contents | None = None
+    safetensors: tuple[InputFile, ...] = ()
     closers: tuple[Callable[[], None], ...] = ()
 
     def close(self) -> None:

@@ -205,5 +205,6 @@ def _joined(path: Path, shards: dict[str, Checkpoint], index: bytes) -> Checkpoi
         weight_files=(path, *(file for shard in shards.values() for file in shard.weight_files)),
         folder=path.parent,
         shards=where,
+        safetensors=tuple(file for shard in shards.values() for file in shard.safetensors),
         closers=tuple(closer for shard in shards.values() for closer in shard.closers),
     )

@@ -44,8 +44,15 @@ def open_safetensors(file: InputFile) -> Checkpoint:
         header_sha256=hashlib.sha256(header).hexdigest(),
         size_bytes=file.size_bytes,
         weight_files=(file.path,),
+        safetensors=(file,),
         closers=(file.close,),
     )
+
+
+def header_of(file: InputFile) -> tuple[bytes, dict[str, Any]]:
+    """Return the bytes before the data of an opened file, and the JSON in them."""
+    header = _header(file)
+    return file.read(0, 8 + len(header)), strict_json(header)
 
 
 def _header(file: InputFile) -> bytes:
