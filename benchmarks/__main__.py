@@ -120,7 +120,7 @@ def _measured(bench: Bench, job: Job) -> list[Row]:
 def _copy(bench: Bench, job: CopyJob) -> Row:
     surgeon = _surgeon(job.arguments, job.inputs)
     modules = imports(bench.trial, surgeon)
-    copy = Command(["cp", "--reflink=never", job.copied, f"{OUTPUT}/copy"], [job.copied])
+    copy = Command(["cp", "-r", "--reflink=never", job.copied, f"{OUTPUT}/copy"], [job.copied])
     copied, operated = side_by_side(bench.data, [copy, surgeon], bench.repeat)
     return report.copy_row(job, copied, operated, modules)
 

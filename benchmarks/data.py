@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -78,15 +78,25 @@ def _torch_file(path: Path, size: float) -> None:
     source.unlink()
 
 
-def _folder(path: Path, size: float, *, tensors: int) -> None:
-    """Write shards of tiny tensors and their index."""
+def _folder(path: Path, parts: Iterable[tuple[str, Mapping[str, Shape]]]) -> None:
+    """Write shards of these names and shapes, and their index."""
     path.mkdir()
     weight_map: dict[str, str] = {}
-    for number, (name, shapes) in enumerate(shards(max(1, round(tensors * size)))):
+    total_bytes = 0
+    for number, (name, shapes) in enumerate(parts):
         _write(path / name, shapes, seed=number)
         weight_map |= dict.fromkeys(shapes, name)
-    index = {"metadata": {"total_size": len(weight_map) * 32}, "weight_map": weight_map}
+        total_bytes += sum(_ITEM_BYTES["BF16"] * int(np.prod(shape)) for shape in shapes.values())
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _tiny_folder(path: Path, size: float, *, tensors: int) -> None:
+    _folder(path, shards(max(1, round(tensors * size))))
+
+
+def _sharded_model(path: Path, size: float) -> None:
+    _folder(path, Llama(size).sharded())
 
 
 def _tiny(path: Path, tensors: int, *, seed: int) -> None:
@@ -114,8 +124,9 @@ _MAKERS: dict[str, Callable[[Path, float], None]] = {
     "tiny-a.safetensors": partial(_tiny_model, seed=0),
     "tiny-b.safetensors": partial(_tiny_model, seed=1),
     "tiny-c.safetensors": partial(_tiny_model, seed=2),
-    "folder-10k": partial(_folder, tensors=10_000),
-    "folder-100k": partial(_folder, tensors=100_000),
+    "folder-10k": partial(_tiny_folder, tensors=10_000),
+    "folder-100k": partial(_tiny_folder, tensors=100_000),
+    "sharded": _sharded_model,
 }
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from benchmarks.measure import OUTPUT
 
 RESULT = f"{OUTPUT}/result.safetensors"
+FOLDER = f"{OUTPUT}/result"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class CopyJob:
-    """A command that writes a checkpoint, beside `cp` of a file of the same size."""
+    """A command that writes a checkpoint, beside `cp` of a file or folder of the same size."""
 
     name: str
     title: str
@@ -126,6 +127,12 @@ JOBS: tuple[Job, ...] = (
     _copy_job(
         "widen", "widen the head by 16 rows", "add-output-nodes", _A, limit=_EDIT,
         layer="lm_head", new=16,
+    ),
+    CopyJob(
+        "link", "the same in one of eight shards, `--link`",
+        ["surgeon", "apply", "add-output-nodes", "sharded", FOLDER, "--link", "--set",
+         "layer=lm_head", "--set", "new=16"],
+        ["sharded"], "sharded", Limit(0, 0.4, 60),
     ),
     _peer_job("linear", 2, faster=5, weight=1.0),
     _peer_job("slerp", 2, base=True, faster=None, t=0.3),

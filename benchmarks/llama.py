@@ -10,6 +10,7 @@ from typing import Any
 Shape = tuple[int, ...]
 TENSORS_PER_SHARD = 100
 _LAYERS = 33
+_SHARDS = 8
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,14 @@ class Llama:
             shapes[f"{prefix}.mlp.up_proj.weight"] = (wide, hidden)
             shapes[f"{prefix}.mlp.down_proj.weight"] = (hidden, wide)
         return dict(sorted(shapes.items()))
+
+    def sharded(self) -> Iterator[tuple[str, dict[str, Shape]]]:
+        """Give the file name and the shapes of each of eight shards, the head in the first."""
+        shapes = list(self.shapes().items())
+        each = -(-len(shapes) // _SHARDS)
+        for shard in range(_SHARDS):
+            part = dict(shapes[shard * each : (shard + 1) * each])
+            yield f"model-{shard + 1:05}-of-{_SHARDS:05}.safetensors", part
 
     def config(self) -> dict[str, Any]:
         """Return what transformers wants to know of it, as in config.json."""

@@ -24,7 +24,7 @@ _METHOD = """\
 Every time is the median of whole processes' wall times, imports included; the range is in brackets.
 What is compared runs in turn (`cp`, surgeon, `cp`, surgeon, ...). Before each run old output is
 deleted, everything is flushed to the disk, and the inputs are read into the page cache. `cp` is
-`cp --reflink=never`, and returns before its bytes are on the disk; surgeon flushes its output
+`cp -r --reflink=never`, and returns before its bytes are on the disk; surgeon flushes its output
 before it publishes it. "cp, flushed" adds the time until the copy is on the disk as well; it is
 for information, and the targets hold against the plain copy. Memory is the most
 that was resident in the process at any moment, libraries and mapped files included, in the worst
