@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -146,16 +147,14 @@ def _finite(value: float) -> float | None:
 def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
     """Return tensors, elements and bytes by dtype; a tied tensor counts once."""
     found: dict[str, dict[str, int]] = {}
-    seen: set[int] = set()
-    for entry in entries:
-        if id(entry.tensor) not in seen:
-            seen.add(id(entry.tensor))
-            spec = entry.tensor.spec
-            if spec.dtype not in found:
-                found[spec.dtype] = {"tensors": 0, "elements": 0}
-            row = found[spec.dtype]
-            row["tensors"] += 1
-            row["elements"] += spec.count
+    specs = {id(entry.tensor): entry.tensor.spec for entry in entries}
+    # Many tensors share one spec.
+    distinct = {id(spec): spec for spec in specs.values()}
+    counts = Counter(map(id, specs.values()))
+    for key, spec in distinct.items():
+        row = found.setdefault(spec.dtype, {"tensors": 0, "elements": 0})
+        row["tensors"] += counts[key]
+        row["elements"] += spec.count * counts[key]
     for dtype, row in found.items():
         row["bytes"] = row["elements"] * DTYPES[dtype].bits // 8
     return found
@@ -256,6 +255,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 def as_json(checkpoint: Checkpoint, entries: Sequence[Entry], *, as_tree: bool) -> dict[str, Any]:
     """Return what was found as a document."""
     tensors: dict[str, Any] = {}
+    shards = checkpoint.shards
     for entry in entries:
         spec = entry.tensor.spec
         row: dict[str, Any] = {
@@ -265,8 +265,8 @@ def as_json(checkpoint: Checkpoint, entries: Sequence[Entry], *, as_tree: bool) 
         }
         if entry.owner:
             row["tied_to"] = entry.owner
-        if entry.name in checkpoint.shards:
-            row["file"] = checkpoint.shards[entry.name]
+        if shard := shards.get(entry.name):
+            row["file"] = shard
         if entry.statistics:
             row["stats"] = asdict(entry.statistics)
         tensors[entry.name] = row

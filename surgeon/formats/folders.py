@@ -73,7 +73,11 @@ def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
                 shards[name] = open_file(folder / name)
             except CheckpointError as error:
                 problems += error.problems
-        problems += [f"{path}: {line}" for line in _differences(weight_map, shards)]
+        where: dict[str, str] = {}
+        for name, shard in shards.items():
+            where.update(dict.fromkeys(shard.tensors, name))
+        if weight_map != where or len(where) != sum(len(s.tensors) for s in shards.values()):
+            problems += [f"{path}: {line}" for line in _differences(weight_map, shards)]
         if not problems and (line := _wrong_size(shards, total_size)):
             problems.append(f"{path}: {line}")
         if problems:
@@ -82,7 +86,7 @@ def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
         for shard in shards.values():
             shard.close()
         raise
-    return _joined(path, shards, header)
+    return _joined(path, shards, where, header)
 
 
 def _index(path: Path) -> tuple[dict[str, str], float | None, bytes]:
@@ -143,10 +147,6 @@ def _misplaced(folder: Path, name: str) -> str:
 
 def _differences(weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> list[str]:
     """List where the index and the shards disagree on which tensors there are, and where."""
-    if len(weight_map) == sum(len(checkpoint.tensors) for checkpoint in shards.values()) and all(
-        weight_map.get(name) == shard for shard, c in shards.items() for name in c.tensors
-    ):
-        return []
     holders: dict[str, list[str]] = {}
     for shard, checkpoint in shards.items():
         tied = {id(checkpoint.tensors[name]) for name in checkpoint.tensors if name in weight_map}
@@ -181,14 +181,14 @@ def _wrong_size(shards: dict[str, Checkpoint], total_size: float | None) -> str:
     return f"found total_size {total_size}, expected {once}; correct it or take it out"
 
 
-def _joined(path: Path, shards: dict[str, Checkpoint], index: bytes) -> Checkpoint:
+def _joined(
+    path: Path, shards: dict[str, Checkpoint], where: dict[str, str], index: bytes
+) -> Checkpoint:
     tensors: dict[str, LazyTensor] = {}
     metadata: dict[str, str] = {}
     notes: list[str] = []
-    where: dict[str, str] = {}
     for name, shard in shards.items():
         tensors.update(shard.tensors)
-        where.update(dict.fromkeys(shard.tensors, name))
         for key, value in shard.metadata.items():
             if metadata.setdefault(key, value) != value:
                 notes.append(f"{name}: metadata {key!r} differs from an earlier shard's; left out")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from surgeon.dtypes import DTYPES
 from surgeon.errors import CheckpointError
 from surgeon.files import InputFile
 from surgeon.formats.checkpoint import LONGEST_HEADER, Checkpoint, at_most, spec_of, strict_json
@@ -128,9 +127,8 @@ def _placed(name: str, entry: object) -> tuple[int, int, str, TensorSpec]:
     begin, end = offsets if type(offsets) is list and len(offsets) == 2 else (None, None)
     if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
         raise ValueError(f"found data_offsets {offsets!r:.200}, expected [begin, end] in order")
-    bits = spec.count * DTYPES[dtype].bits
-    if bits != (end - begin) * 8:
-        raise ValueError(f"found {end - begin} bytes, expected {bits / 8:g} for {spec}")
+    if end - begin != spec.size_bytes or spec.size_bits % 8:
+        raise ValueError(f"found {end - begin} bytes, expected {spec.size_bits / 8:g} for {spec}")
     return begin, end, name, spec
 
 

@@ -41,9 +41,14 @@ class TensorSpec:
         return prod(self.shape)
 
     @cached_property
+    def size_bits(self) -> int:
+        """The number of bits that they take."""
+        return self.count * DTYPES[self.dtype].bits
+
+    @cached_property
     def size_bytes(self) -> int:
         """The number of bytes that they take in a file."""
-        return self.count * DTYPES[self.dtype].bits // 8
+        return self.size_bits // 8
 
     def resized(self, dim: int, size: int) -> TensorSpec:
         """Return the spec with one dimension of another size."""
