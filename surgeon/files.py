@@ -64,6 +64,34 @@ class InputFile:
         os.close(self._descriptor)
 
 
+class Window:
+    """A part of a file, with offsets of its own; the file is closed by whoever opened it."""
+
+    def __init__(self, file: InputFile, offset: int, size_bytes: int) -> None:
+        self.path = file.path
+        self.size_bytes = size_bytes
+        self._file = file
+        self._offset = offset
+
+    def fileno(self) -> int | None:
+        return None
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` on; raises CheckpointError where the file ends early."""
+        self._file.read_into(self._offset + offset, buffer)
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        """Return bytes of the part; for headers."""
+        return self._file.read(self._offset + offset, size_bytes)
+
+    def close(self) -> None:
+        """The file stays open."""
+
+    def mapped(self, offset: int, size_bytes: int) -> Array:
+        """Return a read-only uint8 view of bytes of the part."""
+        return self._file.mapped(self._offset + offset, size_bytes)
+
+
 class InMemory:
     """Bytes of an input file that had to be loaded, or made."""
 

@@ -33,6 +33,7 @@ from surgeon.lazy import (
     Rearranged,
     Scaled,
     Selected,
+    Sharded,
     Stored,
     Stream,
     Strided,
@@ -262,7 +263,7 @@ def _carry(name: str, tensor: LazyTensor, carrying: _Carrying) -> None:
 
 def _combines(leaf: LazyTensor, sources: Mapping[Bytes, Sequence[_Source]]) -> bool:
     """Say whether a leaf is computed of something that has state."""
-    if isinstance(leaf, Stored | Strided | Fresh | Copied):
+    if isinstance(leaf, Stored | Strided | Sharded | Fresh | Copied):
         return False
     return any(place(form) in sources for form in forms(leaf))
 

@@ -10,7 +10,7 @@ from surgeon.errors import PlanError, did_you_mean
 from surgeon.formats import SavedState
 from surgeon.formats.containers import unwrapped
 from surgeon.formats.optimizers import Entry
-from surgeon.lazy import LazyTensor, Stored, Strided
+from surgeon.lazy import LazyTensor, Sharded, Stored, Strided
 from surgeon.regions import Region, intersection, parsed, split_block, whole
 from surgeon.stages import is_parameter
 
@@ -29,6 +29,8 @@ def place(form: LazyTensor) -> tuple[object, ...]:
             return id(file), offset, spec
         case Strided(storage=storage, strides=strides, shape=shape):
             return (*place(storage), strides, shape)
+        case Sharded(joined=joined):
+            return (id(joined),)
     return (id(form),)
 
 

@@ -153,8 +153,6 @@ def test_folders_that_are_not_clear_list_what_they_hold(tmp_path):
     assert "it holds nothing" in error_of(tmp_path)
     (tmp_path / "adapter.safetensors").touch()
     assert "it holds 'adapter.safetensors'" in error_of(tmp_path)
-    (tmp_path / ".metadata").touch()
-    assert "dcp_to_torch_save" in error_of(tmp_path)
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "pytorch_model.bin").touch()
     assert "found model.safetensors and pytorch_model.bin" in error_of(tmp_path)

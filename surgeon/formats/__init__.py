@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from surgeon.errors import CheckpointError
-from surgeon.files import InputFile
+from surgeon.files import InputFile, Window
 from surgeon.formats.checkpoint import Checkpoint, Contents, Opaque, Record
 from surgeon.formats.containers import choose, unwrapped
-from surgeon.formats.folders import open_folder, open_index
+from surgeon.formats.folders import is_distributed, open_folder, open_index
 from surgeon.formats.foreign import foreign, is_foreign
 from surgeon.formats.optimizers import SavedState, state_in, state_of_ours
 from surgeon.formats.safetensors import has_header, header_of, open_safetensors
 from surgeon.formats.torch_legacy import is_legacy, read_legacy
+from surgeon.lazy import forms
 
 __all__ = [
     "Checkpoint",
@@ -60,8 +61,10 @@ def _collection_paused() -> Iterator[None]:
 def _open(path: Path, inner: str) -> Checkpoint:
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: no such file")
-    if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises where it may not look)
+    if not _is_folder(path):
         checkpoint = _open_file(path, inner)
+    elif is_distributed(path):
+        checkpoint = _torch(_distributed(path), inner)
     elif inner:
         raise CheckpointError(f"{path}: a folder has no containers; leave '#{inner}' away")
     else:
@@ -76,10 +79,12 @@ def _open(path: Path, inner: str) -> Checkpoint:
 
 
 def open_contents(path: Path) -> Contents:
-    """Return everything that a torch file holds, optimizer states and all.
+    """Return everything that a torch file, or a distributed checkpoint, holds.
 
-    Raises CheckpointError where it is no torch file, or refers to what could run code.
+    Raises CheckpointError where it is neither, or refers to what could run code.
     """
+    if _is_folder(path) and is_distributed(path):
+        return _distributed(path)
     file = InputFile(path)
     try:
         start = file.read(0, min(_START, file.size_bytes))
@@ -97,6 +102,9 @@ def open_optimizer(location: str) -> SavedState:
     Reads headers only. Raises CheckpointError, one line per problem.
     """
     path, inner = _split(location)
+    if _is_folder(path) and is_distributed(path):
+        with _collection_paused():
+            return state_in(_distributed(path), inner)
     file = InputFile(path)
     try:
         start = file.read(0, min(_START, file.size_bytes))
@@ -122,6 +130,10 @@ def _split(location: str) -> tuple[Path, str]:
             return (Path(name), inner) if name else (Path(location), "")
         path = location[:end]
     return Path(path), location[end + 1 :]
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises where it may not look)
 
 
 def _is_torch(start: bytes) -> bool:
@@ -152,23 +164,26 @@ def _open_file(path: Path, inner: str = "") -> Checkpoint:
 
 
 def _contents(file: InputFile, start: bytes) -> Contents:
+    try:
+        return read_legacy(file) if is_legacy(start) else _archived(file)
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: {error}") from None
+
+
+def _archived(file: InputFile | Window) -> Contents:
+    """Return what a torch archive holds; raises ValueError with what is wrong with it."""
     # Here, since most files are not torch's.
     from surgeon.formats.opcodes import read as read_pickle
     from surgeon.formats.torch_values import TorchWorld
     from surgeon.formats.torch_zip import open_archive
 
+    archive = open_archive(file)
+    data = archive.read("data.pkl")
+    world = TorchWorld(file, archive.members)
     try:
-        if is_legacy(start):
-            return read_legacy(file)
-        archive = open_archive(file)
-        data = archive.read("data.pkl")
-        world = TorchWorld(file, archive.members)
-        try:
-            value = read_pickle(data, world)
-        except ValueError as error:
-            raise ValueError(f"data.pkl: {error}") from None
+        value = read_pickle(data, world)
     except ValueError as error:
-        raise CheckpointError(f"{file.path}: {error}") from None
+        raise ValueError(f"data.pkl: {error}") from None
     return Contents(
         path=file.path,
         value=value,
@@ -176,13 +191,22 @@ def _contents(file: InputFile, start: bytes) -> Contents:
         size_bytes=file.size_bytes,
         origins=world.origins if archive.states_checksums else {},
         close=file.close,
+        weight_files=(file.path,),
     )
+
+
+def _distributed(folder: Path) -> Contents:
+    from surgeon.formats.distributed import open_distributed
+    from surgeon.formats.opcodes import read as read_pickle
+
+    return open_distributed(folder, read_pickle, _archived)
 
 
 def _torch(contents: Contents, inner: str) -> Checkpoint:
     tensors, notes = choose(contents.value, inner, str(contents.path))
     origins = contents.origins
-    used = {id(origins[t]): origins[t] for t in tensors.values() if t in origins}
+    held = [form for tensor in tensors.values() for form in forms(tensor) if form in origins]
+    used = {id(origins[form]): origins[form] for form in held}
     return Checkpoint(
         path=contents.path,
         tensors=tensors,
@@ -191,6 +215,6 @@ def _torch(contents: Contents, inner: str) -> Checkpoint:
         notes=notes,
         records=tuple(used.values()),
         contents=contents,
-        weight_files=(contents.path,),
+        weight_files=contents.weight_files,
         closers=(contents.close,),
     )

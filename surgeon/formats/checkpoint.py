@@ -12,15 +12,20 @@ from typing import Any, NamedTuple
 from surgeon.dtypes import DTYPES
 from surgeon.errors import CheckpointError
 from surgeon.files import InputFile
-from surgeon.lazy import ByteSource, LazyTensor, TensorSpec
+from surgeon.lazy import ByteSource, LazyTensor, Sharded, Stored, Strided, TensorSpec
 
 # 100 MB of JSON takes 8 s and 1.3 GB to parse; 100 000 tensors need 12 MB.
 LONGEST_HEADER = 25_000_000
+# One byte of pickle can make a container of 64 bytes; 100 000 tensors need 12 MB.
+LONGEST_PICKLE = 256_000_000
 # NumPy 1 has no arrays of more dimensions.
 MOST_DIMENSIONS = 32
 # A file that is wrong throughout should not fill the screen.
 _MOST_PROBLEMS = 20
 _MOST_NAMED = 5
+
+# The forms of a tensor that a torch file holds.
+Held = Stored | Strided | Sharded
 
 
 class Record(NamedTuple):
@@ -79,6 +84,7 @@ class Contents:
     """Everything that a torch file holds: plain containers, scalars, LazyTensors and Opaques.
 
     `origins` are the records of the storages that the tensors lie in, where the file states them.
+    A distributed checkpoint is a folder of several files.
     """
 
     path: Path
@@ -87,6 +93,7 @@ class Contents:
     size_bytes: int
     origins: Mapping[LazyTensor, Record]
     close: Callable[[], None]
+    weight_files: tuple[Path, ...]
 
 
 def is_optimizer(value: Mapping[object, object]) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from surgeon.errors import CheckpointError, did_you_mean
-from surgeon.formats.checkpoint import Opaque, at_most, is_optimizer, listed
-from surgeon.lazy import LazyTensor, Stored, Strided
+from surgeon.formats.checkpoint import Held, Opaque, at_most, is_optimizer, listed
+from surgeon.lazy import LazyTensor, Stored
 
 _WRAPPERS = ("module.", "_orig_mod.")
 Value = TypeVar("Value")
@@ -76,9 +76,7 @@ def _walk(value: object, inner: str, place: str) -> object:
 
 def _is_weight(value: object) -> bool:
     """A tensor, or what would be one if its form could be used."""
-    return isinstance(value, Stored | Strided) or (
-        isinstance(value, Opaque) and value.problem != ""
-    )
+    return isinstance(value, Held) or (isinstance(value, Opaque) and value.problem != "")
 
 
 def _is_random_state(value: object) -> bool:
@@ -123,7 +121,7 @@ def _candidates(root: object, name: str) -> Iterator[tuple[str, dict[object, obj
 def _kind(value: object) -> str:
     if isinstance(value, dict):
         return "optimizer state" if is_optimizer(value) else f"dict of {len(value)}"
-    if isinstance(value, Stored | Strided):
+    if isinstance(value, Held):
         return f"tensor {value.spec}"
     return value.what if isinstance(value, Opaque) else type(value).__name__
 
@@ -152,7 +150,7 @@ def _tensors(
     for name, value in chosen.items():
         if isinstance(value, Opaque) and value.problem:
             problems.append(f"{place}: tensor {name!r}: {value.problem}")
-        elif not isinstance(value, Stored | Strided):
+        elif not isinstance(value, Held):
             left_out.append(f"{name} ({_kind(value)})")
         elif not isinstance(name, str) or not _is_name(name):
             problems.append(f"{place}: tensor {name!r}: found a key that cannot be a tensor's name")

@@ -24,6 +24,15 @@ _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _OTHER_FILES = 64
 
 
+def is_distributed(folder: Path) -> bool:
+    """Tell a torch distributed checkpoint from a model's folder, which may hold one besides."""
+    try:
+        there = {entry.name for entry in folder.iterdir()}
+    except OSError:  # for `open_folder` to say
+        return False
+    return ".metadata" in there and there.isdisjoint((*_WEIGHTS, *_INDEXES, *_ADAPTERS))
+
+
 def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:
     """Open the weights of a model folder; raises CheckpointError where they are not clear."""
     try:
@@ -32,11 +41,6 @@ def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:
         raise CheckpointError(f"{folder}: cannot be listed: {error.strerror}") from None
     found = [name for name in (*_WEIGHTS, *_INDEXES) if name in there]
     found = found or [name for name in _ADAPTERS if name in there]
-    if not found and ".metadata" in there:
-        raise CheckpointError(
-            f"{folder}: found a torch distributed checkpoint, which is not read directly; convert "
-            "it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
-        )
     if not found:
         holds = listed(there, 10) if there else "nothing"
         expected = ", ".join((*_WEIGHTS, *_INDEXES, *_ADAPTERS))

@@ -10,13 +10,11 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from surgeon.formats.checkpoint import plain_key
+from surgeon.formats.checkpoint import LONGEST_PICKLE, plain_key
 
 # Real pickles hold small integers; a long one costs quadratic time to print.
 _LONGEST_INTEGER = 255
 _LONGEST_LINE = 4096
-# One byte of pickle can make a container of 64 bytes; 100 000 tensors need 12 MB.
-LONGEST_PICKLE = 256_000_000
 
 
 class World(Protocol):

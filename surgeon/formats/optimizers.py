@@ -13,12 +13,13 @@ from surgeon.files import InMemory
 from surgeon.formats.checkpoint import (
     Checkpoint,
     Contents,
+    Held,
     Opaque,
     Record,
     is_optimizer,
     strict_json,
 )
-from surgeon.lazy import LazyTensor, Stored, Strided, TensorSpec
+from surgeon.lazy import LazyTensor, Stored, TensorSpec
 from surgeon.regions import split_block
 
 # The metadata entry that tells our own files, and holds what their tensors cannot say.
@@ -119,8 +120,13 @@ def _groups(value: Mapping[object, object], path: Path) -> Iterator[tuple[Entry,
         names = group.get("param_names", params)
         if not isinstance(names, list) or len(names) != len(params):
             raise ValueError("found 'param_names' that do not go with 'params'")
+        # A distributed checkpoint spells numbers that are keys.
         yield tuple(
-            _entry(name if isinstance(name, str) else "", state.get(parameter, {}), path)
+            _entry(
+                name if isinstance(name, str) else "",
+                state.get(parameter, state.get(str(parameter), {})),
+                path,
+            )
             for parameter, name in zip(params, names, strict=True)
         )
 
@@ -135,7 +141,7 @@ def _entry(name: str, kept: object, path: Path) -> Entry:
             continue
         if not isinstance(key, str) or not key.isprintable() or "/" in key:
             return Entry(name, {}, problem=f"has a key {key!r:.60}")
-        if isinstance(value, Stored | Strided):
+        if isinstance(value, Held):
             values[key] = value
         elif isinstance(value, float) or (isinstance(value, int) and -(2**63) <= value < 2**63):
             values[key] = _number(value, path)

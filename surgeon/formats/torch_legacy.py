@@ -61,6 +61,7 @@ def read_legacy(file: InputFile) -> Contents:
         size_bytes=file.size_bytes,
         origins={},
         close=file.close,
+        weight_files=(file.path,),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from surgeon.files import InputFile
+from surgeon.files import InputFile, Window
 from surgeon.formats.checkpoint import Record
 
 _END = struct.Struct("<4s4H2LH")
@@ -31,7 +31,7 @@ _NOT_TORCH = "the zip archive holds no data.pkl, so torch.save did not write it"
 class Archive:
     """The members of a torch archive, by their names inside its one folder."""
 
-    file: InputFile
+    file: InputFile | Window
     members: dict[str, Record]
     states_checksums: bool
 
@@ -59,7 +59,7 @@ class _Entry(NamedTuple):
     size_bytes: int
 
 
-def open_archive(file: InputFile) -> Archive:
+def open_archive(file: InputFile | Window) -> Archive:
     """Read the directory of a torch archive; raises ValueError with what is wrong with it."""
     try:
         count, directory_offset, directory = _directory(file)
@@ -97,7 +97,7 @@ def open_archive(file: InputFile) -> Archive:
     return archive
 
 
-def _directory(file: InputFile) -> tuple[int, int, bytes]:
+def _directory(file: InputFile | Window) -> tuple[int, int, bytes]:
     """Return how many entries the central directory has, where it is, and its bytes."""
     tail_size = min(file.size_bytes, _END.size + _LONGEST_COMMENT)
     tail_offset = file.size_bytes - tail_size
@@ -160,7 +160,7 @@ def _large(extra: bytes, *values: int) -> list[int]:
     return found
 
 
-def _record(file: InputFile, entry: _Entry, following: int) -> Record:
+def _record(file: InputFile | Window, entry: _Entry, following: int) -> Record:
     """Check an entry against its local header; `following` is where the next one begins."""
     if entry.flags & _ENCRYPTED:
         raise ValueError("it is encrypted; decrypt the archive first")

@@ -29,6 +29,7 @@ from surgeon.lazy.elementwise import (
 from surgeon.lazy.joined import (
     Joined,
     Selected,
+    Sharded,
 )
 from surgeon.lazy.product import Product
 from surgeon.lazy.rearranged import Rearranged
@@ -72,6 +73,7 @@ __all__ = [
     "Scaled",
     "Scratch",
     "Selected",
+    "Sharded",
     "Stored",
     "Stream",
     "Strided",

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from surgeon.training import Manifest
+from tests.network import Bench, assert_identical
 
 BODY = [name for name in NAMES if name not in HEAD]
 ROWS = stage(
@@ -137,3 +138,41 @@ def test_stages_of_a_compiled_model(tmp_path: Path, compile_first: bool) -> None
         if name == "rows":
             require_frozen(expected[0], dict(model.state_dict()))
         torch.testing.assert_close(model.state_dict(), expected[index], rtol=1e-3, atol=1e-4)
+
+
+def saved_by_ranks(rank: int, folder: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = network().eval()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    for inputs, labels in batches(STEPS):
+        step(model, optimizer, inputs, labels)
+    weights, state = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / "ranks")
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, state = get_state_dict(model, optimizer, options=whole)
+    if rank == 0:
+        torch.save({"model": weights, "optimizer": state}, folder / "whole.pt")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_ranks_saved_goes_through_the_same_surgery_as_one_file(tmp_path: Path) -> None:
+    on_two_ranks(tmp_path, saved_by_ranks)
+    assert len(list((tmp_path / "ranks").glob("*.distcp"))) == 2
+    training = {"stages": [{"name": "on", "optimizer_state": "carry"}], "optimizer": FUSED}
+    steps = [{"op": "widen", "target": "fc", "rows": 2}]
+    bench, outputs = Bench(tmp_path), []
+    for source in ("ranks", "whole.pt"):
+        bench.input = tmp_path / source
+        made = bench.operate(*steps, training=training)
+        state = bench.output.with_suffix(".optimizer.safetensors").read_bytes()
+        outputs.append(
+            (sorted(made.manifest["optimizer_state"]["parameters"]), made.tensors, state)
+        )
+    (parameters, tensors, state), expected = outputs
+    assert (parameters, state) == (expected[0], expected[2])
+    assert_identical(tensors, expected[1])
