@@ -81,5 +81,5 @@ def test_weights_of_tiny_and_huge_changes_are_in_proportion(bench, change):
 
 
 def test_tensor_of_many_blocks(bench):
-    tensors = fine_tuned(2, torch.float32, (300, 500))
+    tensors = fine_tuned(2, torch.float32, (175, 400))
     assert_rounded(merged(bench, tensors, "sce", select_topk=0.2), naive_sce(tensors, 0.2))
