@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from surgeon.dtypes import Array
 from surgeon.errors import CheckpointError
+
+# What a process has open besides its inputs: the output, libraries, pipes.
+_OTHER_FILES = 64
 
 
 class InputFile:
@@ -107,3 +112,13 @@ class InMemory:
 
     def fileno(self) -> int | None:
         return None
+
+
+def allow_open_files(count: int) -> None:
+    """Raise the soft limit on open files, as far as the hard one allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with suppress(OSError, ValueError):  # opening says what is wrong, should it still fail
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

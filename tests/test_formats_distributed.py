@@ -138,6 +138,15 @@ def test_model_beside_other_values_is_found(tmp_path):
         assert_identical(read(tmp_path / "ck", tmp_path / "out.safetensors", inner), model)
 
 
+def test_indices_may_be_any(tmp_path):
+    """Nothing is as long as an index says."""
+    made = handmade().add_value("late", 1, ("other", 1 << 40)).add_value("late2", 2, ("other", -3))
+    assert_identical(
+        read(made.write(tmp_path / "ck"), tmp_path / "out.safetensors"),
+        {"w": torch.arange(12.0).view(4, 3), "b": torch.ones(4)},
+    )
+
+
 def test_one_of_two_models_has_to_be_named(tmp_path):
     first, second = {"w": torch.randn(3)}, {"w": torch.randn(3)}
     saved(tmp_path / "ck", {"model": first, "ema": second})
@@ -405,13 +414,12 @@ WRONG = {
     ),
     "a path through a tensor": (
         lambda made: made.metadata.planner_data.update(b=("w", "x")),
-        "'b': found a path that leads through what is no container",
+        r"'b': found a path \('w', 'x'\) that leads through a value",
     ),
     "a path to what is there": (_planned("b"), "found two values at its path"),
-    "an index first": (_planned(0, "w"), "leads through what is no container"),
-    "an index without end": (_planned("x", 1 << 40), "a path with the index 1099511627776"),
-    "a negative index": (_planned("x", -1), "a path with the index -1"),
-    "no path": (_planned(), "'w': found a path that is not made of keys and indices"),
+    "no path": (_planned(), "'w': found a path of 0 keys, expected 1 to 100"),
+    "a path without end": (_planned(*"x" * 101), "'w': found a path of 101 keys"),
+    "a path of something else": (_planned(("w",)), "not made of keys and indices"),
     "storage that is no dict": (
         lambda made: setattr(made.metadata, "storage_data", [1]),
         "found Metadata.storage_data that is list",

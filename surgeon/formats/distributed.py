@@ -19,7 +19,7 @@ import numpy as np
 
 from surgeon.dtypes import DTYPES
 from surgeon.errors import CheckpointError
-from surgeon.files import InMemory, InputFile, Window
+from surgeon.files import InMemory, InputFile, Window, allow_open_files
 from surgeon.formats.checkpoint import (
     LONGEST_PICKLE,
     Contents,
@@ -45,11 +45,17 @@ _IGNORED = frozenset({"torch.serialization._get_layout", "pathlib.PosixPath",
                       "pathlib.WindowsPath", "pathlib._local.PosixPath"})  # fmt: skip
 _DTYPES = {f"torch.{row.torch}": row.name for row in DTYPES.values() if row.bits >= 8}
 _HINT = "convert it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
-# A list is as long as its largest index; nothing real has more groups of parameters.
-_LONGEST_LIST = 100_000
+_DEEPEST = 100
 
 ReadPickle = Callable[[bytes, Any], object]
 ReadArchive = Callable[[Window], Contents]
+
+
+@dataclass(frozen=True)
+class _Class:
+    """What stands for a class of a metadata pickle."""
+
+    name: str
 
 
 @dataclass(eq=False)
@@ -73,17 +79,14 @@ class _MetadataWorld:
     def find(self, module: str, name: str) -> object:
         full = f"{module}.{name}"
         if name in _CLASSES and module.startswith("torch.distributed."):
-            return partial(self._built, name)
+            return _Class(name)
         if full in ("torch.Size", "builtins.tuple"):
             return tuple
         if full in _IGNORED:
-            return partial(Opaque, full)
+            return _Class(full)
         if module == "torch":
             return _DTYPES.get(full, full)
         raise ValueError(f"found {full!r:.200}, which is not looked up; {_HINT}")
-
-    def _built(self, name: str, *_: object) -> _Built:
-        return _Built(name)
 
     def call(self, function: object, arguments: tuple[object, ...]) -> object:
         if function is tuple:
@@ -91,9 +94,9 @@ class _MetadataWorld:
             if type(items) is not tuple and type(items) is not list:
                 raise TypeError
             return tuple(items)
-        if not isinstance(function, partial):
+        if not isinstance(function, _Class):
             raise TypeError
-        return function() if function.func is Opaque else function(*arguments)
+        return _Built(function.name)
 
     def build(self, value: object, state: object) -> None:
         if not isinstance(value, _Built):
@@ -130,12 +133,13 @@ def open_distributed(folder: Path, read: ReadPickle, read_archive: ReadArchive) 
     finally:
         metadata.close()
     with ExitStack() as stack:
+        allow_open_files(len({chunk.place.file for item in items for chunk in item.chunks}))
         parts = _Parts(folder, stack, read_archive)
-        value: dict[object, object] = {}
+        root = _Container()
         problems = []
         for item in items:
             try:
-                _put(value, item.path, parts.value(item))
+                root.put(item.path, parts.value(item))
             except (ValueError, CheckpointError) as error:
                 found = error.problems if isinstance(error, CheckpointError) else [str(error)]
                 problems += [f"{folder}: '{item.name}': {line}" for line in found]
@@ -143,7 +147,7 @@ def open_distributed(folder: Path, read: ReadPickle, read_archive: ReadArchive) 
             raise at_most(problems, folder)
         return Contents(
             path=folder,
-            value=value,
+            value=root.plain(),
             header_sha256=hashlib.sha256(data).hexdigest(),
             size_bytes=metadata.size_bytes + sum(file.size_bytes for file in parts.files.values()),
             origins=parts.origins,
@@ -225,8 +229,10 @@ def _item(
     path: object,
     places: Mapping[tuple[str, tuple[int, ...] | None], _Place],
 ) -> _Item:
-    if not isinstance(path, tuple) or not path or any(type(p) not in (str, int) for p in path):
+    if not isinstance(path, tuple) or any(type(key) not in (str, int) for key in path):
         raise ValueError("found a path that is not made of keys and indices")
+    if not 0 < len(path) <= _DEEPEST:
+        raise ValueError(f"found a path of {len(path)} keys, expected 1 to {_DEEPEST}")
 
     def placed(offsets: tuple[int, ...] | None) -> _Place:
         if (name, offsets) not in places:
@@ -251,25 +257,29 @@ def _item(
     return _Item(name, path, spec, tuple(chunks))
 
 
-def _put(root: dict[object, object], path: tuple[str | int, ...], value: object) -> None:
-    """Put a value where its path leads, through dicts and, where a key is a number, lists."""
-    within: Any = root
-    for key, following in zip(path, (*path[1:], None), strict=True):
-        if isinstance(key, int) and isinstance(within, list):
-            if not 0 <= key < _LONGEST_LIST:
-                raise ValueError(f"found a path with the index {key}")
-            within.extend([None] * (key + 1 - len(within)))
-            there = within[key]
-        elif isinstance(key, str) and isinstance(within, dict):
-            there = within.get(key)
-        else:
-            raise ValueError("found a path that leads through what is no container of its kind")
-        if there is None:
-            new: Any = value if following is None else {} if isinstance(following, str) else []
-            within[key] = there = new
-        elif following is None:
-            raise ValueError("found two values at its path")
-        within = there
+class _Container(dict[str | int, Any]):
+    """A dict, or with indices for keys a list, that paths lead through."""
+
+    def put(self, path: tuple[str | int, ...], value: object) -> None:
+        """Put a value where its path leads; raises ValueError where something is in the way."""
+        within = self
+        for key in path[:-1]:
+            following = within.setdefault(key, _Container())
+            if not isinstance(following, _Container):
+                raise ValueError(f"found a path {path} that leads through a value")
+            within = following
+        if path[-1] in within:
+            raise ValueError(f"found two values at its path {path}")
+        within[path[-1]] = value
+
+    def plain(self) -> dict[object, object] | list[object]:
+        """Return the same as plain dicts and lists."""
+        items: dict[object, object] = {
+            key: value.plain() if isinstance(value, _Container) else value
+            for key, value in self.items()
+        }
+        indices = range(len(items))
+        return [items[i] for i in indices] if items and items.keys() == set(indices) else items
 
 
 class _Parts:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from surgeon.errors import CheckpointError
-from surgeon.files import InputFile
+from surgeon.files import InputFile, allow_open_files
 from surgeon.formats.checkpoint import LONGEST_HEADER, Checkpoint, at_most, listed, strict_json
 from surgeon.lazy import LazyTensor
 
@@ -20,8 +18,6 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = tuple(f"{name}.index.json" for name in _WEIGHTS)
 # A folder that holds a model, too, is a model's.
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-# What a process has open besides its shards: the output, libraries, pipes.
-_OTHER_FILES = 64
 
 
 def is_distributed(folder: Path) -> bool:
@@ -65,7 +61,7 @@ def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
     weight_map, total_size, header = _index(path)
     folder = path.parent
     names = sorted(set(weight_map.values()))
-    _allow_open_files(len(names))
+    allow_open_files(len(names))
     problems: list[str] = []
     shards: dict[str, Checkpoint] = {}
     try:
@@ -116,16 +112,6 @@ def _index(path: Path) -> tuple[dict[str, str], float | None, bytes]:
             f"{path}: found total_size {total_size!r}, expected a number of bytes"
         )
     return weight_map, total_size, text
-
-
-def _allow_open_files(count: int) -> None:
-    """Raise the soft limit on open files, as far as the hard one allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        with suppress(OSError, ValueError):  # opening says what is wrong, should it still fail
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _outside(path: Path) -> str:
