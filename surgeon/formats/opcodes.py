@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Protocol
 
 from surgeon.formats.checkpoint import LONGEST_PICKLE, plain_key
@@ -85,7 +86,7 @@ def read(data: bytes, world: World) -> object:
     if len(data) > LONGEST_PICKLE:
         raise ValueError(f"found {len(data)} bytes, expected at most {LONGEST_PICKLE}")
     machine = _Machine(data, world)
-    handlers = [_HANDLERS.get(code, _unknown) for code in range(256)]
+    handlers = _handlers()
     place = 0
     try:
         while place >= 0:
@@ -98,6 +99,11 @@ def read(data: bytes, world: World) -> object:
     if len(machine.stack) != 1:
         raise ValueError(f"found {len(machine.stack)} values at its end, expected one")
     return machine.stack[0]
+
+
+@cache
+def _handlers() -> list[Handler]:
+    return [_HANDLERS.get(code, _unknown) for code in range(256)]
 
 
 def _on(code: bytes) -> Callable[[Handler], Handler]:
