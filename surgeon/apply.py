@@ -206,7 +206,8 @@ def layouts(opened: Opened, output: Path | None, *, link: bool = False) -> list[
     metadata = {"format": "pt", **made.metadata}
     shard_size = parse_size(wanted or DEFAULT_SHARD_SIZE)
     linked = untouched(opened.input, made.tensors) if link else []
-    return lay_out_shards(made.tensors, metadata, shard_size, _weights_file(opened), linked)
+    homes = opened.input.shards if link else None
+    return lay_out_shards(made.tensors, metadata, shard_size, _weights_file(opened), linked, homes)
 
 
 def write(

@@ -76,31 +76,35 @@ def lay_out_shards(
     shard_size: int,
     name: str = MODEL_WEIGHTS,
     linked: Iterable[OutputFile] = (),
+    homes: Mapping[str, str] | None = None,
 ) -> list[OutputFile]:
     """Return the layouts of a model folder's files, none larger than `shard_size` if it can be.
 
     `name` is that of the file where there is one; several have numbers in theirs.
     Tensors fill the files in the order of `tensors`, as transformers does; one that is larger than
-    `shard_size` has a file of its own. Those of `linked` files stay in them.
+    `shard_size` has a file of its own. Those of `linked` files stay in them, and no file has
+    tensors of two `homes`, which are files of the input; a new one goes with the one before it.
     """
     aliases = ties(tensors)
-    homes = {placed.name: file for file in linked for placed in file.tensors}
+    there = {placed.name: file for file in linked for placed in file.tensors}
     shards: list[Tensors | OutputFile] = []
-    shard: Tensors = {}
-    filled = 0
+    filling: dict[str, Tensors] = {}
+    filled: dict[str, int] = {}
+    home = ""
     for tensor_name, tensor in tensors.items():
         if tensor_name in aliases:
             continue
-        if home := homes.get(tensor_name):
-            if home.tensors[0].name == tensor_name:
-                shards.append(home)
+        home = homes.get(tensor_name, home) if homes else home
+        if file := there.get(tensor_name):
+            if file.tensors[0].name == tensor_name:
+                shards.append(file)
             continue
         size = tensor.spec.size_bytes
-        if not shard or filled + size > shard_size:
-            shard, filled = {}, 0
-            shards.append(shard)
-        shard[tensor_name] = tensor
-        filled += size
+        if home not in filling or filled[home] + size > shard_size:
+            filling[home], filled[home] = {}, 0
+            shards.append(filling[home])
+        filling[home][tensor_name] = tensor
+        filled[home] += size
 
     def named(name: str, shard: Tensors | OutputFile) -> OutputFile:
         if isinstance(shard, OutputFile):

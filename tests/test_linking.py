@@ -68,6 +68,10 @@ def test_untouched_shards_are_the_input_s_files(sharded):
     touched = holding(out, "classifier.weight", "classifier.bias")
     assert len(touched) < len(shards(out)) - 3
     assert linked(out, sharded.input) == shards(out).keys() - touched
+    for name in linked(out, sharded.input):
+        assert shards(out)[name].samefile(shards(sharded.input)[name])
+    for name in shards(out):
+        assert load_file(out / name).keys() == load_file(sharded.input / name).keys()
     assert (out / "config.json").stat().st_ino != (sharded.input / "config.json").stat().st_ino
     assert contents(out)["classifier.weight"].shape == (8, 8)
     assert verify(out, workers=1).mismatches == []
@@ -125,6 +129,24 @@ def test_what_several_shards_lose_is_gathered(sharded):
     index = json.loads((out / "model.safetensors.index.json").read_text())
     found = {name: path.name for path in shards(out).values() for name in load_file(path)}
     assert index["weight_map"] == found
+    assert linked(out, sharded.input)
+
+
+def test_new_tensors_go_with_those_before_them(sharded):
+    out = sharded.folder / "out"
+    step = {"op": "copy", "from": "encoder.1.norm.bias", "to": "encoder.1.norm.more"}
+    sharded.operate(step, to=out, link=True)
+    (added,) = holding(out, "encoder.1.norm.more")
+    assert linked(out, sharded.input) == shards(out).keys() - {added}
+
+
+def test_shards_are_no_larger_than_they_may_be(sharded):
+    out = sharded.folder / "out"
+    step = {"op": "widen", "target": "classifier", "to": 30}
+    sharded.operate(step, to=out, link=True, output={"shard_size": 500})
+    for path in shards(out).values():
+        sizes = [tensor.nbytes for tensor in load_file(path).values()]
+        assert sum(sizes) <= 500 or len(sizes) == 1
     assert linked(out, sharded.input)
 
 
