@@ -29,8 +29,8 @@ def place(form: LazyTensor) -> tuple[object, ...]:
             return id(file), offset, spec
         case Strided(storage=storage, strides=strides, shape=shape):
             return (*place(storage), strides, shape)
-        case Sharded(joined=joined):
-            return (id(joined),)
+        case Sharded(source=source):
+            return (id(source),)
     return (id(form),)
 
 

@@ -11,6 +11,7 @@ from surgeon.lazy.base import (
     LazyTensor,
     Piece,
     Scratch,
+    Sharded,
     Stored,
     Stream,
     Strided,
@@ -29,7 +30,6 @@ from surgeon.lazy.elementwise import (
 from surgeon.lazy.joined import (
     Joined,
     Selected,
-    Sharded,
 )
 from surgeon.lazy.product import Product
 from surgeon.lazy.rearranged import Rearranged

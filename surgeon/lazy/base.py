@@ -315,8 +315,8 @@ class Fresh:
 
 
 @dataclass(frozen=True, eq=False)
-class Copied:
-    """The values of another tensor under an identity of its own; created by the recipe."""
+class _Same:
+    """The values of another tensor, under an identity of its own."""
 
     source: LazyTensor
 
@@ -333,6 +333,19 @@ class Copied:
 
     def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
         return self.source.elements(start, stop, scratch)
+
+
+@dataclass(frozen=True, eq=False)
+class Sharded(_Same):
+    """A tensor that lies in several parts in the input, and is one for all that a recipe says."""
+
+    def new(self) -> tuple[Region, ...]:
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Copied(_Same):
+    """The values of another tensor, created by the recipe."""
 
     def new(self) -> tuple[Region, ...]:
         return (whole(self.spec.shape),)

@@ -97,30 +97,6 @@ class Joined:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Sharded:
-    """A tensor that lies in several parts in the input, and is one for all that a recipe says."""
-
-    joined: Joined
-
-    @cached_property
-    def spec(self) -> TensorSpec:
-        return self.joined.spec
-
-    @property
-    def operands(self) -> tuple[LazyTensor, ...]:
-        return (self.joined,)
-
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        return self.joined.pieces(start, stop)
-
-    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
-        return self.joined.elements(start, stop, scratch)
-
-    def new(self) -> tuple[Region, ...]:
-        return ()
-
-
 def _shifted(region: Region, dim: int, offset: int) -> Region:
     start, stop = region[dim]
     return (*region[:dim], (start + offset, stop + offset), *region[dim + 1 :])
