@@ -15,7 +15,7 @@ from surgeon.draft import ADAPTER_WEIGHTS, Outside, Tensors
 from surgeon.errors import PlanError, UsageError, WriteError
 from surgeon.execute import COPY_BUFFER, Executor, Options, Written, used_records
 from surgeon.formats import Checkpoint, open_checkpoint
-from surgeon.formats.checkpoint import Record
+from surgeon.formats.checkpoint import Record, listed
 from surgeon.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.linking import untouched
 from surgeon.model_folder import Besides, besides
@@ -326,7 +326,8 @@ def _write_folder(
                 handle = stack.enter_context(path.open("xb+", buffering=0))
             descriptors[handle.fileno()] = file
         written = executor.write(descriptors)
-        written.notes += [f"{name}: cannot be linked here; copied" for name in copied]
+        if copied:
+            written.notes.append(f"cannot be linked here, so copied: {listed(copied)}")
         executor.verify_records(_used_records(opened), files, written.checksums)
         weights, state = files[0].name, None
         if len(files) > 1:
