@@ -209,6 +209,7 @@ _CHANGE: Schema = _object(
     {
         "step": {"type": "string", "description": "the step's id, or else its position"},
         "op": {"type": "string"},
+        "into": {"type": "string", "description": "the model that the step kept its result as"},
         "from": {
             "type": "array",
             "items": {"type": "string"},

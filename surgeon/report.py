@@ -13,7 +13,8 @@ from surgeon.draft import Tensors, is_wholly_new
 from surgeon.formats.checkpoint import listed
 from surgeon.layout import OutputFile, ties
 from surgeon.lazy import ByteRange, LazyTensor
-from surgeon.plan import Change, Plan, StepSummary
+from surgeon.lineage import Change
+from surgeon.plan import Plan, StepSummary
 from surgeon.regions import count, parsed, remainder, split_block
 from surgeon.registry import OPS
 from surgeon.stages import is_parameter
@@ -23,6 +24,7 @@ from surgeon.units import spoken_size
 Json = dict[str, Any]
 # A group of optimizer settings is shown in columns of its own for these, the rest in one.
 _OWN_COLUMNS = ("name", "params", "lr", "weight_decay")
+_VERBS = {"rename": "renamed from", "copy": "copied from", "tie": "tied to"}
 # A value of a config takes no more of a line; labels can be a thousand.
 _WIDEST = 60
 
@@ -280,10 +282,11 @@ def _change(change: Change, name: str) -> str:
     if change.from_:
         sources = ", ".join(change.from_)
         merges = change.op in OPS and OPS[change.op].group == "merge"
-        verb = {"rename": "renamed from", "copy": "copied from", "tie": "tied to"}.get(change.op)
-        words.append(
-            f"{verb or (f'{change.op} with' if merges else f'{change.op} from')} {sources}"
-        )
+        if change.into:
+            verb = f"{change.into}: {change.op} of"
+        else:
+            verb = _VERBS.get(change.op, f"{change.op} {'with' if merges else 'from'}")
+        words.append(f"{verb} {sources}")
     if change.parameters:
         given = ", ".join(f"{word} {_json(value)}" for word, value in change.parameters.items())
         words = [f"{', '.join(words)} ({given})"]

@@ -27,6 +27,7 @@ FLOORS = (
     ("manifest", "optimizer_state", "model_folder", "linking"),
     ("state_names",),
     ("plan", "stages", "execute", "publish"),
+    ("lineage",),
     ("recipe", "layout"),
     ("ops", "merges", "formats"),
     ("widths",),

@@ -62,8 +62,42 @@ def test_merge_through_a_named_result_names_its_operands(bench):
         {"op": "average", "models": ["b"], "into": "mean"},
         {"op": "average", "models": ["mean", "c"]},
     )
-    (change,) = changes(plan, "fc.weight")
-    assert change["from"] == ["mean:fc.weight", "c:fc.weight"]
+    inner, outer = changes(plan, "fc.weight")
+    equal = {"weights": [1.0, 1.0], "normalize": True}
+    assert inner == {"step": "0", "op": "average", "into": "mean",
+                     "from": ["fc.weight", "b:fc.weight"], "parameters": equal}  # fmt: skip
+    assert outer["from"] == ["mean:fc.weight", "c:fc.weight"]
+    assert "into" not in outer
+
+
+def test_named_results_of_named_results_are_told_in_the_order_of_the_steps(bench):
+    plan = bench.given(FC, b=FC, c=FC).plan(
+        {"id": "m", "op": "average", "models": ["b"], "into": "m"},
+        {"id": "s", "op": "scale", "target": "fc", "by": 2},
+        {"id": "k", "op": "slerp", "models": ["m"], "t": 0.5, "into": "k"},
+        {"id": "last", "op": "average", "models": ["k", "m"]},
+        {"id": "copy", "op": "copy", "from": "fc.weight", "to": "x.weight", "model": "k"},
+    )
+    steps = {name: [change["step"] for change in changes(plan, name)] for name in plan.tensors}
+    assert steps["fc.weight"] == ["m", "s", "k", "last"]
+    assert steps["x.weight"] == ["m", "s", "k", "copy"]
+    assert [change.get("into") for change in changes(plan, "fc.bias")] == ["m", None, "k", None]
+
+
+def test_what_a_named_result_leaves_alone_has_the_state_s_lineage(bench):
+    plan = bench.given(FC, b=FC).plan(
+        {"op": "scale", "target": "fc.bias", "by": 2},
+        {"op": "average", "models": ["b"], "target": "fc.weight", "into": "m"},
+        {"op": "scale", "target": "fc", "by": 3},
+        {"op": "average", "models": ["m"]},
+    )
+    assert [change["step"] for change in changes(plan, "fc.bias")] == ["0", "2", "3"]
+    assert [change["step"] for change in changes(plan, "fc.weight")] == ["1", "2", "3"]
+
+
+def test_result_that_nobody_uses_leaves_no_trace(bench):
+    plan = bench.given(FC, b=FC).plan({"op": "average", "models": ["b"], "into": "m"})
+    assert changes(plan, "fc.weight") == []
 
 
 def test_copied_then_widened(bench):
