@@ -435,6 +435,20 @@ def test_a_written_manifest_validates(example: Bench) -> None:
     assert not MANIFESTS.is_valid({**manifest, "more": 1})
 
 
+def test_merges_inside_a_merge_are_told_and_fit_the_schema(example):
+    steps = [
+        {"op": "ties", "models": ["other", "third"], "density": 0.5, "into": "m"},
+        {"op": "average", "models": ["m"], "target": "classifier.bias"},
+    ]
+    MANIFESTS.validate(example.operate(*steps).manifest)
+    with opened(example.recipe(*steps), str(example.input), example.models) as planned:
+        (line,) = [ln for ln in report.planned(planned).splitlines() if "classifier.bias" in ln]
+    inner = "m: ties of classifier.bias, other:classifier.bias, third:classifier.bias ("
+    assert inner in line
+    assert "density [0.5, 0.5])" in line
+    assert "; average with m:classifier.bias (" in line
+
+
 # memory
 
 
