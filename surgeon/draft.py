@@ -78,7 +78,7 @@ class Draft:
         names = self.tensors if among is None else among
         found = patterns.captured(pattern, names)
         if not found and not self.optional:
-            raise PlanError(patterns.nothing_matches(pattern, names))
+            raise PlanError(*patterns.nothing_matches([pattern], names))
         return found
 
     def model(self, name: str) -> Tensors:

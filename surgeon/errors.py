@@ -51,6 +51,7 @@ class WriteError(SurgeonError):
 
 # Beyond this many candidates difflib would take longer than the rest of the command.
 _NEAREST_AMONG = 4000
+_HINTED = 10
 
 
 def nearest(word: str, candidates: Iterable[str], most: int = 3) -> list[str]:
@@ -65,6 +66,21 @@ def nearest(word: str, candidates: Iterable[str], most: int = 3) -> list[str]:
     likeness = [difflib.SequenceMatcher(None, name, word).ratio() for name in found]
     # What is clearly further away than the nearest is noise.
     return [name for name, ratio in zip(found, likeness, strict=True) if ratio > likeness[0] - 0.04]
+
+
+class Hints:
+    """`did_you_mean` for many words and the same candidates: for the first ones, then nothing.
+
+    A forgotten prefix misspells every name of a model, and each hint takes a while.
+    """
+
+    def __init__(self, candidates: Iterable[str]) -> None:
+        self._candidates = candidates
+        self._left = _HINTED
+
+    def __call__(self, word: str) -> str:
+        self._left -= 1
+        return did_you_mean(word, self._candidates) if self._left >= 0 else ""
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated
 
-from surgeon.errors import PlanError, UsageError, did_you_mean
+from surgeon.errors import Hints, PlanError, UsageError, did_you_mean
 
 Captures = Mapping[str, str]
 
@@ -178,7 +178,7 @@ def select(
     """
     chosen: set[str] = set()
     removed: set[str] = set()
-    problems = []
+    unmatched = []
     for pattern in [target] if isinstance(target, str) else target:
         plain = pattern.removeprefix("!")
         if plain in special:
@@ -187,22 +187,24 @@ def select(
             found = set(filter(compiled(plain).fullmatch, names))
         (removed if plain != pattern else chosen).update(found)
         if not found:
-            problems.append(nothing_matches(plain, names))
-    if problems and not optional:
-        raise PlanError(*problems)
+            unmatched.append(plain)
+    if unmatched and not optional:
+        raise PlanError(*nothing_matches(unmatched, names))
     chosen -= removed
     if not chosen and not optional:
         raise PlanError(f"{target!r} removes everything that it selects")
     return [name for name in names if name in chosen]
 
 
-def nothing_matches(pattern: str, names: Collection[str]) -> str:
-    """Return the line that says so, with the nearest names."""
-    if pattern in SPECIAL:
-        what = {"@new": "this recipe has created nothing", "@vectors": "no tensor has rank <= 1"}
-        return f"'{pattern}' matches nothing: {what[pattern]}"
-    hint = did_you_mean(pattern, [*names, *modules(names)])
-    return f"no tensor matches '{pattern}'{hint}"
+def nothing_matches(patterns: Iterable[str], names: Collection[str]) -> Iterator[str]:
+    """Yield a line for each of the patterns that says so, with the nearest names."""
+    hint = Hints([*names, *modules(names)])
+    empty = {"@new": "this recipe has created nothing", "@vectors": "no tensor has rank <= 1"}
+    for pattern in patterns:
+        if pattern in SPECIAL:
+            yield f"'{pattern}' matches nothing: {empty[pattern]}"
+        else:
+            yield f"no tensor matches '{pattern}'{hint(pattern)}"
 
 
 _OPERATIONS = {

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,12 +17,14 @@ from typing import Any
 import surgeon.merges
 import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
 from surgeon.envelope import RECIPE_SCHEMA
-from surgeon.errors import UsageError, did_you_mean
+from surgeon.errors import Hints, UsageError, did_you_mean
 from surgeon.registry import COMMON, OPS
 from surgeon.validation import problems_of
 
 # Ten times the largest recipe that a program would write; a device file never ends.
 _BLOCK, _MOST_BLOCKS = 1_000_000, 100
+# Of what may be many.
+_MOST_NAMED = 5
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
@@ -79,9 +82,11 @@ def read_json(path: Path, label: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            raise UsageError(f"{label}: {', '.join(map(repr, twice))} given twice in one object")
+            counts = Counter(key for key, _ in pairs)
+            twice = sorted(key for key, number in counts.items() if number > 1)
+            more = f" and {len(twice) - _MOST_NAMED} more" if len(twice) > _MOST_NAMED else ""
+            named = ", ".join(map(repr, twice[:_MOST_NAMED]))
+            raise UsageError(f"{label}: {named}{more} given twice in one object")
         return found
 
     def refuse(constant: str) -> Any:
@@ -166,6 +171,8 @@ def _filled(
         if value is None
     ]
 
+    hint = Hints(values)
+
     def fill(value: Any, place: str) -> Any:
         if isinstance(value, dict):
             return {key: fill(item, f"{place}.{key}") for key, item in value.items()}
@@ -177,7 +184,7 @@ def _filled(
         for name in unknown:
             problems.append(
                 f"{label}: {place.lstrip('.')}: '${{{name}}}' is not declared under 'vars'"
-                + did_you_mean(name, values)
+                + hint(name)
             )
         if unknown:
             return value

@@ -142,7 +142,7 @@ class Parameters:
     def _one(self, pattern: str) -> Cover:
         if pattern == "@new":
             if not self.new.regions:
-                raise PlanError(patterns.nothing_matches("@new", self.names))
+                raise PlanError(*patterns.nothing_matches(["@new"], self.names))
             return self.new
         name_pattern, slices = split_block(pattern)
         names = patterns.select(name_pattern, self.names, special=self._special)

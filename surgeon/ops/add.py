@@ -11,7 +11,7 @@ import numpy as np
 from surgeon.arithmetic import Integers, NonFinite, calculated, floats
 from surgeon.draft import Draft, Tensors
 from surgeon.dtypes import DTYPES, Array
-from surgeon.errors import PlanError, did_you_mean
+from surgeon.errors import Hints, PlanError
 from surgeon.lazy import LazyTensor
 from surgeon.moves import destinations
 from surgeon.patterns import Destinations, Names
@@ -40,11 +40,12 @@ def add(
     where = "the state" if model is None else f"model '{model}'"
     moves = dict(destinations(draft, target, from_))
     problems: list[str] = []
+    hint = Hints(others)
     changes: dict[int, tuple[LazyTensor, str]] = {}
     replaced: dict[str, LazyTensor] = {}
     for name in floats(draft, list(moves), integers):
         source = moves[name]
-        if problem := _problem(draft, name, source, others, where):
+        if problem := _problem(draft, name, source, others, where, hint):
             problems.append(problem)
             continue
         ours, theirs = draft[name], others[source]
@@ -59,12 +60,12 @@ def add(
     draft.replace(replaced)
 
 
-def _problem(draft: Draft, name: str, source: str, others: Tensors, where: str) -> str | None:
+def _problem(
+    draft: Draft, name: str, source: str, others: Tensors, where: str, hint: Hints
+) -> str | None:
     """Say why a tensor cannot be added to another."""
     if source not in others:
-        return f"there is no '{source}' in {where} to add to '{name}'" + did_you_mean(
-            source, others
-        )
+        return f"there is no '{source}' in {where} to add to '{name}'{hint(source)}"
     ours, theirs = draft.spec(name), others[source].spec
     if ours.shape != theirs.shape or DTYPES[theirs.dtype].kind != "float":
         return f"'{name}' is {ours} but '{source}' in {where} is {theirs}"

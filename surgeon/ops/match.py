@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from surgeon.draft import Draft, ModuleTensor
 from surgeon.dtypes import dtype_named
-from surgeon.errors import CheckFailedError, PlanError, UsageError, did_you_mean
+from surgeon.errors import CheckFailedError, Hints, PlanError, UsageError
 from surgeon.registry import op
 
 
@@ -47,12 +47,12 @@ def match(
     )
     tied = {tensor.owner for name, tensor in built.items() if name in draft.tensors}
     problems = []
+    hint = Hints(draft.tensors.keys() - expected.keys())
     for name, (shape, dtype) in expected.items():
         if name not in draft.tensors:
             if name in built and built[name].owner in tied:
                 continue
-            hint = did_you_mean(name, draft.tensors.keys() - expected.keys())
-            problems.append(f"'{name}' {shape} is missing{hint}")
+            problems.append(f"'{name}' {shape} is missing{hint(name)}")
         elif draft.spec(name).shape != shape:
             problems.append(
                 f"expected '{name}' to have shape {shape}, found {draft.spec(name).shape}"

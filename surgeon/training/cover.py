@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from surgeon.errors import did_you_mean
+from surgeon.errors import Hints
 from surgeon.regions import Region, intersection, parsed, remainder, spelled, split_block, whole
 from surgeon.training.errors import ManifestError
 from surgeon.training.live import Live, module_problems, owner
@@ -85,6 +85,7 @@ def blocks_of(
 def _blocks(
     listed: tuple[str, ...], place: str, manifest: Manifest, live: Live, problems: list[str]
 ) -> Iterator[Block]:
+    hint = Hints(live.parameters)
     for text in listed:
         # A name with brackets of its own is a name first.
         known = text in live.parameters or text in live.buffers
@@ -98,8 +99,7 @@ def _blocks(
                 yield Block(owner(manifest, name), region)
         # Offline a floating-point buffer looks like a parameter; nothing here ever trains it.
         elif name not in live.buffers:
-            hint = did_you_mean(name, live.parameters)
-            problems.append(f"{place}: there is no parameter '{name}'{hint}")
+            problems.append(f"{place}: there is no parameter '{name}'{hint(name)}")
 
 
 def _not_exact(stage: ResolvedStage, manifest: Manifest, live: Live) -> Iterator[str]:

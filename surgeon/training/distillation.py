@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from surgeon.dtypes import DTYPES
-from surgeon.errors import CheckpointError, did_you_mean
+from surgeon.errors import CheckpointError, Hints
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.lazy import LazyTensor, Scratch
 from surgeon.training.cover import Block
@@ -137,9 +137,10 @@ def _sha256_of(checkpoint: Checkpoint) -> str:
 
 def _differences(teacher: nn.Module, checkpoint: Checkpoint) -> Iterator[str]:
     shapes = {name: tuple(tensor.shape) for name, tensor in teacher.state_dict().items()}
+    hint = Hints(shapes)
     for name, tensor in checkpoint.tensors.items():
         if name not in shapes:
-            yield f"'{name}' is not in the teacher's module{did_you_mean(name, shapes)}"
+            yield f"'{name}' is not in the teacher's module{hint(name)}"
         elif shapes[name] != tensor.spec.shape:
             yield f"'{name}' is {tensor.spec.shape}, and {shapes[name]} in the teacher's module"
     for name in shapes:

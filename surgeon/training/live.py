@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from surgeon.errors import did_you_mean
+from surgeon.errors import Hints
 from surgeon.formats.checkpoint import LONGEST_HEADER
 from surgeon.layout import header_sha256
 from surgeon.training.manifest import CheckpointFile, Manifest
@@ -100,12 +100,12 @@ def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
     here = {**live.buffers, **live.parameters}
     unknown = [name for name in tensors if name not in here]
     unlisted = [name for name in live.parameters if name not in tensors]
+    hint = Hints(unlisted)
     for name in unknown:
-        hint = did_you_mean(name, unlisted) or _BUILD
-        yield f"'{name}' is in the manifest, not in the model{hint}"
+        yield f"'{name}' is in the manifest, not in the model{hint(name) or _BUILD}"
+    hint = Hints(unknown)
     for name in unlisted:
-        hint = did_you_mean(name, unknown) or _BUILD
-        yield f"'{name}' is in the model, not in the manifest{hint}"
+        yield f"'{name}' is in the model, not in the manifest{hint(name) or _BUILD}"
     for name, tensor in here.items():
         if is_lazy(tensor):
             yield f"'{name}' has no shape yet; run a forward pass before bind"
@@ -135,9 +135,10 @@ def tie_problems(manifest: Manifest, live: Live) -> Iterator[str]:
 
 def module_problems(names: Iterable[str], live: Live) -> Iterator[str]:
     """Say which modules of a stage are not in the model."""
+    hint = Hints(live.modules)
     for name in names:
         if name not in live.modules:
-            yield f"eval_modules: there is no module '{name}'{did_you_mean(name, live.modules)}"
+            yield f"eval_modules: there is no module '{name}'{hint(name)}"
 
 
 def owner(manifest: Manifest, name: str) -> str:
