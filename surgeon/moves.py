@@ -8,6 +8,9 @@ from surgeon import patterns
 from surgeon.draft import Draft, Tensors
 from surgeon.errors import PlanError
 
+# A pattern that forgets a number moves every layer to one place.
+_MOST_NAMED = 5
+
 
 def destinations(
     draft: Draft,
@@ -40,6 +43,11 @@ def matches(
             yield name, captures, destination
 
 
+def _and(names: Sequence[str]) -> str:
+    more = [f"{len(names) - _MOST_NAMED} more"] if len(names) > _MOST_NAMED else []
+    return " and ".join([*map(repr, names[:_MOST_NAMED]), *more])
+
+
 def require_distinct(moves: Iterable[tuple[str, str]]) -> None:
     """Raise PlanError, with a line for each, where two sources have one destination."""
     moves = list(moves)
@@ -49,7 +57,7 @@ def require_distinct(moves: Iterable[tuple[str, str]]) -> None:
     for source, destination in moves:
         sources.setdefault(destination, []).append(source)
     clashes = [
-        f"{' and '.join(repr(name) for name in names)} would both be '{destination}'"
+        f"{_and(names)} would {'both' if len(names) == 2 else 'all'} be '{destination}'"
         for destination, names in sources.items()
         if len(names) > 1
     ]

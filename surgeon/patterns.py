@@ -170,11 +170,12 @@ def select(
     *,
     special: Mapping[str, Collection[str]],
     optional: bool = False,
+    hint: Hints | None = None,
 ) -> list[str]:
     """Return the names that a target selects, in the order of `names`.
 
     `special` says what `@new` and `@vectors` are. Raises PlanError, a line for each pattern that
-    matches nothing, unless `optional`.
+    matches nothing, unless `optional`; `hint` is shared by whoever reports several such errors.
     """
     chosen: set[str] = set()
     removed: set[str] = set()
@@ -189,16 +190,23 @@ def select(
         if not found:
             unmatched.append(plain)
     if unmatched and not optional:
-        raise PlanError(*nothing_matches(unmatched, names))
+        raise PlanError(*nothing_matches(unmatched, names, hint))
     chosen -= removed
     if not chosen and not optional:
         raise PlanError(f"{target!r} removes everything that it selects")
     return [name for name in names if name in chosen]
 
 
-def nothing_matches(patterns: Iterable[str], names: Collection[str]) -> Iterator[str]:
+def hints(names: Collection[str]) -> Hints:
+    """Return hints at names and the modules that hold them."""
+    return Hints([*names, *modules(names)])
+
+
+def nothing_matches(
+    patterns: Iterable[str], names: Collection[str], hint: Hints | None = None
+) -> Iterator[str]:
     """Yield a line for each of the patterns that says so, with the nearest names."""
-    hint = Hints([*names, *modules(names)])
+    hint = hint or hints(names)
     empty = {"@new": "this recipe has created nothing", "@vectors": "no tensor has rank <= 1"}
     for pattern in patterns:
         if pattern in SPECIAL:

@@ -11,7 +11,7 @@ from typing import Any
 from surgeon import depth, patterns
 from surgeon.draft import Tensors
 from surgeon.dtypes import DTYPES
-from surgeon.errors import PlanError
+from surgeon.errors import Hints, PlanError
 from surgeon.layout import ties
 from surgeon.regions import (
     Region,
@@ -111,6 +111,10 @@ class Parameters:
         return {name: number for number, name in enumerate(self.names)}
 
     @cached_property
+    def _hint(self) -> Hints:
+        return patterns.hints(self.names)
+
+    @cached_property
     def with_statistics(self) -> Parameters:
         """These, and the running means of layers that have no parameters, as if they were some.
 
@@ -145,7 +149,7 @@ class Parameters:
                 raise PlanError(*patterns.nothing_matches(["@new"], self.names))
             return self.new
         name_pattern, slices = split_block(pattern)
-        names = patterns.select(name_pattern, self.names, special=self._special)
+        names = patterns.select(name_pattern, self.names, special=self._special, hint=self._hint)
         regions: dict[str, tuple[Region, ...]] = {}
         for name in names:
             try:

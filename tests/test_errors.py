@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from surgeon import errors
+from surgeon.apply import opened
 from surgeon.errors import Hints, SurgeonError, did_you_mean, nearest
 
 
@@ -57,3 +58,23 @@ def test_keys_that_are_there_twice_are_found_at_once(bench):
 
     with pytest.raises(SurgeonError, match=r"'k0', 'k1', .* and 49995 more given twice"):
         load(str(bench.folder / "recipe.json"), {})
+
+
+def test_groups_of_training_share_their_hints(bench, monkeypatch):
+    searched = []
+    monkeypatch.setattr(errors, "nearest", lambda *_: searched.append(1) or [])
+    bench.given({f"model.layers.{i}.weight": torch.zeros(1) for i in range(100)})
+    groups = [{"name": f"g{i}", "params": [f"layers.{i}"], "lr": 0.1} for i in range(100)]
+    recipe = bench.recipe(training={"stages": [{"name": "s", "groups": groups}]})
+    with pytest.raises(SurgeonError) as caught, opened(recipe, str(bench.input), {}):
+        pass
+    assert len(caught.value.problems) == 100
+    assert 0 < len(searched) <= 10
+
+
+def test_many_names_that_would_become_one_are_counted(bench):
+    bench.given({f"layers.{i}.weight": torch.zeros(1) for i in range(100)})
+    with pytest.raises(SurgeonError) as caught:
+        bench.plan({"op": "rename", "from": "layers.{i}.weight", "to": "x"})
+    (problem,) = caught.value.problems
+    assert problem.endswith("'layers.12.weight' and 95 more would all be 'x'")

@@ -44,7 +44,7 @@ def test_entries_may_be_listed(bench):
         (step("h.{i}.w", "e.{n}", dim=3), "'h.4.w' is F32 (3, 2, 4), and has no dimension 3"),
         (step("h.{i}.w", "e.{i}"), "'into' is 'e.{i}'; list the parts' names, or number them"),
         (step("h.{i}.w", ["x", "y"]), "'into' has 2 entries, but there are 3 parts"),
-        (step("h.4.w", "h.4.{n*0}"), "'h.4.w' and 'h.4.w' and 'h.4.w' would both be 'h.4.0'"),
+        (step("h.4.w", "h.4.{n*0}"), "'h.4.w' and 'h.4.w' and 'h.4.w' would all be 'h.4.0'"),
     ],
 )
 def test_impossible_unstack_says_why(bench, given, problem):
