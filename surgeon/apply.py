@@ -227,8 +227,8 @@ def write(
         else:
             path, written = _write_folder(opened, output, files, executor)
     if _is_file(output) and opened.plan.sidecars:
-        listed = ", ".join(opened.plan.sidecars)
-        notes.append(f"{output} is one file; only a folder as output gets {listed}")
+        files_beside = ", ".join(opened.plan.sidecars)
+        notes.append(f"{output} is one file; only a folder as output gets {files_beside}")
     state = _optimizer_of(output) if opened.state else None
     folder = None if _is_file(output) else opened.besides
     written.notes += notes + (folder.notes if folder else [])

@@ -121,8 +121,13 @@ class Executor:
                 _allocate(descriptor, file.size_bytes)
                 os.pwrite(descriptor, file.header, 0)
                 batches += self._batches(descriptor, file)
-            elif self._options.checksums != "none":
+                continue
+            size_bytes = file.size_bytes - len(file.header)
+            written.linked_bytes += size_bytes
+            if self._options.checksums != "none":
                 batches += self._batches(None, file)
+            elif self._options.progress:
+                self._options.progress(size_bytes)
         crcs: dict[str, int] = {}
         workers = worthwhile(self._options.workers, sum(map(_work, files.values())))
         for batch, results in zip(batches, each(self._write, batches, workers), strict=True):
@@ -140,8 +145,6 @@ class Executor:
         if self._options.checksums == "none":
             written.checksums.clear()
         for descriptor, file in files.items():
-            if file.source is not None:
-                written.linked_bytes += file.size_bytes - len(file.header)
             if os.pread(descriptor, len(file.header), 0) != file.header:
                 raise WriteError(f"{file.name}: reads back with another header than was written")
         return written

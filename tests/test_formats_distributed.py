@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from surgeon.errors import CheckpointError, SurgeonError
 from surgeon.execute import Options
-from surgeon.formats import open_checkpoint
+from surgeon.formats import open_checkpoint, open_optimizer
 from surgeon.recipe import OPS
 from tests.network import Bench, assert_identical, example_tensors, write
 
@@ -496,3 +496,13 @@ def test_damaged_metadata_never_ends_in_a_traceback(tmp_path, data):
     (folder / ".metadata").write_bytes(content[: data.draw(st.integers(1, len(content)))])
     with suppress(CheckpointError):
         open_checkpoint(str(folder)).close()
+
+
+@pytest.mark.parametrize("inner", ["", "#nothing"])
+def test_no_file_stays_open_where_opening_fails(inner, tmp_path):
+    saved(tmp_path / "ck", {"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(2)}})
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for open_it in (open_checkpoint, open_optimizer):
+        with pytest.raises(CheckpointError):
+            open_it(f"{tmp_path}/ck{inner}")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -165,8 +165,12 @@ def test_without_checksums_linked_shards_are_not_read(sharded, monkeypatch):
     monkeypatch.setattr(
         "surgeon.execute.Executor._copy", lambda self, piece, *rest: reads.append(piece)
     )
-    sharded.operate(to=sharded.folder / "out", link=True, options=Options(checksums="none"))
+    progress = []
+    options = Options(checksums="none", progress=progress.append)
+    made = sharded.operate(to=sharded.folder / "out", link=True, options=options)
     assert reads == []
+    owned = {n: t for n, t in made.manifest["tensors"].items() if n not in TIES}
+    assert sum(progress) == sum(example_tensors()[name].nbytes for name in owned)
     assert verify(sharded.folder / "out", workers=1).mismatches == []
 
 

@@ -64,7 +64,8 @@ def _open(path: Path, inner: str) -> Checkpoint:
     if not _is_folder(path):
         checkpoint = _open_file(path, inner)
     elif is_distributed(path):
-        checkpoint = _torch(_distributed(path), inner)
+        with _distributed(path) as contents:
+            checkpoint = _torch(contents, inner)
     elif inner:
         raise CheckpointError(f"{path}: a folder has no containers; leave '#{inner}' away")
     else:
@@ -84,7 +85,8 @@ def open_contents(path: Path) -> Contents:
     Raises CheckpointError where it is neither, or refers to what could run code.
     """
     if _is_folder(path) and is_distributed(path):
-        return _distributed(path)
+        with _distributed(path) as contents:
+            return contents
     file = InputFile(path)
     try:
         start = file.read(0, min(_START, file.size_bytes))
@@ -103,8 +105,8 @@ def open_optimizer(location: str) -> SavedState:
     """
     path, inner = _split(location)
     if _is_folder(path) and is_distributed(path):
-        with _collection_paused():
-            return state_in(_distributed(path), inner)
+        with _collection_paused(), _distributed(path) as contents:
+            return state_in(contents, inner)
     file = InputFile(path)
     try:
         start = file.read(0, min(_START, file.size_bytes))
@@ -195,11 +197,18 @@ def _archived(file: InputFile | Window) -> Contents:
     )
 
 
-def _distributed(folder: Path) -> Contents:
+@contextmanager
+def _distributed(folder: Path) -> Iterator[Contents]:
+    """Open a distributed checkpoint; it stays open, unless the body raises."""
     from surgeon.formats.distributed import open_distributed
     from surgeon.formats.opcodes import read as read_pickle
 
-    return open_distributed(folder, read_pickle, _archived)
+    contents = open_distributed(folder, read_pickle, _archived)
+    try:
+        yield contents
+    except BaseException:
+        contents.close()
+        raise
 
 
 def _torch(contents: Contents, inner: str) -> Checkpoint:
