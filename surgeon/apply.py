@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon import manifest, plan, publish, torch_module
 from surgeon.draft import ADAPTER_WEIGHTS, Outside, Tensors
-from surgeon.errors import PlanError, UsageError, WriteError
-from surgeon.execute import COPY_BUFFER, Executor, Options, Written, used_records
+from surgeon.errors import PlanError, UsageError, WriteError, listed
+from surgeon.execute import COPY_BUFFER, Executor, Options, Written
 from surgeon.formats import Checkpoint, open_checkpoint
-from surgeon.formats.checkpoint import Record, listed
+from surgeon.formats.checkpoint import Record
 from surgeon.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.linking import untouched
 from surgeon.model_folder import Besides, besides
@@ -289,7 +289,7 @@ def _write_file(
     with ExitStack() as stack:
         descriptor, publish_output = stack.enter_context(publish.file(output))
         written = executor.write({descriptor: files[0]})
-        executor.verify_records(_used_records(opened), files, written.checksums)
+        executor.verify_records(_records(opened), files, written.checksums)
         publishing, state = [publish_output], None
         if opened.state:
             path = _optimizer_of(output)
@@ -328,7 +328,7 @@ def _write_folder(
         written = executor.write(descriptors)
         if copied:
             written.notes.append(f"cannot be linked here, so copied: {listed(copied)}")
-        executor.verify_records(_used_records(opened), files, written.checksums)
+        executor.verify_records(_records(opened), files, written.checksums)
         weights, state = files[0].name, None
         if len(files) > 1:
             weights = f"{_weights_file(opened)}.index.json"
@@ -348,8 +348,7 @@ def _write_state(
     """Write the optimizer's state; return what the manifest says of it."""
     file = state.layout(name)
     written = executor.write({descriptor: file})
-    used = used_records(state.tensors.values(), state.records)
-    executor.verify_records(used, [file], written.checksums)
+    executor.verify_records(state.records, [file], written.checksums)
     digest = hashlib.sha256()
     for start in range(0, file.size_bytes, COPY_BUFFER):
         digest.update(os.pread(descriptor, COPY_BUFFER, start))
@@ -381,7 +380,6 @@ def _manifest(
     )
 
 
-def _used_records(opened: Opened) -> list[Record]:
+def _records(opened: Opened) -> list[Record]:
     checkpoints = (opened.input, *opened.models.values(), *opened.outside.values())
-    records = [record for checkpoint in checkpoints for record in checkpoint.records]
-    return used_records(opened.plan.tensors.values(), records)
+    return [record for checkpoint in checkpoints for record in checkpoint.records]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 
 class SurgeonError(Exception):
@@ -52,6 +52,14 @@ class WriteError(SurgeonError):
 # Beyond this many candidates difflib would take longer than the rest of the command.
 _NEAREST_AMONG = 4000
 _HINTED = 10
+# Of what may be many.
+_MOST_NAMED = 5
+
+
+def listed(names: Sequence[str], most: int = _MOST_NAMED) -> str:
+    """Return `'a', 'b' and 3 more`."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def nearest(word: str, candidates: Iterable[str], most: int = 3) -> list[str]:
@@ -74,7 +82,7 @@ class Hints:
     A forgotten prefix misspells every name of a model, and each hint takes a while.
     """
 
-    def __init__(self, candidates: Iterable[str]) -> None:
+    def __init__(self, candidates: Collection[str]) -> None:
         self._candidates = candidates
         self._left = _HINTED
 

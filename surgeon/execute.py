@@ -22,7 +22,6 @@ from surgeon.lazy import (
     ByteRange,
     Computed,
     Elementwise,
-    LazyTensor,
     Scratch,
     Stored,
     forms,
@@ -121,13 +120,13 @@ class Executor:
                 _allocate(descriptor, file.size_bytes)
                 os.pwrite(descriptor, file.header, 0)
                 batches += self._batches(descriptor, file)
-                continue
-            size_bytes = file.size_bytes - len(file.header)
-            written.linked_bytes += size_bytes
-            if self._options.checksums != "none":
-                batches += self._batches(None, file)
-            elif self._options.progress:
-                self._options.progress(size_bytes)
+            else:
+                size_bytes = file.size_bytes - len(file.header)
+                written.linked_bytes += size_bytes
+                if self._options.checksums != "none":
+                    batches += self._batches(None, file)
+                elif self._options.progress:
+                    self._options.progress(size_bytes)
         crcs: dict[str, int] = {}
         workers = worthwhile(self._options.workers, sum(map(_work, files.values())))
         for batch, results in zip(batches, each(self._write, batches, workers), strict=True):
@@ -149,12 +148,15 @@ class Executor:
                 raise WriteError(f"{file.name}: reads back with another header than was written")
         return written
 
-    def verify_records(self, records: Sequence[Record], files: Iterable[OutputFile],
+    def verify_records(self, records: Sequence[Record], files: Sequence[OutputFile],
                        checksums: Mapping[str, str]) -> None:  # fmt: skip
         """Compare what input files say of their bytes with what was read; raises CheckpointError.
 
-        A tensor that was copied whole has its checksum already; other records are read again.
+        That is of those bytes that are in some of the files. A tensor that was copied whole has its
+        checksum already; other records are read again.
         """
+        if not records:
+            return
         known: dict[tuple[int, int, int], str] = {}
         for file in files:
             for placed in file.tensors:
@@ -165,7 +167,7 @@ class Executor:
 
         again = [
             record
-            for record in records
+            for record in _used(records, files)
             if not self._is_verified(
                 record, known.get((id(record.file), record.offset, record.size_bytes), "")
             )
@@ -298,11 +300,11 @@ class Executor:
             )  # fmt: skip
 
 
-def used_records(tensors: Iterable[LazyTensor], records: Iterable[Record]) -> list[Record]:
-    """Return the byte runs with stated checksums that some of the tensors are made of."""
+def _used(records: Iterable[Record], files: Iterable[OutputFile]) -> list[Record]:
+    """Return the byte runs with stated checksums that some tensors of the files are made of."""
     used: dict[int, list[int]] = {}
-    for tensor in tensors:
-        for form in forms(tensor):
+    for placed in (placed for file in files for placed in file.tensors):
+        for form in forms(placed.tensor):
             if isinstance(form, Stored):
                 used.setdefault(id(form.file), []).append(form.offset)
     starts = {file: sorted(offsets) for file, offsets in used.items()}

@@ -18,9 +18,8 @@ import numpy as np
 from surgeon import __version__
 from surgeon.draft import Tensors
 from surgeon.dtypes import DTYPES
-from surgeon.errors import SurgeonError
+from surgeon.errors import SurgeonError, listed
 from surgeon.formats import Checkpoint, Record, SavedState, open_optimizer
-from surgeon.formats.checkpoint import listed
 from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
 from surgeon.initialisers.places import Bound
 from surgeon.layout import OutputFile, lay_out, ties

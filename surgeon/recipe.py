@@ -17,14 +17,12 @@ from typing import Any
 import surgeon.merges
 import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
 from surgeon.envelope import RECIPE_SCHEMA
-from surgeon.errors import Hints, UsageError, did_you_mean
+from surgeon.errors import Hints, UsageError, did_you_mean, listed
 from surgeon.registry import COMMON, OPS
 from surgeon.validation import problems_of
 
 # Ten times the largest recipe that a program would write; a device file never ends.
 _BLOCK, _MOST_BLOCKS = 1_000_000, 100
-# Of what may be many.
-_MOST_NAMED = 5
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
@@ -84,9 +82,7 @@ def read_json(path: Path, label: str) -> Any:
         if len(found) < len(pairs):
             counts = Counter(key for key, _ in pairs)
             twice = sorted(key for key, number in counts.items() if number > 1)
-            more = f" and {len(twice) - _MOST_NAMED} more" if len(twice) > _MOST_NAMED else ""
-            named = ", ".join(map(repr, twice[:_MOST_NAMED]))
-            raise UsageError(f"{label}: {named}{more} given twice in one object")
+            raise UsageError(f"{label}: {listed(twice)} given twice in one object")
         return found
 
     def refuse(constant: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from surgeon.apply import Opened, Result, layouts
 from surgeon.draft import Tensors, is_wholly_new
-from surgeon.formats.checkpoint import listed
+from surgeon.errors import listed
 from surgeon.layout import OutputFile, ties
 from surgeon.lazy import ByteRange, LazyTensor
 from surgeon.lineage import Change

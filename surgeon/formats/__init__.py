@@ -58,13 +58,23 @@ def _collection_paused() -> Iterator[None]:
             gc.enable()
 
 
+@contextmanager
+def _closed_on_failure(opened: InputFile | Contents) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        opened.close()
+        raise
+
+
 def _open(path: Path, inner: str) -> Checkpoint:
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: no such file")
     if not _is_folder(path):
         checkpoint = _open_file(path, inner)
     elif is_distributed(path):
-        with _distributed(path) as contents:
+        contents = _distributed(path)
+        with _closed_on_failure(contents):
             checkpoint = _torch(contents, inner)
     elif inner:
         raise CheckpointError(f"{path}: a folder has no containers; leave '#{inner}' away")
@@ -80,22 +90,16 @@ def _open(path: Path, inner: str) -> Checkpoint:
 
 
 def open_contents(path: Path) -> Contents:
-    """Return everything that a torch file, or a distributed checkpoint, holds.
+    """Return everything that a torch file holds, optimizer states and all.
 
-    Raises CheckpointError where it is neither, or refers to what could run code.
+    Raises CheckpointError where it is no torch file, or refers to what could run code.
     """
-    if _is_folder(path) and is_distributed(path):
-        with _distributed(path) as contents:
-            return contents
     file = InputFile(path)
-    try:
+    with _closed_on_failure(file):
         start = file.read(0, min(_START, file.size_bytes))
         if not _is_torch(start):
             raise CheckpointError(f"{path}: found {foreign(start)[0]}, expected a torch file")
         return _contents(file, start)
-    except BaseException:
-        file.close()
-        raise
 
 
 def open_optimizer(location: str) -> SavedState:
@@ -105,21 +109,19 @@ def open_optimizer(location: str) -> SavedState:
     """
     path, inner = _split(location)
     if _is_folder(path) and is_distributed(path):
-        with _collection_paused(), _distributed(path) as contents:
-            return state_in(contents, inner)
-    file = InputFile(path)
-    try:
-        start = file.read(0, min(_START, file.size_bytes))
         with _collection_paused():
-            if _is_torch(start):
-                return state_in(_contents(file, start), inner)
-            if inner or not has_header(file.size_bytes, start) or is_foreign(start):
-                what = f"no container {inner!r}" if inner else foreign(start)[0]
-                raise CheckpointError(f"{path}: found {what}, expected an optimizer's state")
-            return state_of_ours(open_safetensors(file))
-    except BaseException:
-        file.close()
-        raise
+            contents = _distributed(path)
+            with _closed_on_failure(contents):
+                return state_in(contents, inner)
+    file = InputFile(path)
+    with _closed_on_failure(file), _collection_paused():
+        start = file.read(0, min(_START, file.size_bytes))
+        if _is_torch(start):
+            return state_in(_contents(file, start), inner)
+        if inner or not has_header(file.size_bytes, start) or is_foreign(start):
+            what = f"no container {inner!r}" if inner else foreign(start)[0]
+            raise CheckpointError(f"{path}: found {what}, expected an optimizer's state")
+        return state_of_ours(open_safetensors(file))
 
 
 def _split(location: str) -> tuple[Path, str]:
@@ -145,7 +147,7 @@ def _is_torch(start: bytes) -> bool:
 def _open_file(path: Path, inner: str = "") -> Checkpoint:
     """Open one file by its first bytes."""
     file = InputFile(path)
-    try:
+    with _closed_on_failure(file):
         start = file.read(0, min(_START, file.size_bytes))
         if _is_torch(start):
             return _torch(_contents(file, start), inner)
@@ -160,9 +162,6 @@ def _open_file(path: Path, inner: str = "") -> Checkpoint:
             return open_index(path, _open_file)
         what, hint = foreign(start)
         raise CheckpointError(f"{path}: found {what}, expected safetensors or torch; {hint}")
-    except BaseException:
-        file.close()
-        raise
 
 
 def _contents(file: InputFile, start: bytes) -> Contents:
@@ -197,18 +196,11 @@ def _archived(file: InputFile | Window) -> Contents:
     )
 
 
-@contextmanager
-def _distributed(folder: Path) -> Iterator[Contents]:
-    """Open a distributed checkpoint; it stays open, unless the body raises."""
+def _distributed(folder: Path) -> Contents:
     from surgeon.formats.distributed import open_distributed
     from surgeon.formats.opcodes import read as read_pickle
 
-    contents = open_distributed(folder, read_pickle, _archived)
-    try:
-        yield contents
-    except BaseException:
-        contents.close()
-        raise
+    return open_distributed(folder, read_pickle, _archived)
 
 
 def _torch(contents: Contents, inner: str) -> Checkpoint:

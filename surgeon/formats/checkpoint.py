@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from surgeon.dtypes import DTYPES
-from surgeon.errors import CheckpointError
+from surgeon.errors import CheckpointError, listed
 from surgeon.files import InputFile
 from surgeon.lazy import ByteSource, LazyTensor, Sharded, Stored, Strided, TensorSpec
 
 # 100 MB of JSON takes 8 s and 1.3 GB to parse; 100 000 tensors need 12 MB.
 LONGEST_HEADER = 25_000_000
+# What torch calls the index of a distributed checkpoint, which is a folder.
+DISTRIBUTED = ".metadata"
 # One byte of pickle can make a container of 64 bytes; 100 000 tensors need 12 MB.
 LONGEST_PICKLE = 256_000_000
 # NumPy 1 has no arrays of more dimensions.
 MOST_DIMENSIONS = 32
 # A file that is wrong throughout should not fill the screen.
 _MOST_PROBLEMS = 20
-_MOST_NAMED = 5
 
 # The forms of a tensor that a torch file holds.
 Held = Stored | Strided | Sharded
@@ -107,12 +108,6 @@ def at_most(problems: Sequence[str], place: object) -> CheckpointError:
     if left := len(problems) - len(shown):
         shown = [*shown, f"{place}: and {left} more problems"]
     return CheckpointError(*shown)
-
-
-def listed(names: Sequence[str], most: int = _MOST_NAMED) -> str:
-    """Return `'a', 'b' and 3 more`."""
-    shown = ", ".join(repr(name) for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def plain(value: object) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-from surgeon.errors import CheckpointError, did_you_mean
-from surgeon.formats.checkpoint import Held, Opaque, at_most, is_optimizer, listed
+from surgeon.errors import CheckpointError, did_you_mean, listed
+from surgeon.formats.checkpoint import Held, Opaque, at_most, is_optimizer
 from surgeon.lazy import LazyTensor, Stored
 
 _WRAPPERS = ("module.", "_orig_mod.")

@@ -21,6 +21,7 @@ from surgeon.dtypes import DTYPES
 from surgeon.errors import CheckpointError
 from surgeon.files import InMemory, InputFile, Window, allow_open_files
 from surgeon.formats.checkpoint import (
+    DISTRIBUTED,
     LONGEST_PICKLE,
     Contents,
     Held,
@@ -32,7 +33,6 @@ from surgeon.formats.checkpoint import (
 )
 from surgeon.lazy import Joined, LazyTensor, Sharded, Stored, TensorSpec
 
-METADATA = ".metadata"
 # What a metadata pickle is made of, wherever torch keeps it: attributes, and nothing that runs.
 _CLASSES = frozenset(
     {
@@ -119,7 +119,7 @@ def open_distributed(folder: Path, read: ReadPickle, read_archive: ReadArchive) 
     `read` reads a pickle, `read_archive` what torch.save wrote. Raises CheckpointError, one line
     per problem.
     """
-    path = folder / METADATA
+    path = folder / DISTRIBUTED
     metadata = InputFile(path)
     try:
         if metadata.size_bytes > LONGEST_PICKLE:

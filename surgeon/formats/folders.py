@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from surgeon.errors import CheckpointError
+from surgeon.errors import CheckpointError, listed
 from surgeon.files import InputFile, allow_open_files
-from surgeon.formats.checkpoint import LONGEST_HEADER, Checkpoint, at_most, listed, strict_json
+from surgeon.formats.checkpoint import DISTRIBUTED, LONGEST_HEADER, Checkpoint, at_most, strict_json
 from surgeon.lazy import LazyTensor
 
 OpenFile = Callable[[Path], Checkpoint]
@@ -22,11 +22,10 @@ _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 
 def is_distributed(folder: Path) -> bool:
     """Tell a torch distributed checkpoint from a model's folder, which may hold one besides."""
-    try:
-        there = {entry.name for entry in folder.iterdir()}
-    except OSError:  # for `open_folder` to say
-        return False
-    return ".metadata" in there and there.isdisjoint((*_WEIGHTS, *_INDEXES, *_ADAPTERS))
+    # Not Path.exists, which raises where it may not look.
+    return os.path.lexists(folder / DISTRIBUTED) and not any(
+        os.path.lexists(folder / name) for name in (*_WEIGHTS, *_INDEXES, *_ADAPTERS)
+    )
 
 
 def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:

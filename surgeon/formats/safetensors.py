@@ -51,7 +51,7 @@ def open_safetensors(file: InputFile) -> Checkpoint:
 def header_of(file: InputFile) -> tuple[bytes, dict[str, Any]]:
     """Return the bytes before the data of an opened file, and the JSON in them."""
     header = _header(file)
-    return file.read(0, 8 + len(header)), strict_json(header)
+    return len(header).to_bytes(8, "little") + header, strict_json(header)
 
 
 def _header(file: InputFile) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from surgeon.formats.checkpoint import listed
+from surgeon.errors import listed
 from surgeon.regions import count
 from surgeon.training.started import Started
 from surgeon.training.text import columns
