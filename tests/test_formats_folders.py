@@ -285,3 +285,9 @@ def test_a_container_of_a_safetensors_file_is_refused(tmp_path):
 def test_a_missing_file_with_a_container_is_named(tmp_path):
     assert error_of(f"{tmp_path}/none.pt#model") == f"{tmp_path}/none.pt: no such file"
     assert Path(tmp_path).exists()
+
+
+def test_an_index_by_its_name_lists_what_is_missing(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "missing.safetensors"}}))
+    assert "'missing.safetensors': it is named in the index but missing" in error_of(index)

@@ -157,11 +157,11 @@ def _open_file(path: Path, inner: str = "") -> Checkpoint:
             )
         if has_header(file.size_bytes, start) and not is_foreign(start):
             return open_safetensors(file)
-        if start.lstrip().startswith(b"{") and b'"' in start:
-            file.close()
-            return open_index(path, _open_file)
-        what, hint = foreign(start)
-        raise CheckpointError(f"{path}: found {what}, expected safetensors or torch; {hint}")
+        if not (start.lstrip().startswith(b"{") and b'"' in start):
+            what, hint = foreign(start)
+            raise CheckpointError(f"{path}: found {what}, expected safetensors or torch; {hint}")
+    file.close()
+    return open_index(path, _open_file)
 
 
 def _contents(file: InputFile, start: bytes) -> Contents:
