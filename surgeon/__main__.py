@@ -1,5 +1,5 @@
 """`python -m surgeon`."""
 
-from surgeon.cli import main
+from surgeon.cli.commands import main
 
 main()

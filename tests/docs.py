@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from surgeon import recipe
-from surgeon.cli import commands
+from surgeon.cli.commands import commands
+from surgeon.draft.registry import OPS
 from surgeon.initialisers import INITIALISERS
-from surgeon.registry import OPS
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from surgeon import apply, recipe
-from surgeon.execute import Options
+from surgeon import recipe, surgery
 from surgeon.formats import open_checkpoint
-from surgeon.plan import Plan
+from surgeon.output.execute import Options
+from surgeon.recipe.plan import Plan
 
 Tensors = Mapping[str, torch.Tensor]
 Json = dict[str, Any]
@@ -183,7 +183,7 @@ class Bench:
 
     def plan(self, *steps: Json, **rest: Any) -> Plan:
         """Plan a recipe; the plan's tensors can no longer be read."""
-        with apply.opened(self.recipe(*steps, **rest), str(self.input), self.models) as opened:
+        with surgery.opened(self.recipe(*steps, **rest), str(self.input), self.models) as opened:
             return opened.plan
 
     def operate(
@@ -197,8 +197,8 @@ class Bench:
     ) -> Operated:
         """Apply a recipe of these steps; `rest` are the recipe's other sections."""
         target = to or self.output
-        with apply.opened(self.recipe(*steps, **rest), str(self.input), self.models) as opened:
-            result = apply.write(opened, target, options or Options(), force=force, link=link)
+        with surgery.opened(self.recipe(*steps, **rest), str(self.input), self.models) as opened:
+            result = surgery.write(opened, target, options or Options(), force=force, link=link)
             notes = [*opened.notes, *result.written.notes]
         return Operated(target, json.loads(result.manifest.read_text()), notes)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from surgeon.execute import Options
+from surgeon.output.execute import Options
 from tests.network import Bench, assert_identical
 
 START = {

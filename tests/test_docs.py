@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from surgeon import recipe, validation
-from surgeon.published import recipe_schema
+from surgeon import recipe
+from surgeon.recipe import validation
+from surgeon.recipe.editor_schema import recipe_schema
 from tests.docs import PARTS, ROOT, generated
 
 README = (ROOT / "README.md").read_text()

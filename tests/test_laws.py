@@ -17,16 +17,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from surgeon import apply, execute, lazy, report
-from surgeon.dtypes import DTYPES
-from surgeon.errors import SurgeonError
-from surgeon.execute import Options
-from surgeon.layout import lay_out, ties
+from surgeon import lazy, surgery
+from surgeon.base.errors import SurgeonError
+from surgeon.base.tables import json_text
+from surgeon.cli import report
+from surgeon.draft.registry import COMMON
 from surgeon.lazy import Elementwise, Scratch, forms
+from surgeon.numeric.dtypes import DTYPES
+from surgeon.output import execute
+from surgeon.output.execute import Options
+from surgeon.output.layout import lay_out, ties
 from surgeon.recipe import OPS
-from surgeon.registry import COMMON
-from surgeon.tables import json_text
-from surgeon.validation import problems_of
+from surgeon.recipe.validation import problems_of
 from tests.network import (
     TIES,
     assert_identical,
@@ -148,7 +150,7 @@ def test_mistakes_end_in_lines(op, example):
         changed = mutated(op, random)
         try:
             recipe = example.recipe(changed)
-            with apply.opened(recipe, str(example.input), example.models) as opened:
+            with surgery.opened(recipe, str(example.input), example.models) as opened:
                 report.planned(opened)
                 json_text(report.planned_as_json(opened))
         except SurgeonError as error:
@@ -219,7 +221,7 @@ def test_manifest_lists_exactly_the_planned_tensors(op, example):
 @pytest.mark.parametrize("op", EVERY_OP)
 @pytest.mark.parametrize("workers", [2, 8])
 def test_bytes_do_not_depend_on_workers(op, workers, example, monkeypatch):
-    monkeypatch.setattr("surgeon.workers._SHARED_FROM", 0)
+    monkeypatch.setattr("surgeon.output.workers._SHARED_FROM", 0)
     monkeypatch.setattr(execute, "_UNIT", 1 << 10)
     expected = example.operate(step(op), options=Options(workers=1))
     written, manifest = expected.path.read_bytes(), expected.manifest
@@ -239,15 +241,15 @@ def test_bytes_do_not_depend_on_checksums(op, example):
 OTHER_PROCESS = """
 import hashlib, json, sys
 from pathlib import Path
-from surgeon import apply, recipe
-from surgeon.execute import Options
+from surgeon import recipe, surgery
+from surgeon.output.execute import Options
 source, models, *paths = sys.argv[1:]
 models = json.loads(models)
 hashes = {}
 for path in map(Path, paths):
-    with apply.opened(recipe.load(str(path), {}), source, models) as opened:
+    with surgery.opened(recipe.load(str(path), {}), source, models) as opened:
         target = path.with_suffix(".other.safetensors")
-        result = apply.write(opened, target, Options(), force=True)
+        result = surgery.write(opened, target, Options(), force=True)
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
     hashes[path.stem] = [digest, result.manifest.read_text()]
 json.dump(hashes, sys.stdout)
@@ -288,7 +290,7 @@ def test_no_step_imports_torch(example):
 
 
 def planned_and_open(example, op):
-    return apply.opened(example.recipe(step(op)), str(example.input), example.models)
+    return surgery.opened(example.recipe(step(op)), str(example.input), example.models)
 
 
 @pytest.mark.parametrize("op", EVERY_OP)
@@ -384,7 +386,7 @@ def test_our_metadata_is_a_version_and_a_hash_of_the_recipe(example):
 
 def test_metadata_survives(bench):
     save_file(example_tensors(), bench.input, {"format": "pt", "stage": "1", "note": "ü"})
-    with apply.opened(bench.recipe(), str(bench.input), {}) as opened:
+    with surgery.opened(bench.recipe(), str(bench.input), {}) as opened:
         metadata = opened.plan.metadata
     assert metadata.items() >= {"format": "pt", "stage": "1", "note": "ü"}.items()
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgeon import apply, recipe
-from surgeon.execute import Options
+from surgeon import recipe, surgery
+from surgeon.output.execute import Options
 
 Tensors = dict[str, torch.Tensor]
 
@@ -39,18 +39,18 @@ def applied(folder: Path, name: str, *models: str, **variables: Any) -> tuple[Te
     save_file(tensors(0), folder / "in.safetensors")
     save_file(tensors(1), folder / "other.safetensors")
     plan = recipe.load(name, variables)
-    locations = apply.bind_models(plan, [str(folder / model) for model in models], {})
+    locations = surgery.bind_models(plan, [str(folder / model) for model in models], {})
     output = folder / "out.safetensors"
-    with apply.opened(plan, str(folder / "in.safetensors"), locations) as opened:
-        apply.write(opened, output, Options(), force=False)
+    with surgery.opened(plan, str(folder / "in.safetensors"), locations) as opened:
+        surgery.write(opened, output, Options(), force=False)
     return load_file(output), json.loads((folder / "out.manifest.json").read_text())
 
 
 def reapplied(folder: Path, name: str, **variables: Any) -> Tensors:
     """Apply a ready-made recipe to what in.safetensors is by now."""
     output = folder / "again.safetensors"
-    with apply.opened(recipe.load(name, variables), str(folder / "in.safetensors"), {}) as opened:
-        apply.write(opened, output, Options(), force=False)
+    with surgery.opened(recipe.load(name, variables), str(folder / "in.safetensors"), {}) as opened:
+        surgery.write(opened, output, Options(), force=False)
     return load_file(output)
 
 
@@ -281,9 +281,9 @@ def lora_there_and_back(folder: Path) -> Tensors:
     plan = recipe.load(
         "extract-lora-adapter", {"target": ["body", "fc"], "rank": 4, "others": "drop"}
     )
-    locations = apply.bind_models(plan, [str(folder / "in.safetensors")], {})
-    with apply.opened(plan, str(folder / "trained.safetensors"), locations) as opened:
-        apply.write(opened, folder / "adapter", Options(), force=False)
+    locations = surgery.bind_models(plan, [str(folder / "in.safetensors")], {})
+    with surgery.opened(plan, str(folder / "trained.safetensors"), locations) as opened:
+        surgery.write(opened, folder / "adapter", Options(), force=False)
     found, _ = applied(folder, "merge-lora-adapter", adapter=str(folder / "adapter"))
     return found
 
@@ -301,8 +301,8 @@ def test_upcycle_to_experts_makes_copies_and_routers(tmp_path: Path) -> None:
     mlp = {f"model.layers.0.mlp.{n}_proj.weight": torch.randn(4, 4) for n in ("gate", "up", "down")}
     save_file(mlp, tmp_path / "dense.safetensors")
     plan = recipe.load("upcycle-to-experts", {"experts": 2, "hidden_size": 4})
-    with apply.opened(plan, str(tmp_path / "dense.safetensors"), {}) as opened:
-        apply.write(opened, tmp_path / "moe.safetensors", Options(), force=False)
+    with surgery.opened(plan, str(tmp_path / "dense.safetensors"), {}) as opened:
+        surgery.write(opened, tmp_path / "moe.safetensors", Options(), force=False)
     found = load_file(tmp_path / "moe.safetensors")
     assert len(found) == 7
     experts = [found[f"model.layers.0.block_sparse_moe.experts.{e}.w2.weight"] for e in (0, 1)]
@@ -317,8 +317,8 @@ def test_mixed_precision_export_casts_the_matrices_of_layers_alone(tmp_path: Pat
                              "output.dense", "fc1", "experts.1.w2")}  # fmt: skip
     save_file({**kept, **matrices, "h.0.attn.bias": torch.ones(9)}, tmp_path / "in.safetensors")
     plan = recipe.load("mixed-precision-export", {"shard_size": "1MB"})
-    with apply.opened(plan, str(tmp_path / "in.safetensors"), {}) as opened:
-        apply.write(opened, tmp_path / "out", Options(), force=False)
+    with surgery.opened(plan, str(tmp_path / "in.safetensors"), {}) as opened:
+        surgery.write(opened, tmp_path / "out", Options(), force=False)
     found = load_file(tmp_path / "out" / "model.safetensors")
     wanted = kept | {name: tensor.bfloat16() for name, tensor in matrices.items()}
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)

@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from surgeon.cli import commands
+from surgeon.cli.commands import commands
 from surgeon.training import collect_fisher, collect_gram
 
 HERE = Path(__file__).parent

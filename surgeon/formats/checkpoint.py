@@ -9,10 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from surgeon.dtypes import DTYPES
-from surgeon.errors import CheckpointError, listed
-from surgeon.files import InputFile
+from surgeon.base.errors import CheckpointError, listed
+from surgeon.formats.files import InputFile
 from surgeon.lazy import ByteSource, LazyTensor, Sharded, Stored, Strided, TensorSpec
+from surgeon.numeric.dtypes import DTYPES
 
 # 100 MB of JSON takes 8 s and 1.3 GB to parse; 100 000 tensors need 12 MB.
 LONGEST_HEADER = 25_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-from surgeon.errors import CheckpointError, did_you_mean, listed
+from surgeon.base.errors import CheckpointError, did_you_mean, listed
 from surgeon.formats.checkpoint import Held, Opaque, at_most, is_optimizer
 from surgeon.lazy import LazyTensor, Stored
 

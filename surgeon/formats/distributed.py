@@ -17,9 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES
-from surgeon.errors import CheckpointError
-from surgeon.files import InMemory, InputFile, Window, allow_open_files
+from surgeon.base.errors import CheckpointError
 from surgeon.formats.checkpoint import (
     DISTRIBUTED,
     LONGEST_PICKLE,
@@ -31,7 +29,9 @@ from surgeon.formats.checkpoint import (
     plain,
     spec_of,
 )
+from surgeon.formats.files import InMemory, InputFile, Window, allow_open_files
 from surgeon.lazy import Joined, LazyTensor, Sharded, Stored, TensorSpec
+from surgeon.numeric.dtypes import DTYPES
 
 # What a metadata pickle is made of, wherever torch keeps it: attributes, and nothing that runs.
 _CLASSES = frozenset(

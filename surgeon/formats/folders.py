@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from surgeon.errors import CheckpointError, listed
-from surgeon.files import InputFile, allow_open_files
+from surgeon.base.errors import CheckpointError, listed
 from surgeon.formats.checkpoint import DISTRIBUTED, LONGEST_HEADER, Checkpoint, at_most, strict_json
+from surgeon.formats.files import InputFile, allow_open_files
 from surgeon.lazy import LazyTensor
 
 OpenFile = Callable[[Path], Checkpoint]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from surgeon.errors import CheckpointError, did_you_mean
-from surgeon.files import InMemory
+from surgeon.base.errors import CheckpointError, did_you_mean
+from surgeon.base.regions import split_block
 from surgeon.formats.checkpoint import (
     Checkpoint,
     Contents,
@@ -19,8 +19,8 @@ from surgeon.formats.checkpoint import (
     is_optimizer,
     strict_json,
 )
+from surgeon.formats.files import InMemory
 from surgeon.lazy import LazyTensor, Stored, TensorSpec
-from surgeon.regions import split_block
 
 # The metadata entry that tells our own files, and holds what their tensors cannot say.
 METADATA = "optimizer_state"

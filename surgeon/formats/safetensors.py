@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from surgeon.errors import CheckpointError
-from surgeon.files import InputFile
+from surgeon.base.errors import CheckpointError
 from surgeon.formats.checkpoint import LONGEST_HEADER, Checkpoint, at_most, spec_of, strict_json
+from surgeon.formats.files import InputFile
 from surgeon.lazy import LazyTensor, Stored, TensorSpec
 
 _TENSOR_KEYS = {"dtype", "shape", "data_offsets"}

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES
-from surgeon.files import InMemory, InputFile
 from surgeon.formats.checkpoint import Contents, Opaque, spec_of
+from surgeon.formats.files import InMemory, InputFile
 from surgeon.lazy import LazyTensor, Stored
+from surgeon.numeric.dtypes import DTYPES
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from surgeon.dtypes import DTYPES
 from surgeon.formats.checkpoint import Opaque, Record, plain, plain_key, spec_of
 from surgeon.lazy import ByteSource, LazyTensor, Stored, Strided, TensorSpec
+from surgeon.numeric.dtypes import DTYPES
 
 _RESAVE = (
     "load it where it was made and save its weights alone: torch.save(model.state_dict(), ...)"

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from surgeon.files import InputFile, Window
 from surgeon.formats.checkpoint import Record
+from surgeon.formats.files import InputFile, Window
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")

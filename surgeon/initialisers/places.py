@@ -8,11 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, SPARE, Array, raised, rounded
-from surgeon.errors import PlanError
-from surgeon.initialisers.sampling import Sample, drawn
+from surgeon.base.errors import PlanError
+from surgeon.base.schema import Schema, of_parameters
 from surgeon.lazy import Fresh, LazyTensor, Scratch, Selected, Stream, TensorSpec
-from surgeon.schema import Schema, of_parameters
+from surgeon.lazy.random import Sample, drawn
+from surgeon.numeric.dtypes import DTYPES, SPARE, Array, raised, rounded
 
 Make = Callable[[int, int, Stream, Scratch], Array]
 

@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, Array
 from surgeon.initialisers.places import (
     FAR,
     Bound,
@@ -27,14 +26,15 @@ from surgeon.initialisers.places import (
     sampled,
     uniform_values,
 )
-from surgeon.initialisers.sampling import (
+from surgeon.lazy import Copied, Fresh, LazyTensor, Scratch, Selected, Stream, TensorSpec
+from surgeon.lazy.random import (
     drawn,
     mean_of_rows,
     rows_like,
     standard_normal,
     truncated_normal,
 )
-from surgeon.lazy import Copied, Fresh, LazyTensor, Scratch, Selected, Stream, TensorSpec
+from surgeon.numeric.dtypes import DTYPES, Array
 
 Mode = Literal["fan_in", "fan_out"]
 _LINEAR = (

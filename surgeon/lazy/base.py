@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, SPARE, Array, rounded
-from surgeon.regions import Region, whole
+from surgeon.base.regions import Region, whole
+from surgeon.numeric.dtypes import DTYPES, SPARE, Array, rounded
 
 # Elements per block: a kernel's operands, result and scratch stay in a core's cache (1 MiB for two
 # float32 operands), and calling NumPy takes a tenth of the time.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, LARGEST, SPARE, Array, raised, rounded, working_dtype
+from surgeon.base.regions import Region
 from surgeon.lazy.base import (
     BLOCK,
     Computed,
@@ -17,7 +17,7 @@ from surgeon.lazy.base import (
     Scratch,
     TensorSpec,
 )
-from surgeon.regions import Region
+from surgeon.numeric.dtypes import DTYPES, LARGEST, SPARE, Array, raised, rounded, working_dtype
 
 
 class Blocks(list[Array]):

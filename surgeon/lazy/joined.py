@@ -10,9 +10,9 @@ from math import prod
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, Array
+from surgeon.base.regions import Region, intersection, whole
 from surgeon.lazy.base import BLOCK, Computed, LazyTensor, Piece, Scratch, TensorSpec
-from surgeon.regions import Region, intersection, whole
+from surgeon.numeric.dtypes import DTYPES, Array
 
 # Reading this many runs of a row one by one takes as long as reading the row.
 _FEW_RUNS = 8

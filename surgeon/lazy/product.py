@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from surgeon.dtypes import Array
+from surgeon.base.regions import Region
 from surgeon.lazy.base import BLOCK, Computed, LazyTensor, Piece, Scratch, TensorSpec
 from surgeon.lazy.whole import read_whole
-from surgeon.matrices import product
-from surgeon.regions import Region
+from surgeon.numeric.dtypes import Array
+from surgeon.numeric.matrices import product
 
 
 @dataclass(frozen=True, eq=False)

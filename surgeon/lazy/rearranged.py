@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, Array
+from surgeon.base.regions import Region, boxes, count, reshaped, whole
 from surgeon.lazy.base import (
     BLOCK,
     ByteRange,
@@ -22,7 +22,7 @@ from surgeon.lazy.base import (
     TensorSpec,
 )
 from surgeon.lazy.joined import Joined, Selected
-from surgeon.regions import Region, boxes, count, reshaped, whole
+from surgeon.numeric.dtypes import DTYPES, Array
 
 # Bytes of the result that are made, and kept, at a time: as many as a worker writes in one go. A
 # narrow block would take all of the source's rows, or worse, compute all of them, for itself.

@@ -8,10 +8,10 @@ from math import prod
 
 import numpy as np
 
-from surgeon.dtypes import DTYPES, SPARE, Array, rounded
+from surgeon.base.regions import Region
 from surgeon.lazy.base import Computed, LazyTensor, Piece, Scratch, TensorSpec
 from surgeon.lazy.elementwise import raised_blocks
-from surgeon.regions import Region
+from surgeon.numeric.dtypes import DTYPES, SPARE, Array, rounded
 
 _FLOAT64 = np.dtype(np.float64)
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgeon.depth import all_positions, is_before_layers, layer_of
-from surgeon.dtypes import DTYPES, require_dtype
-from surgeon.errors import UsageError
+from surgeon.base.depth import all_positions, is_before_layers, layer_of
+from surgeon.base.errors import UsageError
 from surgeon.formats import open_checkpoint
 from surgeon.mergekit.methods import METHODS, Json, Method
 from surgeon.mergekit.values import Names, Rule, as_rules, containing, varying
+from surgeon.numeric.dtypes import DTYPES, require_dtype
 
 # What means nothing where everything is kept.
 _SPARSE = ("density", "gamma", "epsilon", "rescale")

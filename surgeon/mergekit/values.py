@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from surgeon.errors import UsageError
+from surgeon.base.errors import UsageError
 
 Json = dict[str, Any]
 

@@ -1,5 +1,5 @@
 """The merges, one file each; a new file is registered by being here."""
 
-from surgeon.registry import OPS
+from surgeon.draft.registry import OPS
 
 OPS.add_folder(__name__, __path__)

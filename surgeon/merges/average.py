@@ -6,8 +6,8 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.dtypes import Array
-from surgeon.merging import Arithmetic, Varying, merge, total_weight
+from surgeon.merges.shared import Arithmetic, Varying, merge, total_weight
+from surgeon.numeric.dtypes import Array
 
 
 @merge(

@@ -1,8 +1,8 @@
 """Changes that are neither small nor outliers and agree in sign."""
 
-from surgeon.merging import Arithmetic, At, merge
-from surgeon.merging.pruning import Densities, Gammas, middle
-from surgeon.merging.task_vectors import Lambda, NormalizeAgreeing, Weights, elected
+from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.merges.shared.pruning import Densities, Gammas, middle
+from surgeon.merges.shared.task_vectors import Lambda, NormalizeAgreeing, Weights, elected
 
 
 @merge(

@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from surgeon.dtypes import Array
-from surgeon.errors import PlanError
+from surgeon.base.errors import PlanError
 from surgeon.lazy import Blocks
-from surgeon.merging import Arithmetic, At, Varying, merge
-from surgeon.merging.election import election
-from surgeon.merging.pruning import largest
-from surgeon.merging.task_vectors import Weights, weighted_changes
+from surgeon.merges.shared import Arithmetic, At, Varying, merge
+from surgeon.merges.shared.election import election
+from surgeon.merges.shared.pruning import largest
+from surgeon.merges.shared.task_vectors import Weights, weighted_changes
+from surgeon.numeric.dtypes import Array
 
 
 @merge(

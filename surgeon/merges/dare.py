@@ -1,8 +1,8 @@
 """Randomly dropped changes, added to the state."""
 
-from surgeon.merging import Arithmetic, At, merge
-from surgeon.merging.pruning import Densities, Rescale, random
-from surgeon.merging.task_vectors import Lambda, Normalize, Weights, summed
+from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.merges.shared.pruning import Densities, Rescale, random
+from surgeon.merges.shared.task_vectors import Lambda, Normalize, Weights, summed
 
 
 @merge(

@@ -1,8 +1,8 @@
 """Changes dropped at random by their rank, added to the state."""
 
-from surgeon.merging import Arithmetic, At, merge
-from surgeon.merging.pruning import Densities, Epsilons, Rescale, by_rank
-from surgeon.merging.task_vectors import Lambda, Normalize, Weights, summed
+from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.merges.shared.pruning import Densities, Epsilons, Rescale, by_rank
+from surgeon.merges.shared.task_vectors import Lambda, Normalize, Weights, summed
 
 
 @merge(

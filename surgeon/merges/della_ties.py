@@ -1,8 +1,8 @@
 """Changes dropped at random by their rank that agree in sign."""
 
-from surgeon.merging import Arithmetic, At, merge
-from surgeon.merging.pruning import Densities, Epsilons, Rescale, by_rank
-from surgeon.merging.task_vectors import Lambda, NormalizeAgreeing, Weights, elected
+from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.merges.shared.pruning import Densities, Epsilons, Rescale, by_rank
+from surgeon.merges.shared.task_vectors import Lambda, NormalizeAgreeing, Weights, elected
 
 
 @merge(

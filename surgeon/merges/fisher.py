@@ -5,9 +5,9 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.dtypes import Array
-from surgeon.errors import PlanError
-from surgeon.merging import Arithmetic, At, Companions, Varying, merge, total_weight, within
+from surgeon.base.errors import PlanError
+from surgeon.merges.shared import Arithmetic, At, Companions, Varying, merge, total_weight, within
+from surgeon.numeric.dtypes import Array
 
 
 @merge(

@@ -5,10 +5,10 @@ from math import prod
 
 import numpy as np
 
-from surgeon.dtypes import Array
 from surgeon.lazy import Blocks, Operands
-from surgeon.merging import Arithmetic, At, merge
-from surgeon.merging.quantiles import held_bytes, quantiles
+from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.numeric.dtypes import Array
+from surgeon.numeric.quantiles import held_bytes, quantiles
 
 
 @merge(

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.dtypes import Array
-from surgeon.merging import Arithmetic, Varying, merge, total_weight
-from surgeon.merging.gram import Vectors, combination, shares_of
+from surgeon.merges.shared import Arithmetic, Varying, merge, total_weight
+from surgeon.numeric.dtypes import Array
+from surgeon.numeric.gram import Vectors, combination, shares_of
 
 
 @merge(

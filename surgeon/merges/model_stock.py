@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from surgeon.dtypes import Array
-from surgeon.merging import Arithmetic, At, merge
-from surgeon.merging.gram import Vectors, combination, cosines_of, norms_of, shares_of
+from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.numeric.dtypes import Array
+from surgeon.numeric.gram import Vectors, combination, cosines_of, norms_of, shares_of
 
 
 @merge(

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.dtypes import Array
-from surgeon.merging import Arithmetic, Varying, merge
+from surgeon.merges.shared import Arithmetic, Varying, merge
+from surgeon.numeric.dtypes import Array
 
 
 @merge(

@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from surgeon.errors import PlanError
-from surgeon.merging import Arithmetic, At, Varying, merge, total_weight
-from surgeon.merging.gram import Granularity, Vectors, along_arc, combination, shares_of
+from surgeon.base.errors import PlanError
+from surgeon.merges.shared import Arithmetic, At, Varying, merge, total_weight
+from surgeon.numeric.gram import Granularity, Vectors, along_arc, combination, shares_of
 
 
 @merge(

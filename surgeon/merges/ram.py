@@ -1,7 +1,7 @@
 """Changes of one model alone kept whole, shared ones averaged."""
 
-from surgeon.merging import Arithmetic, merge
-from surgeon.merging.activity import Epsilon, acting
+from surgeon.merges.shared import Arithmetic, merge
+from surgeon.merges.shared.activity import Epsilon, acting
 
 
 @merge(

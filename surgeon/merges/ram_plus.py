@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
-from surgeon.merging import Arithmetic, Varying, merge
-from surgeon.merging.activity import Epsilon, acting
+from surgeon.merges.shared import Arithmetic, Varying, merge
+from surgeon.merges.shared.activity import Epsilon, acting
 
 
 @merge(

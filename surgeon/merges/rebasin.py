@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
+from surgeon.base.schema import of_hint
 from surgeon.draft import Draft, Tensors
-from surgeon.dtypes import Array
-from surgeon.errors import PlanError
-from surgeon.merging import Arithmetic, Varying, merge, within
-from surgeon.merging.permutations import Units
-from surgeon.patterns import Target
-from surgeon.schema import of_hint
+from surgeon.merges.shared import Arithmetic, Varying, merge, within
+from surgeon.merges.shared.permutations import Units
+from surgeon.numeric.dtypes import Array
 
 _TARGET = of_hint(Target)
 _GROUP = {

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.dtypes import Array
-from surgeon.errors import PlanError
-from surgeon.merging import Arithmetic, At, Companions, Entire, Varying, merge, within
+from surgeon.base.errors import PlanError
+from surgeon.merges.shared import Arithmetic, At, Companions, Entire, Varying, merge, within
+from surgeon.numeric.dtypes import Array
 
 
 def _inputs_squared(shape: tuple[int, ...]) -> tuple[int, ...] | None:

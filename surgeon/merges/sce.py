@@ -7,12 +7,12 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.dtypes import Array
 from surgeon.lazy import Blocks, Operands
-from surgeon.merging import Arithmetic, At, Varying, merge
-from surgeon.merging.election import Election, election
-from surgeon.merging.moments import root_mean_squares
-from surgeon.merging.selection import Cut, cuts, held_bytes, share
+from surgeon.merges.shared import Arithmetic, At, Varying, merge
+from surgeon.merges.shared.election import Election, election
+from surgeon.numeric.dtypes import Array
+from surgeon.numeric.moments import root_mean_squares
+from surgeon.numeric.selection import Cut, cuts, held_bytes, share
 
 
 @dataclass(frozen=True)

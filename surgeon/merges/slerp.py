@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
-from surgeon.merging import Arithmetic, Varying, merge
-from surgeon.merging.gram import Vectors, along_arc, combination, shares_of
+from surgeon.merges.shared import Arithmetic, Varying, merge
+from surgeon.numeric.gram import Vectors, along_arc, combination, shares_of
 
 
 @merge(

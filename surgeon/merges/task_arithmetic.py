@@ -1,8 +1,8 @@
 """Task vectors added to the state."""
 
-from surgeon.merging import Arithmetic, merge
-from surgeon.merging.pruning import unpruned
-from surgeon.merging.task_vectors import Lambda, Normalize, Weights, summed
+from surgeon.merges.shared import Arithmetic, merge
+from surgeon.merges.shared.pruning import unpruned
+from surgeon.merges.shared.task_vectors import Lambda, Normalize, Weights, summed
 
 
 @merge(

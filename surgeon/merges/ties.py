@@ -1,8 +1,8 @@
 """Large changes that agree in sign."""
 
-from surgeon.merging import Arithmetic, At, merge
-from surgeon.merging.pruning import Densities, largest
-from surgeon.merging.task_vectors import Lambda, NormalizeAgreeing, Weights, elected
+from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.merges.shared.pruning import Densities, largest
+from surgeon.merges.shared.task_vectors import Lambda, NormalizeAgreeing, Weights, elected
 
 
 @merge(

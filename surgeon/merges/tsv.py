@@ -5,9 +5,9 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.dtypes import Array
-from surgeon.merging import Arithmetic, At, Entire, Varying, merge
-from surgeon.merging.polar import of_task_vectors, orthogonal_factor
+from surgeon.merges.shared import Arithmetic, At, Entire, Varying, merge
+from surgeon.merges.shared.polar import of_task_vectors, orthogonal_factor
+from surgeon.numeric.dtypes import Array
 
 
 @merge(

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.arithmetic import Integers, NonFinite, calculated, floats
+from surgeon.base.errors import Hints, PlanError
+from surgeon.base.patterns import Destinations, Names
 from surgeon.draft import Draft, Tensors
-from surgeon.dtypes import DTYPES, Array
-from surgeon.errors import Hints, PlanError
+from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor
-from surgeon.moves import destinations
-from surgeon.patterns import Destinations, Names
-from surgeon.registry import op
+from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.ops.shared.arithmetic import Integers, NonFinite, calculated, floats
+from surgeon.ops.shared.moves import destinations
 
 
 @op(group="values", example={"target": "encoder.0", "from": "encoder.1", "by": 0.5})

@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.dtypes import DTYPES, LARGEST, Array, require_dtype
-from surgeon.errors import PlanError
+from surgeon.draft.registry import op
 from surgeon.lazy import Elementwise, LazyTensor, TensorSpec
-from surgeon.patterns import Target
-from surgeon.registry import op
+from surgeon.numeric.dtypes import DTYPES, LARGEST, Array, require_dtype
 
 
 @op(group="values", example={"target": "encoder", "dtype": "bfloat16"})

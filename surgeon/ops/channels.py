@@ -8,14 +8,14 @@ from typing import Annotated
 
 import numpy as np
 
+from surgeon.base.errors import PlanError
+from surgeon.base.indices import runs
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.dtypes import DTYPES, Array
-from surgeon.errors import PlanError
-from surgeon.indices import runs
-from surgeon.layers import layers
+from surgeon.draft.registry import op
 from surgeon.lazy import Elementwise, LazyTensor, Selected
-from surgeon.patterns import Target
-from surgeon.registry import op
+from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.ops.shared.modules import layers
 
 _FLOAT64 = np.dtype(np.float64)
 

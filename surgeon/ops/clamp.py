@@ -8,12 +8,12 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.arithmetic import Integers, NonFinite, calculated, floats
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.dtypes import Array
-from surgeon.errors import PlanError
-from surgeon.patterns import Target
-from surgeon.registry import op
+from surgeon.draft.registry import op
+from surgeon.numeric.dtypes import Array
+from surgeon.ops.shared.arithmetic import Integers, NonFinite, calculated, floats
 
 
 @op(group="values", example={"target": "encoder.0.weight", "min": -1, "max": 1})

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Destination, Names
 from surgeon.draft import Draft
-from surgeon.errors import PlanError
-from surgeon.grouping import dimension, put_together, require_alike
+from surgeon.draft.registry import op
 from surgeon.lazy import Joined, LazyTensor, Selected
-from surgeon.patterns import Destination, Names
-from surgeon.registry import op
+from surgeon.ops.shared.grouping import dimension, put_together, require_alike
 
 
 @op(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from surgeon.base.patterns import Destinations, Names
 from surgeon.draft import Draft
+from surgeon.draft.registry import op
 from surgeon.lazy import Copied, LazyTensor
-from surgeon.moves import destinations, require_distinct
-from surgeon.patterns import Destinations, Names
-from surgeon.registry import op
+from surgeon.ops.shared.moves import destinations, require_distinct
 
 
 @op(group="structure", example={"from": "classifier", "to": "auxiliary"})

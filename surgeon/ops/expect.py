@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
+from surgeon.base.errors import CheckFailedError, PlanError
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.dtypes import require_dtype
-from surgeon.errors import CheckFailedError, PlanError
+from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Scratch, TensorSpec
-from surgeon.patterns import Target
-from surgeon.registry import op
-from surgeon.values import is_finite_tensor, same_values
+from surgeon.lazy.values import is_finite_tensor, same_values
+from surgeon.numeric.dtypes import require_dtype
 
 
 @op(group="check", example={"target": "classifier.weight", "shape": [7, 8], "dtype": "F32"})

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.errors import PlanError
+from surgeon.draft.registry import op
 from surgeon.initialisers import fresh
 from surgeon.lazy import LazyTensor
-from surgeon.patterns import Target
-from surgeon.registry import op
 
 
 @op(group="values", example={"target": "encoder.1.norm.running_mean", "value": 0})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.patterns import Target
-from surgeon.registry import op
+from surgeon.draft.registry import op
 
 
 @op(group="structure", example={"target": ["encoder", "classifier"]})

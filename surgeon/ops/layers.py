@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from surgeon import indices, patterns
+from surgeon.base import indices, patterns
+from surgeon.base.errors import PlanError, did_you_mean
+from surgeon.base.patterns import Name
+from surgeon.base.schema import Schema
 from surgeon.draft import Draft, Tensors
-from surgeon.errors import PlanError, did_you_mean
+from surgeon.draft.registry import op
 from surgeon.initialisers import fresh
 from surgeon.lazy import Copied, LazyTensor
-from surgeon.patterns import Name
-from surgeon.registry import op
-from surgeon.schema import Schema
 
 _ONE: Schema = {"type": ["integer", "string"], "format": "indices"}
 _ITEM: Schema = {

@@ -10,15 +10,15 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from surgeon.adapters import CONFIG, PREFIX
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
 from surgeon.draft import ADAPTER_WEIGHTS, Draft, Tensors
-from surgeon.dtypes import DTYPES, Array
-from surgeon.errors import PlanError
+from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Scratch, TensorSpec, Whole, detached
-from surgeon.matrices import coefficients, right_singular
-from surgeon.patterns import Target
-from surgeon.registry import op
-from surgeon.values import require_finite, same_values
+from surgeon.lazy.values import require_finite, same_values
+from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.numeric.matrices import coefficients, right_singular
+from surgeon.ops.shared.adapters import CONFIG, PREFIX
 
 _FLOAT64_BYTES = 8
 _PATTERNS = {"minLength": 1, "minItems": 1, "format": "name-pattern"}

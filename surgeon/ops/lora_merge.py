@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from surgeon.adapters import Adapter, Factors, read_adapter
-from surgeon.arithmetic import NonFinite, calculated
+from surgeon.base.errors import PlanError, did_you_mean
 from surgeon.draft import Draft
-from surgeon.dtypes import DTYPES, Array
-from surgeon.errors import PlanError, did_you_mean
+from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Product, Scratch
-from surgeon.registry import op
-from surgeon.values import same_values
+from surgeon.lazy.values import same_values
+from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.ops.shared.adapters import Adapter, Factors, read_adapter
+from surgeon.ops.shared.arithmetic import NonFinite, calculated
 
 _ENTRY = {
     "type": "object",

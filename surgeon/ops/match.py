@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from surgeon.base.errors import CheckFailedError, Hints, PlanError, UsageError
 from surgeon.draft import Draft, ModuleTensor
-from surgeon.dtypes import dtype_named
-from surgeon.errors import CheckFailedError, Hints, PlanError, UsageError
-from surgeon.registry import op
+from surgeon.draft.registry import op
+from surgeon.numeric.dtypes import dtype_named
 
 
 @op(

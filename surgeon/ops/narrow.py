@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from surgeon.base.errors import PlanError
+from surgeon.base.indices import SCHEMA, Indices, Ranges, chosen, runs
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.errors import PlanError
-from surgeon.indices import SCHEMA, Indices, Ranges, chosen, runs
+from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Selected
-from surgeon.patterns import Target
-from surgeon.registry import op
-from surgeon.widths import (
+from surgeon.ops.shared.consumers import (
     Consumer,
     ConsumersSchema,
     OutputDim,

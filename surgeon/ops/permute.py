@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.errors import PlanError
-from surgeon.grouping import require_bytes
+from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Rearranged
-from surgeon.patterns import Target
-from surgeon.registry import op
+from surgeon.ops.shared.grouping import require_bytes
 
 
 @op(group="structure", example={"target": "stem.weight", "order": [2, 3, 1, 0]})

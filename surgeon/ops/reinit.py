@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
+from surgeon.draft.registry import op
 from surgeon.initialisers import Init, for_sibling, fresh
-from surgeon.layers import layers, weight_of
 from surgeon.lazy import LazyTensor
-from surgeon.patterns import Target
-from surgeon.registry import op
+from surgeon.ops.shared.modules import layers, weight_of
 
 
 @op(group="values", example={"target": "classifier", "init": "xavier_uniform"})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from surgeon.base.patterns import Destinations, Names
 from surgeon.draft import Draft
-from surgeon.moves import destinations, require_distinct
-from surgeon.patterns import Destinations, Names
-from surgeon.registry import op
+from surgeon.draft.registry import op
+from surgeon.ops.shared.moves import destinations, require_distinct
 
 
 @op(group="structure", example={"from": "encoder.{rest**}", "to": "backbone.{rest}"})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.errors import PlanError
+from surgeon.draft.registry import op
 from surgeon.initialisers import BiasInit, Init, for_sibling, fresh
-from surgeon.layers import layers, weight_of
 from surgeon.lazy import LazyTensor, TensorSpec
-from surgeon.patterns import Target
-from surgeon.registry import op
+from surgeon.ops.shared.modules import layers, weight_of
 
 
 @op(group="size", example={"target": "classifier", "rows": 5})

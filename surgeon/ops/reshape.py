@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import prod
 from typing import Annotated
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.errors import PlanError
+from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Rearranged, TensorSpec
-from surgeon.patterns import Target
-from surgeon.registry import op
 
 
 @op(group="structure", example={"target": "stem.weight", "shape": [4, -1]})

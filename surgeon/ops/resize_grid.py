@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.dtypes import DTYPES, Array
-from surgeon.errors import PlanError
-from surgeon.interpolation import SMOOTH, Mode, Taps, resampled, taps
+from surgeon.draft.registry import op
 from surgeon.lazy import Joined, LazyTensor, Selected, TensorSpec, Whole
-from surgeon.patterns import Target
-from surgeon.registry import op
+from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.numeric.interpolation import SMOOTH, Mode, Taps, resampled, taps
 
 _SIZES = {
     "minimum": 1,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Destinations, Name
 from surgeon.draft import Draft
-from surgeon.errors import PlanError
-from surgeon.grouping import dimension, take_apart
+from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Selected
-from surgeon.patterns import Destinations, Name
-from surgeon.registry import op
+from surgeon.ops.shared.grouping import dimension, take_apart
 
 
 @op(

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
+from surgeon.base.patterns import Destination, Names
 from surgeon.draft import Draft
-from surgeon.grouping import dimension, put_together, require_alike
+from surgeon.draft.registry import op
 from surgeon.lazy import Joined, LazyTensor, Rearranged
-from surgeon.patterns import Destination, Names
-from surgeon.registry import op
+from surgeon.ops.shared.grouping import dimension, put_together, require_alike
 
 
 @op(group="structure", example={"from": "encoder.{i}.weight", "into": "encoder.weight"})

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Literal
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Destination, Names
 from surgeon.draft import Draft
-from surgeon.errors import PlanError
+from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Scratch
-from surgeon.moves import destinations
-from surgeon.patterns import Destination, Names
-from surgeon.registry import op
-from surgeon.values import same_values
+from surgeon.lazy.values import same_values
+from surgeon.ops.shared.moves import destinations
 
 
 @op(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.errors import PlanError
-from surgeon.grouping import require_bytes
-from surgeon.layers import layers
+from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Rearranged
-from surgeon.patterns import Target
-from surgeon.registry import op
+from surgeon.ops.shared.grouping import require_bytes
+from surgeon.ops.shared.modules import layers
 
 
 @op(group="structure", example={"target": "classifier"})

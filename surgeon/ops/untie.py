@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.errors import PlanError
+from surgeon.draft.registry import op
 from surgeon.lazy import detached
-from surgeon.patterns import Target
-from surgeon.registry import op
 
 
 @op(group="structure", example={"target": "head.weight"})

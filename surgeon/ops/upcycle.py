@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from surgeon import patterns
+from surgeon.base import patterns
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Destination, Destinations, Names
 from surgeon.draft import Draft
-from surgeon.dtypes import DTYPES
-from surgeon.errors import PlanError
+from surgeon.draft.registry import op
 from surgeon.initialisers import Init, fresh
 from surgeon.lazy import Copied, LazyTensor, TensorSpec
-from surgeon.moves import matches, require_distinct
-from surgeon.patterns import Destination, Destinations, Names
-from surgeon.registry import op
+from surgeon.numeric.dtypes import DTYPES
+from surgeon.ops.shared.moves import matches, require_distinct
 
 # The expert's number, in `into`.
 _EXPERT = "expert"

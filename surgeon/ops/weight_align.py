@@ -9,14 +9,14 @@ from typing import Annotated
 
 import numpy as np
 
+from surgeon.base.errors import PlanError
+from surgeon.base.patterns import Target
+from surgeon.base.regions import whole
 from surgeon.draft import Draft
-from surgeon.dtypes import DTYPES, Array
-from surgeon.errors import PlanError
-from surgeon.layers import layers
+from surgeon.draft.registry import op
 from surgeon.lazy import BLOCK, Elementwise, Joined, LazyTensor, Operands, Selected
-from surgeon.patterns import Target
-from surgeon.regions import whole
-from surgeon.registry import op
+from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.ops.shared.modules import layers
 
 Ranges = list[tuple[int, int]]
 

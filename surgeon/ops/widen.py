@@ -8,16 +8,15 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from surgeon.base.errors import PlanError
+from surgeon.base.indices import runs
+from surgeon.base.patterns import Target
 from surgeon.draft import Draft
-from surgeon.dtypes import DTYPES, Array
-from surgeon.errors import PlanError
-from surgeon.indices import runs
+from surgeon.draft.registry import op
 from surgeon.initialisers import BiasInit, InitSchema, for_sibling, grown, init_schema
-from surgeon.layers import weight_of
 from surgeon.lazy import Copied, Joined, LazyTensor, Scaled, Selected, Stream
-from surgeon.patterns import Target
-from surgeon.registry import op
-from surgeon.widths import (
+from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.ops.shared.consumers import (
     Consumer,
     ConsumersSchema,
     OutputDim,
@@ -28,6 +27,7 @@ from surgeon.widths import (
     require_one_size,
     with_tied_layers,
 )
+from surgeon.ops.shared.modules import weight_of
 
 _WIDER = "net2wider"
 _INIT = init_schema() | {"description": "how its new columns are made (default: default)"}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.regions import Region
+from surgeon.base.regions import Region
 from surgeon.training.cover import Block
 from surgeon.training.errors import ManifestError
 from surgeon.training.sharded import index, is_sharded, local, owned

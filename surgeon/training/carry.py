@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from surgeon.regions import Region
+from surgeon.base.regions import Region
 from surgeon.training.cover import Block, ResolvedStage
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held, State, carried, hold

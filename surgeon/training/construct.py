@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from surgeon.errors import did_you_mean
+from surgeon.base.errors import did_you_mean
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held
 from surgeon.training.manifest import Group, Json, TorchClass

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from surgeon.errors import Hints
-from surgeon.regions import Region, intersection, parsed, remainder, spelled, split_block, whole
+from surgeon.base.errors import Hints
+from surgeon.base.regions import (
+    Region,
+    intersection,
+    parsed,
+    remainder,
+    spelled,
+    split_block,
+    whole,
+)
 from surgeon.training.errors import ManifestError
 from surgeon.training.live import Live, module_problems, owner
 from surgeon.training.manifest import Group, Manifest, Stage

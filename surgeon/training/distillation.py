@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from surgeon.dtypes import DTYPES
-from surgeon.errors import CheckpointError, Hints
+from surgeon.base.errors import CheckpointError, Hints
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.lazy import LazyTensor, Scratch
+from surgeon.numeric.dtypes import DTYPES
 from surgeon.training.cover import Block
 from surgeon.training.errors import ManifestError
 from surgeon.training.evaluation import keep_in_evaluation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgeon.errors import SurgeonError
+from surgeon.base.errors import SurgeonError
 
 
 class ManifestError(SurgeonError):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from surgeon.regions import spelled
+from surgeon.base.regions import spelled
 from surgeon.training.cover import ResolvedStage
 from surgeon.training.live import Live
 from surgeon.training.sharded import index, local, owned

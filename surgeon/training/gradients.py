@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.regions import count
+from surgeon.base.regions import count
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held
 from surgeon.training.sharded import alike, index, is_sharded, local, owned

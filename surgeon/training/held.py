@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.regions import Region, intersection, whole, without
+from surgeon.base.regions import Region, intersection, whole, without
 from surgeon.training.cover import Block
 from surgeon.training.errors import ManifestError
 from surgeon.training.sharded import alike, index, is_sharded, local, owned, within

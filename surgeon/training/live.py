@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from surgeon.errors import Hints
+from surgeon.base.errors import Hints
 from surgeon.formats.checkpoint import LONGEST_HEADER
-from surgeon.layout import header_sha256
+from surgeon.output.layout import header_sha256
 from surgeon.training.manifest import CheckpointFile, Manifest
 
 _TOGETHER = "; keep the two in one folder"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from surgeon.errors import did_you_mean
+from surgeon.base.errors import did_you_mean
 from surgeon.formats.checkpoint import strict_json
 from surgeon.training.errors import ManifestError
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from surgeon.errors import listed
-from surgeon.regions import count
+from surgeon.base.errors import listed
+from surgeon.base.regions import count
 from surgeon.training.started import Started
 from surgeon.training.text import columns
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from surgeon.regions import Region, count, spelled, without
+from surgeon.base.regions import Region, count, spelled, without
 from surgeon.training.cover import Block
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held, State, hold

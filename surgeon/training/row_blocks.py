@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surgeon.regions import Region
+from surgeon.base.regions import Region
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held
 from surgeon.training.replaced import is_replaced

@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from surgeon.errors import SurgeonError, did_you_mean
-from surgeon.regions import Region, whole
+from surgeon.base.errors import SurgeonError, did_you_mean
+from surgeon.base.regions import Region, whole
 from surgeon.training import carry, resume, saved_state
 from surgeon.training.align import align
 from surgeon.training.construct import class_of, optimizer_of, scheduler_of

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surgeon.regions import Region, remainder, spelled, whole, without
+from surgeon.base.regions import Region, remainder, spelled, whole, without
 from surgeon.training.construct import optimizer_of
 from surgeon.training.cover import Block, ResolvedStage, blocks_of
 from surgeon.training.errors import ManifestError

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.regions import Region, whole
+from surgeon.base.regions import Region, whole
 from surgeon.training.errors import ManifestError
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from surgeon.regions import spelled
+from surgeon.base.regions import spelled
 from surgeon.training.cover import Block, ResolvedStage
 from surgeon.training.held import Held
 from surgeon.training.manifest import Group

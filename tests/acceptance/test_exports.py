@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgeon import apply, recipe
-from surgeon.errors import CheckFailedError
-from surgeon.execute import Options
+from surgeon import recipe, surgery
+from surgeon.base.errors import CheckFailedError
+from surgeon.output.execute import Options
 from tests.network import assert_identical
 
 pytestmark = pytest.mark.slow
@@ -49,8 +49,8 @@ def test_mixed_precision_export(tmp_path: Path) -> None:
     assert len(before) == 160
     save_file(before, tmp_path / "in.safetensors", {"format": "pt"})
     plan = recipe.load("mixed-precision-export", {})
-    with apply.opened(plan, str(tmp_path / "in.safetensors"), {}) as opened:
-        apply.write(opened, out, Options(workers=2), force=False)
+    with surgery.opened(plan, str(tmp_path / "in.safetensors"), {}) as opened:
+        surgery.write(opened, out, Options(workers=2), force=False)
     shards = sorted(out.glob("*.safetensors"))
     assert len(shards) == 2
     assert max(shard.stat().st_size for shard in shards) <= 256 * MEBIBYTE
@@ -95,8 +95,8 @@ def expecting(tmp_path: Path) -> Callable[..., Path]:
         (tmp_path / "recipe.json").write_text(json.dumps(text))
         plan = recipe.load(str(tmp_path / "recipe.json"), {})
         source, output = str(tmp_path / "base.safetensors"), tmp_path / "out.safetensors"
-        with apply.opened(plan, source, apply.bind_models(plan, [], {})) as opened:
-            apply.write(opened, output, Options(), force=True)
+        with surgery.opened(plan, source, surgery.bind_models(plan, [], {})) as opened:
+            surgery.write(opened, output, Options(), force=True)
         return output
 
     return expect

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from surgeon import apply, recipe
-from surgeon.execute import Options
+from surgeon import recipe, surgery
+from surgeon.output.execute import Options
 
 pytestmark = [
     pytest.mark.slow,
@@ -75,8 +75,8 @@ def applied(folder: Path, source: Path, output: Path, *steps: dict, **models: Pa
     path = folder / "recipe.json"
     path.write_text(json.dumps({"surgeon": 1, "steps": steps}))
     locations = {name: str(place) for name, place in models.items()}
-    with apply.opened(recipe.load(str(path), {}), str(source), locations) as opened:
-        apply.write(opened, output, Options(), force=True)
+    with surgery.opened(recipe.load(str(path), {}), str(source), locations) as opened:
+        surgery.write(opened, output, Options(), force=True)
 
 
 def merged(folder: Path, model: nn.Module, adapter: object) -> dict[str, torch.Tensor]:

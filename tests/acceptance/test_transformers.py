@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon import apply, recipe
-from surgeon.execute import Options
+from surgeon import recipe, surgery
 from surgeon.formats import open_checkpoint
-from surgeon.model_config import follow
-from surgeon.model_config.families import FAMILIES
+from surgeon.model_folder.families import FAMILIES
+from surgeon.model_folder.follow import follow
+from surgeon.output.execute import Options
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 Json = dict[str, Any]
@@ -346,8 +346,8 @@ def operated(source: Path, target: Path, steps: list[Json], output: Json) -> Pat
     """Apply steps to a folder."""
     path = target.with_suffix(".json")
     path.write_text(json.dumps({"surgeon": 1, "steps": steps, "output": output}))
-    with apply.opened(recipe.load(str(path), {}), str(source), {}) as opened:
-        apply.write(opened, target, Options(), force=True)
+    with surgery.opened(recipe.load(str(path), {}), str(source), {}) as opened:
+        surgery.write(opened, target, Options(), force=True)
     return target
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from surgeon import apply, recipe
-from surgeon.execute import Options
+from surgeon import recipe, surgery
+from surgeon.output.execute import Options
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -31,8 +31,8 @@ def test_mixtral_of_equal_experts_computes_what_the_dense_model_did(
     dense = MistralForCausalLM(MistralConfig(**SIZES)).double().eval()
     dense.save_pretrained(tmp_path / "dense")
     plan = recipe.load("upcycle-to-experts", {"experts": 4, "hidden_size": 16})
-    with apply.opened(plan, str(tmp_path / "dense"), {}) as opened:
-        apply.write(opened, tmp_path / "experts", Options(), force=False)
+    with surgery.opened(plan, str(tmp_path / "dense"), {}) as opened:
+        surgery.write(opened, tmp_path / "experts", Options(), force=False)
     config = MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=chosen)
     (tmp_path / "experts/config.json").write_text(json.dumps(config.to_dict()))
     sparse, loading = MixtralForCausalLM.from_pretrained(

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file
 
-from surgeon import apply, recipe
-from surgeon.execute import Options
+from surgeon import recipe, surgery
 from surgeon.mergekit import imported
+from surgeon.output.execute import Options
 from tests.conformance import models
 from tests.conformance.environment import environment
 
@@ -139,9 +139,9 @@ def apply_recipe(wanted: Json, source: str, output: Path) -> Tensors:
     path = output.with_suffix(".json")
     path.write_text(json.dumps(wanted))
     loaded = recipe.load(str(path), {})
-    bound = apply.bind_models(loaded, [], {})
-    with apply.opened(loaded, source, bound) as opened:
-        apply.write(opened, output, Options(), force=True)
+    bound = surgery.bind_models(loaded, [], {})
+    with surgery.opened(loaded, source, bound) as opened:
+        surgery.write(opened, output, Options(), force=True)
     return read(output)
 
 

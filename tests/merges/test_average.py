@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from surgeon.errors import PlanError, UsageError
+from surgeon.base.errors import PlanError, UsageError
 from tests.network import assert_identical, correctly_rounded, write
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]

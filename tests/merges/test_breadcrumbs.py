@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surgeon.errors import UsageError
+from surgeon.base.errors import UsageError
 from tests.merges.oracles import (
     FLOAT8,
     FLOATS,

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from surgeon.errors import PlanError
-from surgeon.merging import pruning
+from surgeon.base.errors import PlanError
+from surgeon.merges.shared import pruning
 from tests.merges.oracles import (
     FLOATS,
     add_up,

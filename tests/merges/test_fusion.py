@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from surgeon.errors import PlanError
-from surgeon.execute import Options
+from surgeon.base.errors import PlanError
+from surgeon.output.execute import Options
 from tests.merges.compare import FLOATS, given, relatives
 from tests.network import assert_identical
 

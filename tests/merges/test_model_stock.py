@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from surgeon.errors import PlanError
+from surgeon.base.errors import PlanError
 from tests.merges.compare import (
     assert_all_rounded,
     assert_rounded,

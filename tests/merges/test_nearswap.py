@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surgeon.errors import PlanError, UsageError
+from surgeon.base.errors import PlanError, UsageError
 from tests.merges.compare import assert_all_rounded, families, given, numbers, relatives, tensor_of
 from tests.network import assert_identical
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from surgeon.errors import PlanError
-from surgeon.execute import Options
+from surgeon.base.errors import PlanError
+from surgeon.output.execute import Options
 from tests.merges.compare import (
     arc,
     assert_all_rounded,

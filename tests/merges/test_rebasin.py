@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.errors import PlanError, UsageError
-from surgeon.execute import Options
+from surgeon.base.errors import PlanError, UsageError
+from surgeon.output.execute import Options
 from tests.merges.compare import assert_rounded, relatives
 from tests.network import assert_identical, write
 
@@ -144,7 +144,7 @@ def test_equal_units_stay_in_order(bench):
 
 
 def test_result_does_not_depend_on_workers(bench, monkeypatch):
-    monkeypatch.setattr("surgeon.workers._SHARED_FROM", 0)
+    monkeypatch.setattr("surgeon.output.workers._SHARED_FROM", 0)
     bench.given(cnn().state_dict(), b=cnn().state_dict())
     results = [bench.operate(step(CNN), options=Options(workers=n)) for n in (1, 2)]
     assert results[0].path.read_bytes() == results[1].path.read_bytes()

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from surgeon.errors import PlanError
-from surgeon.execute import Options
+from surgeon.base.errors import PlanError
+from surgeon.output.execute import Options
 from tests.network import assert_identical, correctly_rounded
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from surgeon.errors import PlanError, UsageError
-from surgeon.execute import Options
+from surgeon.base.errors import PlanError, UsageError
+from surgeon.output.execute import Options
 from tests.merges.oracles import (
     FLOAT8,
     FLOATS,
@@ -87,7 +87,7 @@ def test_weight_of_a_model_counts_in_the_election(bench):
 def test_more_models_than_are_looked_up(bench, weights, normalize, monkeypatch):
     tensors = fine_tuned(4, torch.float64)
     found = merged(bench, tensors, "ties", density=0.5, weights=weights, normalize=normalize)
-    monkeypatch.setattr("surgeon.merging.election._LOOKED_UP", 3)
+    monkeypatch.setattr("surgeon.merges.shared.election._LOOKED_UP", 3)
     again = merged(bench, tensors, "ties", density=0.5, weights=weights, normalize=normalize)
     reference = expected(tensors, [0.5] * 4, weights, normalize=normalize)
     for made in (found, again):
@@ -96,7 +96,7 @@ def test_more_models_than_are_looked_up(bench, weights, normalize, monkeypatch):
 
 @pytest.mark.parametrize("looked_up", [0, 8])
 def test_weights_of_agreeing_models_that_add_up_to_zero_are_an_error(bench, looked_up, monkeypatch):
-    monkeypatch.setattr("surgeon.merging.election._LOOKED_UP", looked_up)
+    monkeypatch.setattr("surgeon.merges.shared.election._LOOKED_UP", looked_up)
     tensors = [torch.zeros(2), torch.ones(2), torch.tensor([2.0, -1.0])]
     step = {"op": "ties", "models": given(bench, tensors), "density": 1, "weights": [1, -1]}
     with pytest.raises(PlanError, match="'w': weights of models that agree add up to zero"):
@@ -131,7 +131,7 @@ def test_tensor_of_many_blocks(bench, dtype):
 
 
 def test_result_does_not_depend_on_workers(bench, monkeypatch):
-    monkeypatch.setattr("surgeon.workers._SHARED_FROM", 0)
+    monkeypatch.setattr("surgeon.output.workers._SHARED_FROM", 0)
     models = given(bench, fine_tuned(2, torch.bfloat16, (700, 500)))
     step = {"op": "ties", "models": models, "density": 0.2}
     first, *others = (

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from surgeon.errors import PlanError
+from surgeon.base.errors import PlanError
 from tests.network import assert_identical, correctly_rounded, raw_bytes
 
 FLOATS = {

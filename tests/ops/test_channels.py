@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.errors import SurgeonError
+from surgeon.base.errors import SurgeonError
 from tests.network import assert_identical, correctly_rounded
 from tests.test_optimizer_state import operate
 

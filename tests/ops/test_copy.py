@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surgeon.errors import PlanError
+from surgeon.base.errors import PlanError
 from tests.network import assert_identical
 
 OLD = {"a.weight": torch.randn(3, 2), "a.bias": torch.randn(3), "h.0.w": torch.randn(2)}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surgeon.errors import CheckFailedError
+from surgeon.base.errors import CheckFailedError
 from tests.network import assert_identical
 
 OLD = {

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from surgeon import apply
-from surgeon.errors import PlanError
-from surgeon.execute import Options
+from surgeon import surgery
+from surgeon.base.errors import PlanError
+from surgeon.output.execute import Options
 from tests.network import assert_identical
 
 BASE = "base_model.model."
@@ -48,8 +48,8 @@ def of(made, module, part, kind="lora", leaf=".weight"):
 
 
 def as_folder(bench, *steps, **rest):
-    with apply.opened(bench.recipe(*steps, **rest), str(bench.input), bench.models) as opened:
-        apply.write(opened, bench.folder / "out", Options(), force=True)
+    with surgery.opened(bench.recipe(*steps, **rest), str(bench.input), bench.models) as opened:
+        surgery.write(opened, bench.folder / "out", Options(), force=True)
     return bench.folder / "out"
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from surgeon.errors import CheckpointError, PlanError
+from surgeon.base.errors import CheckpointError, PlanError
 from tests.network import assert_identical, correctly_rounded, write_adapter
 
 

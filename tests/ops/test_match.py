@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from surgeon import apply
-from surgeon.errors import CheckFailedError, PlanError, UsageError
+from surgeon import surgery
+from surgeon.base.errors import CheckFailedError, PlanError, UsageError
 from tests.network import write
 
 OLD = {"fc.weight": torch.zeros(3, 2), "fc.bias": torch.zeros(3)}
@@ -144,7 +144,7 @@ def planned(bench, monkeypatch, tmp_path_factory):
         bench.given(tensors, ties)
         wanted = step(module=f"{package}:{factory}", **({"kwargs": kwargs} if kwargs else {}))
         recipe = bench.recipe(*before, wanted)
-        with apply.opened(recipe, str(bench.input), {}, allow_code=allow_code):
+        with surgery.opened(recipe, str(bench.input), {}, allow_code=allow_code):
             pass
 
     return plan
@@ -221,7 +221,7 @@ def test_module_that_is_not_there_says_so(bench):
     recipe = bench.recipe(step(module="no_such_package.net:Net"))
     with (
         pytest.raises(PlanError, match="raised ModuleNotFoundError: No module named 'no_such_pack"),
-        apply.opened(recipe, str(bench.input), {}, allow_code=True),
+        surgery.opened(recipe, str(bench.input), {}, allow_code=True),
     ):
         pass
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from surgeon.errors import PlanError, UsageError
+from surgeon.base.errors import PlanError, UsageError
 from tests.network import assert_identical
 
 TENSOR = torch.randn(2, 3, 4, 5)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from surgeon.errors import SurgeonError
-from surgeon.execute import Options
+from surgeon.base.errors import SurgeonError
+from surgeon.output.execute import Options
 from tests.network import assert_identical, correctly_rounded
 from tests.test_optimizer_state import operate
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surgeon.errors import PlanError
+from surgeon.base.errors import PlanError
 from tests.network import assert_identical, correctly_rounded
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surgeon.errors import PlanError
+from surgeon.base.errors import PlanError
 from tests.network import assert_identical
 
 STACKED = {"h.4.w": torch.randn(3, 2, 4), "h.4.b": torch.randn(3, 2).bfloat16()}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surgeon.errors import PlanError
+from surgeon.base.errors import PlanError
 from tests.network import assert_identical
 
 W = torch.randn(3, 2)

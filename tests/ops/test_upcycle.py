@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surgeon.errors import PlanError
+from surgeon.base.errors import PlanError
 from tests.network import assert_identical
 
 NAMES = {"gate": "w1", "down": "w2", "up": "w3"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.errors import PlanError
+from surgeon.base.errors import PlanError
 from tests.network import assert_identical, raw_bytes
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.errors import SurgeonError
+from surgeon.base.errors import SurgeonError
 from surgeon.lazy import Stream
 from surgeon.ops.widen import _drawn
 from tests.network import assert_identical

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from surgeon.layout import header_sha256
+from surgeon.output.layout import header_sha256
 from surgeon.training import Manifest
 
 Json = dict[str, Any]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from small import Network, copied, train
 from torch import nn
 
-from surgeon import apply, recipe
-from surgeon.execute import Options
+from surgeon import recipe, surgery
+from surgeon.output.execute import Options
 from surgeon.training import Manifest
 
 TRAINING = {
@@ -39,8 +39,8 @@ def operated(folder: Path, written_as: str, tensors: dict[str, torch.Tensor], **
     save_file(tensors, folder / "in.safetensors")
     (folder / "recipe.json").write_text(json.dumps({"surgeon": 1, **rest}))
     wanted = recipe.load(str(folder / "recipe.json"), {})
-    with apply.opened(wanted, str(folder / "in.safetensors"), {}) as opened:
-        apply.write(opened, folder / written_as, Options(), force=False)
+    with surgery.opened(wanted, str(folder / "in.safetensors"), {}) as opened:
+        surgery.write(opened, folder / written_as, Options(), force=False)
     return folder / written_as
 
 

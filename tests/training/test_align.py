@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from small import HEAD, NAMES, Network, copied, group, loaded, network, stage, train
 from torch import Tensor, nn
 
-from surgeon import apply, recipe
-from surgeon.errors import PlanError
-from surgeon.execute import Options
+from surgeon import recipe, surgery
+from surgeon.base.errors import PlanError
+from surgeon.output.execute import Options
 from surgeon.training import Manifest, ManifestError
 
 BODY = [name for name in NAMES if name not in HEAD]
@@ -159,8 +159,8 @@ def written(folder: Path, steps: list[Any], **section: Any) -> dict[str, Any]:
     text = {"surgeon": 1, "steps": steps, "training": training}
     (folder / "recipe.json").write_text(json.dumps(text))
     wanted = recipe.load(str(folder / "recipe.json"), {})
-    with apply.opened(wanted, str(folder / "in.safetensors"), {}) as opened:
-        apply.write(opened, folder / "out.safetensors", Options(), force=False)
+    with surgery.opened(wanted, str(folder / "in.safetensors"), {}) as opened:
+        surgery.write(opened, folder / "out.safetensors", Options(), force=False)
     (entry,) = json.loads((folder / "out.manifest.json").read_text())["stages"]
     return dict(entry)
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from small import Network, batches, copied, group, loaded, network, stage
 from torch import Tensor, nn
 
-from surgeon import apply, recipe
-from surgeon.execute import Options
+from surgeon import recipe, surgery
+from surgeon.output.execute import Options
 from surgeon.training import Distillation, Manifest, ManifestError, Run
 
 WEIGHT_AND_BIAS = ["fc.weight[0:7]", "fc.bias[0:7]"]
@@ -217,8 +217,8 @@ def operated(folder: Path, steps: list[Any], source: str = "in.safetensors", **t
     written = {"surgeon": 1, "steps": steps, "training": training}
     (folder / "recipe.json").write_text(json.dumps(written))
     wanted = recipe.load(str(folder / "recipe.json"), {})
-    with apply.opened(wanted, str(folder / source), {}) as opened:
-        apply.write(opened, folder / "out.safetensors", Options(), force=False)
+    with surgery.opened(wanted, str(folder / source), {}) as opened:
+        surgery.write(opened, folder / "out.safetensors", Options(), force=False)
     return Manifest.load(folder / "out.safetensors").bind(network())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small import HEAD, group, loaded, network, saved, stage
 
-from surgeon.errors import SurgeonError
+from surgeon.base.errors import SurgeonError
 from surgeon.training import Manifest, ManifestError
 
 WARM_UP = stage("warm-up", group("head", HEAD, lr=0.5), duration={"epochs": 5})

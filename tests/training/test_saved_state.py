@@ -15,9 +15,9 @@ from small import HEAD, Network, group, loaded, network, stage
 from test_distributed import on_two_ranks
 from torch import nn
 
-from surgeon import apply, recipe
-from surgeon.errors import SurgeonError
-from surgeon.execute import Options
+from surgeon import recipe, surgery
+from surgeon.base.errors import SurgeonError
+from surgeon.output.execute import Options
 from surgeon.training import Manifest, Run
 
 Json = dict[str, Any]
@@ -72,8 +72,8 @@ def operated(folder: Path, saved: Json, *steps: Json, training: Json, **more: An
     content = {"surgeon": 1, "steps": steps, "training": training, **more}
     (folder / "recipe.json").write_text(json.dumps(content))
     wanted = recipe.load(str(folder / "recipe.json"), {})
-    with apply.opened(wanted, str(folder / "in.pt"), {}) as opened:
-        apply.write(opened, folder / "out.safetensors", Options(workers=1), force=True)
+    with surgery.opened(wanted, str(folder / "in.pt"), {}) as opened:
+        surgery.write(opened, folder / "out.safetensors", Options(workers=1), force=True)
     return folder / "out.safetensors"
 
 

@@ -1,0 +1,167 @@
+"""What surgeon knows: its ops, their parameters, the initialisations, the ready-made recipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import surgeon.merges
+import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
+from surgeon.base.errors import UsageError, did_you_mean
+from surgeon.base.schema import Schema
+from surgeon.base.tables import indented, table
+from surgeon.draft.registry import OPS, Op
+from surgeon.initialisers import INITIALISERS
+from surgeon.recipe import read_json, ready_made
+
+Json = dict[str, Any]
+_GROUPS = ("structure", "size", "values", "merge", "check")
+
+
+def _ordered() -> list[Op]:
+    return sorted(OPS.values(), key=lambda op: (_GROUPS.index(op.group), op.name))
+
+
+def as_json() -> list[Json]:
+    """Return every op in short."""
+    return [
+        {"name": op.name, "group": op.group, "summary": op.summary, "paper": op.paper}
+        for op in _ordered()
+    ]
+
+
+def table_of_ops() -> str:
+    """Return a row for every op, and the names of the initialisations."""
+    rows = [(op.name, op.group, op.summary, op.paper or "") for op in _ordered()]
+    inits = ", ".join(INITIALISERS)
+    return (
+        table(("op", "group", "what it does", "paper"), rows)
+        + f"\n\ninitialisations (`surgeon ops widen` explains them): {inits}"
+    )
+
+
+def _find(name: str) -> Op:
+    if name not in OPS:
+        hint = did_you_mean(name, OPS) or f"; there are {', '.join(OPS)}"
+        raise UsageError(f"there is no op '{name}'{hint}")
+    return OPS[name]
+
+
+def _step(op: Op) -> Json:
+    return {"op": op.name, **op.example}
+
+
+def one_as_json(name: str) -> Json:
+    """Return all that is known of an op; raises UsageError for a name that is none."""
+    op = _find(name)
+    return {
+        "name": op.name,
+        "group": op.group,
+        "summary": op.summary,
+        "doc": op.doc,
+        "parameters": op.parameters,
+        "example": _step(op),
+        "paper": op.paper,
+    }
+
+
+def page(name: str) -> str:
+    """Return an op's page; raises UsageError for a name that is none."""
+    op = _find(name)
+    properties: dict[str, Schema] = op.parameters["properties"]
+    required = op.parameters.get("required", [])
+    rows = [
+        (
+            word,
+            type_text(schema),
+            "required" if word in required else default_text(schema),
+            schema.get("description", ""),
+        )
+        for word, schema in properties.items()
+    ]
+    parts = [f"{op.name} ({op.group})", op.doc]
+    if rows:
+        parts.append("parameters\n" + indented(table(("name", "type", "default", "what"), rows)))
+    if choices := op.parameters.get("oneOf"):
+        words = [choice["required"][0] for choice in choices]
+        parts.append(f"exactly one of {', '.join(words)} must be given")
+    parts.append("example\n" + indented(json.dumps(_step(op), ensure_ascii=False)))
+    if "init" in properties:
+        parts.append("initialisations\n" + indented(_initialisations()))
+    if op.paper:
+        parts.append(f"paper\n  {op.paper}")
+    return "\n\n".join(parts)
+
+
+def _initialisations() -> str:
+    rows = []
+    for name, row in INITIALISERS.items():
+        required = row.schema.get("required", [])
+        parameters = [
+            word if word in required else f"{word}={default_text(schema)}"
+            for word, schema in row.schema["properties"].items()
+        ]
+        rows.append((name, ", ".join(parameters), row.about))
+    return table(("name", "parameters", "what"), rows)
+
+
+def default_text(schema: Schema) -> str:
+    """Return a parameter's default as a recipe would say it, nothing where it has none."""
+    return json.dumps(schema["default"]) if "default" in schema else ""
+
+
+def type_text(schema: Mapping[str, Any]) -> str:
+    """Return in a few words what values a schema allows."""
+    if "enum" in schema:
+        return " or ".join(json.dumps(value) for value in schema["enum"])
+    if "const" in schema:
+        return json.dumps(schema["const"])
+    if "type" in schema:
+        kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+        return " or ".join(dict.fromkeys(_kind_text(kind, schema) for kind in kinds
+                                         if kind != "null"))  # fmt: skip
+    branches = [type_text(branch) for branch in schema.get("anyOf", [])]
+    return " or ".join(dict.fromkeys(word for word in branches if word)) or "any"
+
+
+def _kind_text(kind: str, schema: Mapping[str, Any]) -> str:
+    if kind == "array" and "items" in schema:
+        inner = type_text(schema["items"])
+        return f"[{inner}, ...]"
+    if kind == "object" and (words := schema.get("properties")):
+        return "{" + ", ".join(words) + "}"
+    return str(kind)
+
+
+def recipes() -> list[Json]:
+    """Return the ready-made recipes."""
+    found = []
+    for name, path in ready_made().items():
+        text = read_json(path, path.name)
+        found.append(
+            {
+                "name": name,
+                "path": str(path),
+                "vars": text.get("vars", {}),
+                "models": text.get("models", {}),
+                "about": text.get("about", ""),
+            }
+        )
+    return found
+
+
+def table_of_recipes() -> str:
+    """Return a row for every ready-made recipe."""
+    rows = [
+        (
+            row["name"],
+            ", ".join(
+                word if value is None else f"{word}={json.dumps(value)}"
+                for word, value in row["vars"].items()
+            ),
+            row["about"],
+        )
+        for row in recipes()
+    ]
+    return table(("recipe", "variables", "what it does"), rows)

@@ -1,0 +1,72 @@
+"""What options of the command line mean, and those that several commands have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from surgeon.base.errors import UsageError
+
+
+def _pairs(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> dict[str, str]:
+    """Split each NAME=VALUE."""
+    pairs: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"'{text}' is not {parameter.metavar}")
+        if name in pairs:
+            raise click.BadParameter(f"'{name}' is given twice")
+        pairs[name] = value
+    return pairs
+
+
+def _json_pairs(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> dict[str, Any]:
+    """Split each NAME=JSON; what is not JSON is a string."""
+    return {n: _json_or_text(text) for n, text in _pairs(context, parameter, values).items()}
+
+
+def _json_or_text(text: str) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    from surgeon.base.units import parse_size
+
+    try:
+        return None if value is None else parse_size(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+set_option = click.option(
+    "--set", "variables", metavar="VAR=JSON", multiple=True, callback=_json_pairs,
+    help="Give a variable of the recipe a value; what is not JSON is a string.",
+)  # fmt: skip
+model_option = click.option(
+    "--model", "named", metavar="NAME=PATH", multiple=True, callback=_pairs,
+    help="Say where a model of the recipe is.",
+)  # fmt: skip
+optimizer_option = click.option(
+    "--optimizer", metavar="FILE[#NAME]",
+    help="Where the optimizer's state is that is to go through the same surgery; 'none' leaves "
+    "behind the one in INPUT, which is taken where a stage carries it.",
+)  # fmt: skip
+allow_code_option = click.option(
+    "--allow-code", is_flag=True,
+    help="Let `match` import and run the module that the recipe names.",
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

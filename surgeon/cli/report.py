@@ -1,0 +1,387 @@
+"""What apply, plan, inspect, diff and verify say: text for people, and the same as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from surgeon.base.errors import listed
+from surgeon.base.regions import count, parsed, remainder, split_block
+from surgeon.base.tables import indented, json_text, number, plural, shape_text, shown, table
+from surgeon.base.units import spoken_size
+from surgeon.draft import Tensors, is_wholly_new
+from surgeon.draft.registry import OPS
+from surgeon.lazy import ByteRange, LazyTensor
+from surgeon.manifest.stages import is_parameter
+from surgeon.output.layout import OutputFile, ties
+from surgeon.recipe.lineage import Change
+from surgeon.recipe.plan import Plan, StepSummary
+from surgeon.surgery import Opened, Result, layouts
+
+Json = dict[str, Any]
+# A group of optimizer settings is shown in columns of its own for these, the rest in one.
+_OWN_COLUMNS = ("name", "params", "lr", "weight_decay")
+_VERBS = {"rename": "renamed from", "copy": "copied from", "tie": "tied to"}
+# A value of a config takes no more of a line; labels can be a thousand.
+_WIDEST = 60
+
+
+def written_bytes(tensors: Tensors) -> int:
+    """Return the bytes of all tensors that are written, tied ones once."""
+    owned = {id(tensor): tensor for tensor in tensors.values()}
+    return sum(tensor.spec.size_bytes for tensor in owned.values())
+
+
+def lost(plan: Plan) -> list[str]:
+    """Return the input's tensors that are in no tensor of the output, under whatever name."""
+    if not plan.dropped:
+        return []
+    used = {
+        name for changes in plan.lineage.values() for change in changes for name in change.from_
+    }
+    return [name for name in plan.dropped if name not in used]
+
+
+# apply
+
+
+def applied(opened: Opened, result: Result, seconds: float) -> list[str]:
+    """Return what apply did: notes, a line per step, totals."""
+    plan, written = opened.plan, result.written
+    lines = [f"note: {shown(note)}" for note in [*opened.notes, *written.notes]]
+    lines += [_step_line(index, step) for index, step in enumerate(plan.steps)]
+    kinds = [_kind(tensor) for tensor in plan.tensors.values()]
+    parts = [f"{kinds.count(kind):,} {kind}" for kind in ("copied", "computed", "created")]
+    parts += [f"{len(lost(plan)):,} dropped"]
+    lines.append(f"{plural(len(kinds), 'tensor')}: {', '.join(parts)}")
+    total = written.copied_bytes + written.computed_bytes + written.linked_bytes
+    linked = f"{spoken_size(written.linked_bytes)} linked, " if written.linked_bytes else ""
+    lines.append(
+        f"{spoken_size(total)}: {linked}{spoken_size(written.copied_bytes)} copied, "
+        f"{spoken_size(written.computed_bytes)} computed, in {seconds:.1f} s"
+    )
+    if result.besides and (changes := result.besides.changes):
+        lines.append(shown(f"config.json: {', '.join(map(_in_words, changes))}"))
+    if result.optimizer:
+        lines.append(f"{_state_line(opened)}; in {shown(str(result.optimizer))}")
+    return lines
+
+
+def _state_line(opened: Opened) -> str:
+    """Return where an optimizer's state comes from, and which parameters go on with it."""
+    assert opened.state is not None
+    tensors = opened.plan.tensors
+    blocks: dict[str, list[str]] = {}
+    for block in opened.state.parameters:
+        name = block if block in tensors else split_block(block)[0]
+        blocks.setdefault(name, []).append(block)
+    whole = {name for name, found in blocks.items() if _is_all(name, tensors[name], found)}
+    parts = [block for name in blocks if name not in whole for block in blocks[name]]
+    without = [
+        name
+        for name in tensors.keys() - blocks.keys() - ties(tensors).keys()
+        if is_parameter(name, tensors[name].spec.dtype)
+    ]
+    said = [f"whole for {_parameters(whole)}"] if whole else []
+    said += [f"in part for {_parameters(blocks.keys() - whole)} ({listed(parts)})"] if parts else []
+    said += [f"not for {_parameters(without)} ({listed(sorted(without))})"] if without else []
+    return f"optimizer state of {shown(opened.state.place)}: goes on {', '.join(said)}"
+
+
+def _parameters(names: Collection[str]) -> str:
+    return plural(len(names), "parameter")
+
+
+def _is_all(name: str, tensor: LazyTensor, blocks: Sequence[str]) -> bool:
+    """Say whether a tensor's blocks, or its own name, are all of it."""
+    shape = tensor.spec.shape
+    slices = [None if block == name else split_block(block)[1] for block in blocks]
+    return not remainder(shape, [parsed(found, shape) for found in slices])
+
+
+def _in_words(change: Json) -> str:
+    before = f" {_json(change['before'])} ->" if "before" in change else ""
+    return f"{change['key']}{before} {_json(change['after'])}"
+
+
+def _json(value: object) -> str:
+    text = json_text(_valid(value))
+    if len(text) <= _WIDEST:
+        return text
+    if isinstance(value, dict | list):
+        return f"({len(value):,} entries)"
+    return f"{text[: _WIDEST - 3]}..."
+
+
+def _valid(value: Any) -> Any:
+    """Return a value of a config as JSON can hold it: transformers writes infinities, too."""
+    match value:
+        case float() if not isfinite(value):
+            return json.dumps(value)
+        case dict():
+            return {key: _valid(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_valid(item) for item in value]
+    return value
+
+
+def _config_table(opened: Opened) -> str:
+    """Return what a model folder's config.json becomes, and what to know of the folder."""
+    rows = [
+        (
+            change["key"],
+            _json(change["before"]) if "before" in change else "",
+            _json(change["after"]),
+        )
+        for change in opened.besides.changes
+    ]
+    parts = [table(("config.json", "before", "after"), rows)] if rows else []
+    return "\n".join([*parts, *(f"note: {shown(note)}" for note in opened.besides.notes)])
+
+
+def _state_as_json(opened: Opened, file: Path | None = None) -> Json | None:
+    if opened.state is None:
+        return None
+    return {
+        **({"file": str(file)} if file else {}),
+        "from": opened.state.place,
+        "parameters": list(opened.state.parameters),
+        "reset": {reason: list(names) for reason, names in opened.state.reset.items()},
+    }
+
+
+def _kind(tensor: LazyTensor) -> str:
+    if tensor.new() and is_wholly_new(tensor):
+        return "created"
+    pieces = tensor.pieces(0, tensor.spec.count) if tensor.spec.count else ()
+    return "copied" if all(isinstance(piece, ByteRange) for piece in pieces) else "computed"
+
+
+def _step_line(index: int, step: StepSummary) -> str:
+    named = step.op if step.step == str(index) else f"{step.step} ({step.op})"
+    counts = {"added": step.added, "changed": step.changed, "removed": step.removed}
+    parts = [f"{len(names):,} {word}" for word, names in counts.items() if names]
+    return f"[{index}] {named}: {', '.join(parts) or 'no tensor changed'}"
+
+
+def _steps_as_json(plan: Plan) -> list[Json]:
+    return [
+        {
+            "step": step.step,
+            "op": step.op,
+            "added": list(step.added),
+            "changed": list(step.changed),
+            "removed": list(step.removed),
+            "notes": list(step.notes),
+        }
+        for step in plan.steps
+    ]
+
+
+def _files_as_json(files: Iterable[OutputFile]) -> list[Json]:
+    return [
+        {"file": file.name, "bytes": file.size_bytes, "header_sha256": file.header_sha256}
+        for file in files
+    ]
+
+
+def applied_as_json(opened: Opened, result: Result) -> Json:
+    """Return what apply did; the same for the same recipe and inputs."""
+    return {
+        "output": str(result.output),
+        "manifest": str(result.manifest),
+        "files": _files_as_json(result.files),
+        "tensors": len(opened.plan.tensors),
+        "copied_bytes": result.written.copied_bytes,
+        "computed_bytes": result.written.computed_bytes,
+        "linked_bytes": result.written.linked_bytes,
+        "dropped": lost(opened.plan),
+        "optimizer_state": _state_as_json(opened, result.optimizer),
+        "config": _valid(result.besides.changes) if result.besides else [],
+        "steps": _steps_as_json(opened.plan),
+        "notes": [*opened.notes, *result.written.notes],
+    }
+
+
+# plan
+
+
+def planned(opened: Opened) -> str:
+    """Return what a recipe would do: changed tensors, checks, training stages."""
+    plan = opened.plan
+    parts = [_changes_table(opened), _unchanged_line(plan), _config_table(opened)]
+    places: dict[str, int] = {}
+    for place, _ in plan.checks:
+        places[place] = places.get(place, 0) + 1
+    if places:
+        lines = [f"  {place}: {plural(n, 'look')} at tensor values" for place, n in places.items()]
+        parts.append("\n".join(["apply checks first", *lines]))
+    if opened.state:
+        parts.append(_state_line(opened))
+    if opened.stages.optimizer:
+        parts.append(f"optimizer {_called(opened.stages.optimizer)}")
+    if teacher := opened.stages.teacher:
+        parts.append(
+            f"teacher {shown(teacher['model'])}, temperature {teacher['temperature']}, "
+            f"weight {teacher['weight']}: {', '.join(map(shown, teacher['outputs']))}"
+        )
+    parts += [_stage(stage, plan) for stage in opened.stages.stages]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _called(wanted: Mapping[str, Any]) -> str:
+    arguments = ", ".join(f"{key}={value!r}" for key, value in wanted["args"].items())
+    return shown(f"{wanted['class']}({arguments})")
+
+
+def _changes_table(opened: Opened) -> str:
+    plan, before = opened.plan, opened.input.tensors
+    aliases = ties(plan.tensors)
+    rows = []
+    for name, tensor in plan.tensors.items():
+        if not (changes := plan.lineage[name]):
+            continue
+        old = before.get(_earlier_name(name, changes))
+        spec, was = tensor.spec, old.spec if old else tensor.spec
+        what = [_change(change, name) for change in changes]
+        if name in aliases:
+            what.append(f"tied to {aliases[name]}")
+        rows.append(
+            (
+                name,
+                _before_after(was.dtype, spec.dtype),
+                _before_after(shape_text(was.shape), shape_text(spec.shape)),
+                "; ".join(dict.fromkeys(what)),
+            )
+        )
+    for name in lost(plan):
+        spec = before[name].spec
+        rows.append((name, spec.dtype, shape_text(spec.shape), "dropped"))
+    return table(("name", "dtype", "shape", "what"), rows) if rows else ""
+
+
+def _before_after(before: str, after: str) -> str:
+    return after if before == after else f"{before} -> {after}"
+
+
+def _earlier_name(name: str, changes: Sequence[Change]) -> str:
+    """Return what the input calls a tensor that was perhaps renamed."""
+    for change in reversed(changes):
+        if change.op == "rename" and change.from_:
+            name = change.from_[0]
+    return name
+
+
+def _change(change: Change, name: str) -> str:
+    """Return one item of a lineage in words."""
+    inits = f" ({', '.join(change.init)})" if change.init else ""
+    words = [f"{_block(block)} new{inits}".lstrip() for block in change.new]
+    if change.from_:
+        sources = ", ".join(change.from_)
+        merges = change.op in OPS and OPS[change.op].group == "merge"
+        if change.into:
+            verb = f"{change.into}: {change.op} of"
+        else:
+            verb = _VERBS.get(change.op, f"{change.op} {'with' if merges else 'from'}")
+        words.append(f"{verb} {sources}")
+    if change.parameters:
+        given = ", ".join(f"{word} {_json(value)}" for word, value in change.parameters.items())
+        words = [f"{', '.join(words)} ({given})"]
+    return ", ".join(words) or change.op
+
+
+def _block(block: str) -> str:
+    """Return `rows 7:8` for `fc.weight[7:8]`, nothing for a whole tensor."""
+    _, slices = split_block(block)
+    if slices is None:
+        return ""
+    parts = slices.split(",")
+    if len(parts) == 1:
+        return f"rows {slices}"
+    return f"columns {parts[1]}" if len(parts) == 2 and parts[0] == ":" else f"[{slices}]"
+
+
+def _unchanged_line(plan: Plan) -> str:
+    same = [plan.tensors[name] for name, changes in plan.lineage.items() if not changes]
+    size = sum(
+        tensor.spec.size_bytes for tensor in {id(tensor): tensor for tensor in same}.values()
+    )
+    stay = "stays as it is" if len(same) == 1 else "stay as they are"
+    return f"{plural(len(same), 'tensor')} ({spoken_size(size)}) {stay}"
+
+
+def _stage(stage: Json, plan: Plan) -> str:
+    duration = ", ".join(f"{n} {unit}" for unit, n in stage.get("duration", {}).items())
+    title = f"stage {shown(stage['name'])}{f', {duration}' if duration else ''}"
+    rows = [
+        (
+            group["name"],
+            f"{len(group['params']):,}",
+            f"{_elements(group['params'], plan):,}",
+            number(group.get("lr")),
+            number(group.get("weight_decay")),
+            ", ".join(f"{k}={v!r}" for k, v in group.items() if k not in _OWN_COLUMNS),
+        )
+        for group in stage["groups"]
+    ]
+    frozen = stage["frozen"]
+    if frozen:
+        rows.append(("(frozen)", f"{len(frozen):,}", f"{_elements(frozen, plan):,}", "", "", ""))
+    headers = ("group", "parameters", "elements", "lr", "weight_decay", "settings")
+    lines = [title, indented(table(headers, rows, right=headers[1:5]))]
+    if stage["eval_modules"]:
+        lines.append(f"  in eval mode: {', '.join(map(shown, stage['eval_modules']))}")
+    if "scheduler" in stage:
+        lines.append(f"  scheduler {_called(stage['scheduler'])}")
+    for action in stage.get("after", []):
+        lines.append(f"  in the end aligns {', '.join(map(shown, action['align_rows']))}")
+    return "\n".join(lines)
+
+
+def _elements(params: Iterable[str], plan: Plan) -> int:
+    def of_one(param: str) -> int:
+        if param in plan.tensors:
+            return plan.tensors[param].spec.count
+        name, slices = split_block(param)
+        return count(parsed(slices, plan.tensors[name].spec.shape))
+
+    return sum(map(of_one, params))
+
+
+def planned_as_json(opened: Opened) -> Json:
+    """Return a plan as a document for CI."""
+    recipe, plan = opened.recipe, opened.plan
+    tensors: Json = {}
+    for name, tensor in plan.tensors.items():
+        lineage = [change.as_json() for change in plan.lineage[name]]
+        tensors[name] = {
+            "dtype": tensor.spec.dtype,
+            "shape": list(tensor.spec.shape),
+            "lineage": lineage,
+        }
+    # Any folder will do: what is asked for is the shards' names and sizes.
+    folder = Path("out") if recipe.output.keys() & {"shard_size", "config"} else None
+    return {
+        "recipe": {
+            "file": recipe.label,
+            "sha256": recipe.sha256,
+            "about": recipe.about,
+            "vars": dict(recipe.variables),
+            "seed": recipe.seed,
+        },
+        "steps": _steps_as_json(plan),
+        "tensors": tensors,
+        "ties": ties(plan.tensors),
+        "dropped": lost(plan),
+        "files": _files_as_json(layouts(opened, folder)),
+        "checks": [place for place, _ in plan.checks],
+        "optimizer": opened.stages.optimizer,
+        "optimizer_state": _state_as_json(opened),
+        "config": _valid(opened.besides.changes),
+        "teacher": opened.stages.teacher,
+        "stages": opened.stages.stages,
+        "notes": [*opened.notes, *opened.besides.notes],
+    }

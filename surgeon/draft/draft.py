@@ -1,0 +1,148 @@
+"""The state while the steps run: names bound to tensors that are not computed yet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from surgeon.base import patterns
+from surgeon.base.errors import PlanError, did_you_mean
+from surgeon.base.regions import whole
+from surgeon.lazy import LazyTensor, Scratch, Stream, TensorSpec
+
+Tensors = dict[str, LazyTensor]
+MODEL_WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+class ModuleTensor(NamedTuple):
+    """A parameter or persistent buffer of a torch module; tied names have one `owner`."""
+
+    shape: tuple[int, ...]
+    owner: str
+
+
+# Looks at tensor data before anything is written: raises, or returns a line to report.
+Check = Callable[[Scratch], str | None]
+
+
+class Outside(NamedTuple):
+    """What steps may read besides the state: other checkpoints' headers and JSON files."""
+
+    open_model: Callable[[str], Tensors]
+    read_json: Callable[[str], Any]
+    build_module: Callable[[str, Mapping[str, Any]], Mapping[str, ModuleTensor]]
+
+
+@dataclass
+class Draft:
+    """Names bound to LazyTensors; names that share one object are tied."""
+
+    tensors: Tensors
+    models: dict[str, Tensors]
+    outside: Outside
+    seed: int = 0
+    step: str = ""
+    optional: bool = False
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    # What a folder as output has beside the weights: JSON files by name; and how these are called.
+    sidecars: dict[str, Any] = field(default_factory=dict)
+    weights_file: str = MODEL_WEIGHTS
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        return self.tensors[name]
+
+    def spec(self, name: str) -> TensorSpec:
+        return self.tensors[name].spec
+
+    def select(self, target: str | Sequence[str]) -> list[str]:
+        """Return the names that a target selects; raises PlanError where that is nothing."""
+        return patterns.select(
+            target, self.tensors, special=_Special(self.tensors), optional=self.optional
+        )
+
+    def modules(self, target: str | Sequence[str]) -> dict[str, list[str]]:
+        """Return what a target selects as {module: the selected tensors directly in it}."""
+        found: dict[str, list[str]] = {}
+        for name in self.select(target):
+            found.setdefault(name.rpartition(".")[0], []).append(name)
+        return found
+
+    def captured(
+        self, pattern: str, among: Tensors | None = None
+    ) -> list[tuple[str, patterns.Captures]]:
+        """Return the names that one pattern matches, each with what it captures."""
+        names = self.tensors if among is None else among
+        found = patterns.captured(pattern, names)
+        if not found and not self.optional:
+            raise PlanError(*patterns.nothing_matches([pattern], names))
+        return found
+
+    def model(self, name: str) -> Tensors:
+        """Return the tensors of another model; raises PlanError for a name that is not one."""
+        if name not in self.models:
+            listed = ", ".join(f"'{model}'" for model in self.models) or "none"
+            hint = did_you_mean(name, self.models)
+            raise PlanError(f"there is no model '{name}'{hint or f'; the models are: {listed}'}")
+        return self.models[name]
+
+    def tied(self, name: str) -> list[str]:
+        """Return all names that are bound to the same tensor, the name itself included."""
+        tensor = self.tensors[name]
+        return [other for other, bound in self.tensors.items() if bound is tensor]
+
+    def shared(self) -> set[str]:
+        """Return all names that are tied to another."""
+        uses = Counter(map(id, self.tensors.values()))
+        return {name for name, tensor in self.tensors.items() if uses[id(tensor)] > 1}
+
+    def replace(self, changes: Mapping[str, LazyTensor]) -> None:
+        """Bind names, and every name tied to one of them, to other tensors."""
+        by_identity = {id(self.tensors[name]): tensor for name, tensor in changes.items()}
+        self.tensors = {
+            name: by_identity.get(id(tensor), tensor) for name, tensor in self.tensors.items()
+        }
+
+    def stream(self, name: str) -> Stream:
+        """Return the random stream of a tensor in this step."""
+        return Stream(self.seed, self.step, name)
+
+    def check(self, check: Check) -> None:
+        """Have tensor data looked at before the first byte is written."""
+        self.checks.append(check)
+
+
+def is_wholly_new(tensor: LazyTensor) -> bool:
+    """Say whether all of a tensor was created by the recipe."""
+    return tensor.new() == (whole(tensor.spec.shape),)
+
+
+class _Special(Mapping[str, Collection[str]]):
+    """What `@new` and `@vectors` are for a step: whole tensors only, found when asked for."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, word: str) -> Collection[str]:
+        if word == "@vectors":
+            return [name for name, tensor in self._tensors.items() if len(tensor.spec.shape) <= 1]
+        if word != "@new":
+            raise KeyError(word)
+        partly = [
+            name
+            for name, tensor in self._tensors.items()
+            if tensor.new() and not is_wholly_new(tensor)
+        ]
+        if partly:
+            listed = ", ".join(f"'{name}'" for name in partly)
+            raise PlanError(f"'@new' holds parts of {listed}, but a step acts on whole tensors")
+        return [name for name, tensor in self._tensors.items() if tensor.new()]
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(patterns.SPECIAL)
+
+    def __len__(self) -> int:
+        return len(patterns.SPECIAL)

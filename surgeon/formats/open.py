@@ -1,0 +1,221 @@
+"""Readers of checkpoints: headers only, told apart by magic bytes, nothing ever executed."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from surgeon.base.errors import CheckpointError
+from surgeon.formats.checkpoint import Checkpoint, Contents, Opaque, Record
+from surgeon.formats.containers import choose, unwrapped
+from surgeon.formats.files import InputFile, Window
+from surgeon.formats.folders import is_distributed, open_folder, open_index
+from surgeon.formats.foreign import foreign, is_foreign
+from surgeon.formats.optimizers import SavedState, state_in, state_of_ours
+from surgeon.formats.safetensors import has_header, header_of, open_safetensors
+from surgeon.formats.torch_legacy import is_legacy, read_legacy
+from surgeon.lazy import forms
+
+__all__ = [
+    "Checkpoint",
+    "Contents",
+    "Opaque",
+    "Record",
+    "SavedState",
+    "header_of",
+    "open_checkpoint",
+    "open_contents",
+    "open_optimizer",
+]
+
+# Enough for every magic number that `foreign` knows.
+_START = 512
+
+
+def open_checkpoint(location: str) -> Checkpoint:
+    """Open `in.pt`, `in.pt#model.ema`, a safetensors file, a model folder or its index file.
+
+    Reads headers only. Raises CheckpointError, one line per problem.
+    """
+    with _collection_paused():
+        return _open(*_split(location))
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Headers become many objects and no cycles: searching for those takes a fifth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
+def _closed_on_failure(opened: InputFile | Contents) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _open(path: Path, inner: str) -> Checkpoint:
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{path}: no such file")
+    if not _is_folder(path):
+        checkpoint = _open_file(path, inner)
+    elif is_distributed(path):
+        contents = _distributed(path)
+        with _closed_on_failure(contents):
+            checkpoint = _torch(contents, inner)
+    elif inner:
+        raise CheckpointError(f"{path}: a folder has no containers; leave '#{inner}' away")
+    else:
+        checkpoint = open_folder(path, _open_file)
+    tensors, prefix = unwrapped(checkpoint.tensors)
+    if not prefix:
+        return checkpoint
+    shards, _ = unwrapped(checkpoint.shards)
+    note = f"removed the prefix {prefix!r} that all names share"
+    notes = (*checkpoint.notes, note)
+    return replace(checkpoint, tensors=tensors, shards=shards, notes=notes, safetensors=())
+
+
+def open_contents(path: Path) -> Contents:
+    """Return everything that a torch file holds, optimizer states and all.
+
+    Raises CheckpointError where it is no torch file, or refers to what could run code.
+    """
+    file = InputFile(path)
+    with _closed_on_failure(file):
+        start = file.read(0, min(_START, file.size_bytes))
+        if not _is_torch(start):
+            raise CheckpointError(f"{path}: found {foreign(start)[0]}, expected a torch file")
+        return _contents(file, start)
+
+
+def open_optimizer(location: str) -> SavedState:
+    """Open an optimizer's state: `in.pt#optimizer`, or a safetensors file that surgeon wrote.
+
+    Reads headers only. Raises CheckpointError, one line per problem.
+    """
+    path, inner = _split(location)
+    if _is_folder(path) and is_distributed(path):
+        with _collection_paused():
+            contents = _distributed(path)
+            with _closed_on_failure(contents):
+                return state_in(contents, inner)
+    file = InputFile(path)
+    with _closed_on_failure(file), _collection_paused():
+        start = file.read(0, min(_START, file.size_bytes))
+        if _is_torch(start):
+            return state_in(_contents(file, start), inner)
+        if inner or not has_header(file.size_bytes, start) or is_foreign(start):
+            what = f"no container {inner!r}" if inner else foreign(start)[0]
+            raise CheckpointError(f"{path}: found {what}, expected an optimizer's state")
+        return state_of_ours(open_safetensors(file))
+
+
+def _split(location: str) -> tuple[Path, str]:
+    """Split `in.pt#model.ema` at the last '#' before which there is a file."""
+    path, end = location, len(location)
+    while not os.path.exists(path):  # noqa: PTH110 (Path.exists raises where it may not look)
+        end = location.rfind("#", 0, end)
+        if end < 0:
+            name, _, inner = location.rpartition("#")
+            return (Path(name), inner) if name else (Path(location), "")
+        path = location[:end]
+    return Path(path), location[end + 1 :]
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises where it may not look)
+
+
+def _is_torch(start: bytes) -> bool:
+    return start.startswith(b"PK") or is_legacy(start)
+
+
+def _open_file(path: Path, inner: str = "") -> Checkpoint:
+    """Open one file by its first bytes."""
+    file = InputFile(path)
+    with _closed_on_failure(file):
+        start = file.read(0, min(_START, file.size_bytes))
+        if _is_torch(start):
+            return _torch(_contents(file, start), inner)
+        if inner:
+            raise CheckpointError(
+                f"{path}: only torch files have containers; leave '#{inner}' away"
+            )
+        if has_header(file.size_bytes, start) and not is_foreign(start):
+            return open_safetensors(file)
+        if not (start.lstrip().startswith(b"{") and b'"' in start):
+            what, hint = foreign(start)
+            raise CheckpointError(f"{path}: found {what}, expected safetensors or torch; {hint}")
+    file.close()
+    return open_index(path, _open_file)
+
+
+def _contents(file: InputFile, start: bytes) -> Contents:
+    try:
+        return read_legacy(file) if is_legacy(start) else _archived(file)
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: {error}") from None
+
+
+def _archived(file: InputFile | Window) -> Contents:
+    """Return what a torch archive holds; raises ValueError with what is wrong with it."""
+    # Here, since most files are not torch's.
+    from surgeon.formats.opcodes import read as read_pickle
+    from surgeon.formats.torch_values import TorchWorld
+    from surgeon.formats.torch_zip import open_archive
+
+    archive = open_archive(file)
+    data = archive.read("data.pkl")
+    world = TorchWorld(file, archive.members)
+    try:
+        value = read_pickle(data, world)
+    except ValueError as error:
+        raise ValueError(f"data.pkl: {error}") from None
+    return Contents(
+        path=file.path,
+        value=value,
+        header_sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=file.size_bytes,
+        origins=world.origins if archive.states_checksums else {},
+        close=file.close,
+        weight_files=(file.path,),
+    )
+
+
+def _distributed(folder: Path) -> Contents:
+    from surgeon.formats.distributed import open_distributed
+    from surgeon.formats.opcodes import read as read_pickle
+
+    return open_distributed(folder, read_pickle, _archived)
+
+
+def _torch(contents: Contents, inner: str) -> Checkpoint:
+    tensors, notes = choose(contents.value, inner, str(contents.path))
+    origins = contents.origins
+    held = [form for tensor in tensors.values() for form in forms(tensor) if form in origins]
+    used = {id(origins[form]): origins[form] for form in held}
+    return Checkpoint(
+        path=contents.path,
+        tensors=tensors,
+        header_sha256=contents.header_sha256,
+        size_bytes=contents.size_bytes,
+        notes=notes,
+        records=tuple(used.values()),
+        contents=contents,
+        weight_files=contents.weight_files,
+        closers=(contents.close,),
+    )

@@ -1,0 +1,1 @@
+"""Looking at checkpoints: inspect, diff, compare, verify, and pictures of them."""

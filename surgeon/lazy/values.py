@@ -1,0 +1,53 @@
+"""Looking at tensors' values before anything is written."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from surgeon.base.errors import PlanError
+from surgeon.lazy import BLOCK, LazyTensor, Scratch, raised_blocks
+from surgeon.numeric.dtypes import DTYPES, LARGEST, Array
+
+
+def same_values(a: LazyTensor, b: LazyTensor, scratch: Scratch) -> bool:
+    """Say whether two tensors of one spec hold the same bytes."""
+    if a is b:
+        return True
+    for start in range(0, a.spec.count, BLOCK):
+        stop = min(start + BLOCK, a.spec.count)
+        with scratch.scope():
+            x, y = (t.elements(start, stop, scratch).view(np.uint8) for t in (a, b))
+            if not np.array_equal(x, y):
+                return False
+    return True
+
+
+def is_finite(block: Array) -> bool:
+    """Say whether a block of floats holds neither NaN nor Inf."""
+    # One cheap pass: a sum is finite unless an element is not, or (looked at closer) it overflows.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.add.reduce(block, axis=None)
+    return bool(np.isfinite(total) or np.isfinite(block).all())
+
+
+def require_finite(block: Array, what: str) -> None:
+    """Raise PlanError where a block holds NaN or Inf."""
+    if not is_finite(block):
+        raise PlanError(f'{what} holds NaN or Inf; "nonfinite": "allow" lets them through')
+
+
+def beyond(name: str, dtype: str) -> PlanError:
+    """Return the error of a result that a dtype has no finite value for."""
+    return PlanError(f"'{name}': the result is beyond {dtype}'s largest value {LARGEST[dtype]:g}")
+
+
+def is_finite_tensor(tensor: LazyTensor, scratch: Scratch) -> bool:
+    """Say whether a tensor holds neither NaN nor Inf; integers never do."""
+    if DTYPES[tensor.spec.dtype].kind != "float":
+        return True
+    for start in range(0, tensor.spec.count, BLOCK):
+        with scratch.scope():
+            stop = min(start + BLOCK, tensor.spec.count)
+            if not is_finite(raised_blocks([tensor], start, stop, scratch)[0]):
+                return False
+    return True

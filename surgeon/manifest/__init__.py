@@ -1,0 +1,1 @@
+"""What the next training run reads: the manifest, its stages, the optimizer's state."""

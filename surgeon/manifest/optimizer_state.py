@@ -1,0 +1,312 @@
+"""Take an optimizer's state through the surgery that its parameters went through.
+
+A planned tensor is a tree of forms over the input's tensors. What an optimizer keeps for each of
+its elements is the same tree over what it kept for theirs: renames, ties, selections and joins
+then follow by themselves. What a recipe creates has no state, nor has what it computes of several
+tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from surgeon import __version__
+from surgeon.base.errors import SurgeonError, listed
+from surgeon.base.regions import Region, remainder, spelled
+from surgeon.draft import Tensors
+from surgeon.formats import Checkpoint, Record, SavedState, open_optimizer
+from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
+from surgeon.initialisers.places import Bound
+from surgeon.lazy import (
+    Copied,
+    Elementwise,
+    Fresh,
+    Joined,
+    LazyTensor,
+    Rearranged,
+    Scaled,
+    Selected,
+    Sharded,
+    Stored,
+    Stream,
+    Strided,
+    TensorSpec,
+    detached,
+    forms,
+)
+from surgeon.manifest.optimizer_names import matched, place
+from surgeon.numeric.dtypes import DTYPES
+from surgeon.output.layout import OutputFile, lay_out, ties
+
+Bytes = tuple[object, ...]
+_ZEROS = Bound("zeros", lambda start, stop, stream, scratch: np.zeros(stop - start))
+# What --optimizer says to leave the state in the input behind.
+NONE = "none"
+_UNUSED = 'optimizer state: no stage takes it up with "optimizer_state": "carry"'
+_UNKNOWN = "the input has no such tensors"
+_COMBINED = "their values were made of several tensors"
+_MIXED = "they were put together from tensors of which different things were kept"
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What is written: tensors called `<parameter>/<key>`, and the blocks that have state.
+
+    Tensors are as large as their parameter, with zeros where it has no state. What is kept once
+    per parameter, such as a step count, is called `<block>/<key>` where a parameter was put
+    together from several. `reset` names, by the reason, what lost the state that it had.
+    """
+
+    place: str
+    tensors: Tensors
+    parameters: tuple[str, ...]
+    numbers: tuple[str, ...]
+    reset: Mapping[str, tuple[str, ...]]
+    records: tuple[Record, ...]
+
+    def layout(self, name: str) -> OutputFile:
+        """Return the layout of the file that holds it."""
+        described = {"parameters": self.parameters, "numbers": self.numbers}
+        metadata = {
+            "surgeon": json.dumps({"version": __version__}),
+            METADATA: json.dumps(described, ensure_ascii=False),
+        }
+        return lay_out(self.tensors, metadata, name)
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each reason for which state was lost."""
+        return [
+            f"optimizer state: reset for {listed(names)}: {reason}"
+            for reason, names in self.reset.items()
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What was kept for a region of one of the input's parameters.
+
+    That is for each element (`moments`), or once, such as a step count (`scalars`). `other` are
+    the keys of what is neither: factored, quantised, flattened.
+    """
+
+    region: Region
+    entry: Entry
+    moments: Tensors
+    scalars: Tensors
+    other: tuple[str, ...]
+
+    @property
+    def layout(self) -> tuple[Mapping[str, str], Iterable[str]]:
+        """What has to be equal where one parameter is put together from several."""
+        return {key: moment.spec.dtype for key, moment in self.moments.items()}, [*self.scalars]
+
+
+def _source(shape: tuple[int, ...], region: Region, entry: Entry) -> _Source:
+    moments: Tensors = {}
+    scalars: Tensors = {}
+    for key, tensor in entry.values.items():
+        spec = tensor.spec
+        if spec.shape == shape != () and DTYPES[spec.dtype].kind == "float":
+            moments[key] = tensor
+        elif spec.count == 1 and (spec.shape == () or spec.shape != shape):
+            scalars[key] = tensor
+    other = tuple(key for key in entry.values if key not in moments and key not in scalars)
+    return _Source(region, entry, moments, scalars, other)
+
+
+@dataclass(frozen=True, eq=False)
+class _Partly(Copied):
+    """A tensor of the input, as far as there is state for it; the rest counts as created."""
+
+    missing: tuple[Region, ...] = ()
+
+    def new(self) -> tuple[Region, ...]:
+        return self.missing
+
+
+@dataclass
+class _Carrying:
+    """The input's state by where its parameters lie, and what of it was carried so far."""
+
+    sources: Mapping[Bytes, Sequence[_Source]]
+    tensors: Tensors = field(default_factory=dict)
+    parameters: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)
+    reset: dict[str, list[str]] = field(default_factory=dict)
+
+
+def of_run(
+    given: str | None,
+    checkpoint: Checkpoint,
+    planned: Tensors,
+    stack: ExitStack,
+    *,
+    is_used: bool,
+    is_needed: bool,
+) -> tuple[OptimizerState | None, list[str]]:
+    """Carry the state that is given, else that of the input if some stage uses it; add notes.
+
+    `given` is a file, which is opened until the stack closes, or "none". Why the input's state
+    cannot be carried is a note too, or where it is needed an error.
+    """
+    if given == NONE:
+        return None, []
+    if given is not None:
+        saved = open_optimizer(given)
+        stack.callback(saved.close)
+        state = carried(saved, checkpoint, planned)
+        return state, [*state.notes, *([] if is_used else [_UNUSED])]
+    contents = checkpoint.contents
+    there = [f"{contents.path}#{name}" for name in places_in(contents)] if contents else []
+    if contents is None or not there:
+        return None, []
+    if not is_used:
+        return None, [
+            f"no stage carries the optimizer's state in {path}, so it is left behind; "
+            f"--optimizer {path} takes it through the surgery"
+            for path in there
+        ]
+    try:
+        state = carried(state_in(contents, ""), checkpoint, planned)
+    except SurgeonError as error:
+        if is_needed:
+            raise
+        return None, [f"an optimizer's state is left behind: {line}" for line in error.problems]
+    found = f"found the state of an optimizer in {state.place}; --optimizer none leaves it behind"
+    return state, [found, *state.notes]
+
+
+def carried(saved: SavedState, checkpoint: Checkpoint, planned: Tensors) -> OptimizerState:
+    """Return the state of the planned tensors, from what was saved for those of a checkpoint.
+
+    Raises PlanError where the two do not belong together.
+    """
+    sources: dict[Bytes, list[_Source]] = {}
+    given = checkpoint.tensors
+    found, unknown = matched(saved, given, ordered=checkpoint.contents is not None)
+    for name, region, entry in found:
+        source = _source(given[name].spec.shape, region, entry)
+        sources.setdefault(place(given[name]), []).append(source)
+    carrying = _Carrying(sources, reset={_UNKNOWN: unknown} if unknown else {})
+    aliases = ties(planned)
+    for name, tensor in planned.items():
+        if name not in aliases and tensor.spec.count:
+            _carry(name, tensor, carrying)
+    return OptimizerState(
+        place=saved.place,
+        tensors=carrying.tensors,
+        parameters=tuple(carrying.parameters),
+        numbers=tuple(carrying.numbers),
+        reset={reason: tuple(names) for reason, names in carrying.reset.items()},
+        records=saved.records,
+    )
+
+
+def mapped(tensor: LazyTensor, leaf: Callable[[LazyTensor], LazyTensor]) -> LazyTensor:
+    """Return the same tree of moves over other leaves.
+
+    Every form that moves elements belongs here; all others are leaves. Arithmetic on one tensor
+    alone, as a cast or a scale, moves nothing: what is kept of a tensor has a dtype of its own.
+    """
+    match tensor:
+        case Joined(parts=parts, dim=dim):
+            return Joined(tuple(mapped(part, leaf) for part in parts), dim)
+        case Selected(source=source, dim=dim, ranges=ranges):
+            return Selected(mapped(source, leaf), dim, ranges)
+        case Rearranged(source=source, order=order, shape=shape):
+            return Rearranged(mapped(source, leaf), order, shape)
+        case Elementwise(operands=(operand,)) | Scaled(source=operand):
+            return mapped(operand, leaf)
+    return leaf(tensor)
+
+
+def _carry(name: str, tensor: LazyTensor, carrying: _Carrying) -> None:
+    """Add what there is for a planned tensor."""
+    if untouched := carrying.sources.get(place(tensor)):
+        parts = [(source, [source.region]) for source in untouched]
+        problem = next((s.entry.problem for s in untouched if s.entry.problem), "")
+        if problem:
+            carrying.reset.setdefault(problem, []).append(name)
+        else:
+            kept = {k: t for s in untouched for k, t in s.entry.values.items()
+                    if k not in s.scalars}  # fmt: skip
+            _add(name, tensor.spec.shape, kept, parts, carrying)
+        return
+    leaves: list[LazyTensor] = []
+    mapped(tensor, lambda leaf: leaves.append(leaf) or leaf)  # type: ignore[func-returns-value]
+    places = dict.fromkeys(map(place, leaves))
+    sources = [source for key in places for source in carrying.sources.get(key, ())]
+    reasons = [_COMBINED] if any(_combines(leaf, carrying.sources) for leaf in leaves) else []
+    usable: list[_Source] = []
+    for source in sources:
+        if source.entry.problem or source.other:
+            others = ", ".join(map(repr, source.other))
+            reasons.append(source.entry.problem or f"{others} are not kept per element")
+        elif usable and usable[0].layout != source.layout:
+            reasons.append(_MIXED)
+        else:
+            usable.append(source)
+    for reason in dict.fromkeys(reasons):
+        carrying.reset.setdefault(reason, []).append(name)
+    parts = [(source, _regions(tensor, source, carrying)) for source in usable]
+    if parts := [(source, regions) for source, regions in parts if regions]:
+        moments = {key: _moment(tensor, key, usable, carrying) for key in usable[0].moments}
+        _add(name, tensor.spec.shape, moments, parts, carrying)
+
+
+def _combines(leaf: LazyTensor, sources: Mapping[Bytes, Sequence[_Source]]) -> bool:
+    """Say whether a leaf is computed of something that has state."""
+    if isinstance(leaf, Stored | Strided | Sharded | Fresh | Copied):
+        return False
+    return any(place(form) in sources for form in forms(leaf))
+
+
+def _regions(tensor: LazyTensor, source: _Source, carrying: _Carrying) -> list[Region]:
+    """Return the regions of a planned tensor whose elements have the state of one source."""
+
+    def leaf(form: LazyTensor) -> LazyTensor:
+        if source in carrying.sources.get(place(form), ()):
+            return _Partly(form, tuple(remainder(form.spec.shape, [source.region])))
+        return Copied(form)
+
+    return remainder(tensor.spec.shape, mapped(tensor, leaf).new())
+
+
+def _moment(
+    tensor: LazyTensor, key: str, usable: Sequence[_Source], carrying: _Carrying
+) -> LazyTensor:
+    dtype = usable[0].moments[key].spec.dtype
+
+    def leaf(form: LazyTensor) -> LazyTensor:
+        for source in carrying.sources.get(place(form), ()):
+            if source in usable:
+                return source.moments[key]
+        return Fresh(TensorSpec(dtype, form.spec.shape), _ZEROS, Stream(0, "", key))
+
+    return mapped(tensor, leaf)
+
+
+def _add(
+    name: str,
+    shape: tuple[int, ...],
+    kept: Tensors,
+    parts: Sequence[tuple[_Source, Sequence[Region]]],
+    carrying: _Carrying,
+) -> None:
+    # Under an identity of their own: names that share a tensor would be written as ties.
+    tensors = {f"{name}/{key}": detached(tensor) for key, tensor in kept.items()}
+    for source, regions in parts:
+        blocks = [spelled(name, region, shape) for region in regions]
+        carrying.parameters += blocks
+        for owner in [name] if len(parts) == 1 else blocks:
+            tensors |= {f"{owner}/{key}": detached(t) for key, t in source.scalars.items()}
+            carrying.numbers += [
+                f"{owner}/{key}" for key in source.scalars if key in source.entry.numbers
+            ]
+    carrying.tensors |= tensors

@@ -1,0 +1,221 @@
+"""The tensors of one name that a merge combines: which there are, integers, guards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from surgeon.base import patterns
+from surgeon.base.errors import PlanError
+from surgeon.draft import Draft
+from surgeon.lazy import (
+    Blocks,
+    Elementwise,
+    Kernel,
+    LazyTensor,
+    Operands,
+    Scratch,
+    TensorSpec,
+    Whole,
+)
+from surgeon.lazy.values import beyond, is_finite, require_finite, same_values
+from surgeon.merges.shared.varying import vectors
+from surgeon.numeric.dtypes import DTYPES, Array
+
+_FLOAT64 = np.dtype(np.float64)
+
+Missing = Annotated[
+    Literal["error", "keep"], "keep: what a model lacks stays as it is in the state"
+]
+Integers = Annotated[
+    Literal["first", "max", "error"],
+    "what to do where integers or booleans differ; first keeps the state's",
+]
+NonFinite = Annotated[Literal["error", "allow"], "what to do with NaN and Inf in an operand"]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How the blocks of one tensor are combined, and what has to be known of it before.
+
+    `run` is how many elements belong together, such as a row's: kernels and statistics get whole
+    runs. `held_bytes` is the most that they take besides a few arrays of a block.
+    `hides_operands` is for what may have a finite result although an operand is not finite: the
+    operands themselves are looked at then.
+    """
+
+    combine: Kernel
+    statistics: Callable[[Operands], Any] | None = None
+    # Otherwise float64: one rounding of an inexact float32 decides about one bf16 in 30 000.
+    exact_in_float32: bool = False
+    run: int = 1
+    held_bytes: int = 0
+    hides_operands: bool = False
+
+
+@dataclass(frozen=True)
+class Entire:
+    """Arithmetic on entire tensors, raised to float64: operands in, values of their shape out.
+
+    `spare_bytes` is what it takes besides operands and result.
+    """
+
+    combine: Callable[[Sequence[Array]], Array]
+    spare_bytes: int = 0
+
+
+def common_names(
+    draft: Draft, others: list[str], target: str | list[str], missing: Missing
+) -> list[str]:
+    """Return the names to merge; raises PlanError with a line for each difference."""
+    names = draft.select(target)
+    wrong: list[str] = []
+    lacking: list[tuple[str, str]] = []
+    extra: list[str] = []
+    for other in others:
+        tensors = draft.model(other)
+        for name in names:
+            if name not in tensors:
+                lacking.append((name, f"'{name}' is not in model '{other}'"))
+            elif not _alike(here := draft.spec(name), there := tensors[name].spec):
+                wrong.append(f"'{name}' is {here} here but {there} in model '{other}'")
+        special = {"@vectors": vectors(tensors), "@new": ()}
+        found = patterns.select(target, tensors, special=special, optional=True)
+        extra += [f"'{n}' is in model '{other}' only" for n in found if n not in draft.tensors]
+    if missing == "error":
+        wrong += [*(line for _, line in lacking), *extra]
+    if wrong:
+        raise PlanError(*wrong)
+    kept = {name for name, _ in lacking}
+    common = [name for name in names if name not in kept]
+    merged = {id(draft[name]) for name in common}
+    draft.notes += [
+        f"{line}; {'it stays tied' if id(draft[name]) in merged else 'the state keeps its own'}"
+        for name, line in lacking
+    ]
+    draft.notes += [f"{line}; left out" for line in extra]
+    return common
+
+
+def _alike(here: Any, there: Any) -> bool:
+    kinds = DTYPES[here.dtype].kind, DTYPES[there.dtype].kind
+    floats = kinds == ("float", "float")
+    return bool(here.shape == there.shape and (floats or here.dtype == there.dtype))
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The operands of one name, their models (None is the state), and what to do about oddities."""
+
+    name: str
+    tensors: tuple[LazyTensor, ...]
+    companions: tuple[LazyTensor, ...]
+    models: Sequence[str | None]
+    integers: Integers
+    nonfinite: NonFinite
+    about: Mapping[str, Any]
+
+    def tensor(self, draft: Draft, make: Callable[[], Arithmetic | Entire]) -> LazyTensor:
+        """Return the merged tensor; `make` is asked only where there are numbers to merge."""
+        spec = self.tensors[0].spec
+        kind = DTYPES[spec.dtype].kind
+        if kind == "float":
+            return self._floats(spec, make())
+        if kind in ("int", "bool") and self.integers == "max":
+            return Elementwise(spec, _largest, self.tensors)
+        # Complex values and formats that are only copied have no policy: they must agree.
+        policy = self.integers if kind in ("int", "bool") else "error"
+        others = [model for model in self.models if model]
+        draft.check(partial(_agreement, self.name, self.tensors, others, policy))
+        return self.tensors[0]
+
+    def _floats(self, spec: TensorSpec, found: Arithmetic | Entire) -> LazyTensor:
+        operands = (*self.tensors, *self.companions)
+        explain = self._explain if self.nonfinite == "error" else None
+        if isinstance(found, Entire):
+            combine = self._looked_at(found.combine) if explain else found.combine
+            return Whole(
+                spec, combine, operands, found.spare_bytes, explain=explain, about=self.about
+            )
+        working = np.dtype(np.float32 if found.exact_in_float32 else np.float64)
+        if any(tensor.spec.dtype == "F64" for tensor in operands):
+            working = _FLOAT64
+        kernel = found.combine
+        if explain and found.hides_operands:
+            look = self._looked_at
+
+            def kernel(blocks: Blocks, statistics: Any, out: Array) -> Array:
+                return look(lambda seen: found.combine(blocks, statistics, out))(blocks)
+
+        return Elementwise(
+            spec, kernel, operands, found.statistics, working, explain, found.run,
+            found.held_bytes, self.about,
+        )  # fmt: skip
+
+    def _looked_at(self, combine: Callable[[Any], Array]) -> Callable[[Any], Array]:
+        """Return a kernel that looks at its operands before."""
+
+        def look_and_combine(blocks: Sequence[Array]) -> Array:
+            if not all(map(is_finite, blocks)):
+                self._explain(blocks)
+            return combine(blocks)
+
+        return look_and_combine
+
+    def _explain(self, blocks: Sequence[Array]) -> None:
+        """Raise PlanError with the operand that holds NaN or Inf, or the result's overflow."""
+        for block, model in zip(blocks, self.models, strict=True):
+            require_finite(block, f"'{self.name}'" + (f" in model '{model}'" if model else ""))
+        raise beyond(self.name, self.tensors[0].spec.dtype)
+
+
+def _largest(blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+    np.copyto(out, blocks[0])
+    for block in blocks[1:]:
+        np.maximum(out, block, out=out)
+    return out
+
+
+def _agreement(
+    name: str,
+    tensors: tuple[LazyTensor, ...],
+    others: list[str],
+    policy: Integers,
+    scratch: Scratch,
+) -> str | None:
+    differing = [
+        other
+        for other, tensor in zip(others, tensors[1:], strict=True)
+        if not same_values(tensors[0], tensor, scratch)
+    ]
+    if not differing:
+        return None
+    listed = ", ".join(f"'{other}'" for other in differing)
+    what = f"'{name}' ({tensors[0].spec.dtype}) differs in model {listed}"
+    if policy == "first":
+        return f"{what}; the state's is kept"
+    if DTYPES[tensors[0].spec.dtype].kind in ("int", "bool"):
+        raise PlanError(f'{what}; "integers": "first" keeps the state\'s')
+    raise PlanError(f"{what} and cannot be merged; leave it out of the target")
+
+
+def total_weight(weights: Iterable[float]) -> float:
+    """Return the sum of weights, to divide by; raises PlanError where it is zero."""
+    values = list(weights)
+    total = float(sum(values))
+    if abs(total) <= 1e-12 * sum(abs(value) for value in values):
+        raise PlanError(f"weights {values} add up to zero")
+    return total
+
+
+def within(blocks: Sequence[Array], out: Array) -> Array:
+    """Keep a convex combination between its operands, so that rounding leaves equal ones alone."""
+    least, most = blocks[0].copy(), blocks[0].copy()
+    for block in blocks[1:]:
+        np.minimum(least, block, out=least)
+        np.maximum(most, block, out=most)
+    return np.clip(out, least, most, out=out)

@@ -1,0 +1,266 @@
+"""Which elements of task vectors a merge keeps: the largest, the middle, or chance decides.
+
+A pruning sets what it does not keep to zero by multiplying, so that NaN and Inf stay visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from surgeon.base.errors import PlanError
+from surgeon.lazy import Blocks, Operands, step_of
+from surgeon.lazy.random import bits, drawn, drawn_words
+from surgeon.merges.shared import At, Varying
+from surgeon.numeric.dtypes import Array
+from surgeon.numeric.ranks import BY_RANK_BYTES, KEPT_BYTES, NUMBERS, Chances, numbers_of
+from surgeon.numeric.selection import Cut, Measure, cuts, held_bytes, share
+
+Densities = Annotated[
+    list[float],
+    Varying(above=0, maximum=1, per="model"),
+    "the fraction of each task vector that is kept",
+]
+Epsilons = Annotated[
+    list[float],
+    Varying(minimum=0, below=0.5, per="model", default=0.15),
+    "how far the probability of being kept goes below and above the density; default 0.15",
+]
+Gammas = Annotated[
+    list[float],
+    Varying(minimum=0, below=1, per="model", default=0.01),
+    "the fraction of largest changes that is dropped; default 0.01",
+]
+Rescale = Annotated[
+    Literal["paper", "l1", "none"],
+    "what makes up for what is dropped: paper divides by the probability of being kept; l1 "
+    "restores the sum of magnitudes",
+]
+
+
+# Bytes for what is kept of all models, eight elements in each; beyond, it is chosen again.
+_HELD_BYTES = 16 << 20
+# What Python takes to know a block of a model: its sums, its bits as an object, and where they are.
+_PER_BLOCK_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What becomes of a block of one model's task vector, or of its negative, in place.
+
+    `prune` gets the number of the model, the block, where it begins, and the statistics. `run` and
+    `held_bytes` are those of `Arithmetic`.
+    """
+
+    prune: Callable[[int, Array, int, Any], None]
+    statistics: Callable[[Operands], Any] | None = None
+    run: int = 1
+    held_bytes: int = 0
+
+
+def task_vector(model: int) -> Measure:
+    """Return the measure that is the change of one model, 0 being the first."""
+
+    def measure(blocks: Blocks) -> Array:
+        change: Array = np.subtract(blocks[model + 1], blocks[0])
+        return change
+
+    return measure
+
+
+def unpruned() -> Pruning:
+    """Keep everything."""
+    return Pruning(lambda model, change, start, statistics: None)
+
+
+def largest(at: At, densities: Sequence[float]) -> Pruning:
+    """Keep the `density` largest magnitudes of each task vector."""
+    count = prod(at.shape)
+    measures = [task_vector(model) for model in range(len(densities))]
+    counts = [[share(density, count)] for density in densities]
+    if all(density == 1 for density in densities):
+        return unpruned()
+
+    def find(operands: Operands) -> list[list[Cut]]:
+        return cuts(operands, measures, counts, monotone_in_float32=True)
+
+    def prune(model: int, change: Array, start: int, statistics: list[list[Cut]]) -> None:
+        if densities[model] < 1:
+            change *= statistics[model][0].kept(np.abs(change), start)
+
+    return Pruning(prune, find, held_bytes=held_bytes(count, len(densities)))
+
+
+def middle(at: At, densities: Sequence[float], gammas: Sequence[float]) -> Pruning:
+    """Drop the `gamma` largest magnitudes of each task vector, then keep the `density` next."""
+    count = prod(at.shape)
+    measures = [task_vector(model) for model in range(len(densities))]
+    dropped = [int(gamma * count) for gamma in gammas]
+    counts = [
+        [top, top + int(density * count)] for top, density in zip(dropped, densities, strict=True)
+    ]
+
+    def find(operands: Operands) -> list[list[Cut]]:
+        return cuts(operands, measures, counts, monotone_in_float32=True)
+
+    def prune(model: int, change: Array, start: int, statistics: list[list[Cut]]) -> None:
+        magnitudes = np.abs(change)
+        outliers, wanted = (cut.kept(magnitudes, start) for cut in statistics[model])
+        change *= np.greater(wanted, outliers)
+
+    return Pruning(prune, find, held_bytes=held_bytes(count, 2 * len(densities)))
+
+
+def random(at: At, densities: Sequence[float], rescale: str) -> Pruning:
+    """Keep each element with probability `density`, independently of all others."""
+    count = prod(at.shape)
+
+    def choose(model: int, magnitudes: Array, start: int) -> Array:
+        density, stop = densities[model], start + len(magnitudes)
+        if density == 1:
+            return np.ones(len(magnitudes), bool)
+        return drawn(at.streams[model], count, start, stop, partial(_bernoulli, density), np.bool_)
+
+    return _chosen(at, choose, densities, rescale)
+
+
+def _bernoulli(probability: float, generator: np.random.Generator, count: int) -> Array:
+    """Draw truths of this probability: of eight bits each, of more where they do not decide."""
+    # Random bits are what dropping at random costs most of all.
+    whole, rest = divmod(probability * 256, 1)
+    level = np.uint8(whole)
+    drawn_bits = bits(generator.bit_generator, count, np.uint8)
+    kept: Array = drawn_bits < level
+    undecided = np.flatnonzero(drawn_bits == level)
+    kept[undecided] = generator.random(len(undecided)) < rest
+    return kept
+
+
+def by_rank(at: At, densities: Sequence[float], epsilons: Sequence[float], rescale: str) -> Pruning:
+    """Keep elements with a probability that grows with the rank of their magnitude in their row.
+
+    It grows from density - ε to density + ε; rows are those of dimension 0, a vector is one row,
+    and an element alone in its row has the density. Of equal magnitudes the first has the lowest
+    rank. Raises PlanError where it is not within 0 and 1, or is one of them.
+    """
+    for density, epsilon in zip(densities, epsilons, strict=True):
+        if density - epsilon <= 0 or density + epsilon >= 1:
+            raise PlanError(
+                f"density {density:g} ± epsilon {epsilon:g} is not between 0 and 1; make epsilon "
+                "smaller"
+            )
+    count = prod(at.shape)
+    row = max(1, prod(at.shape[1:]) if len(at.shape) > 1 else count)
+    chances = [
+        Chances(density, epsilon if row > 1 else 0.0, row)
+        for density, epsilon in zip(densities, epsilons, strict=True)
+    ]
+
+    def words(model: int, start: int, size: int) -> Array:
+        return drawn_words(at.streams[model], start, start + size)
+
+    def choose(model: int, magnitudes: Array, start: int) -> Array:
+        return chances[model].kept(magnitudes, words(model, start, len(magnitudes)))
+
+    def prune(model: int, change: Array, start: int, statistics: None) -> None:
+        probabilities = chances[model].by_rank(np.abs(change))
+        numbers = numbers_of(words(model, start, len(change)))
+        change *= numbers < probabilities * NUMBERS
+        change /= probabilities
+
+    step = min(count, step_of(row))
+    if rescale == "paper":
+        return Pruning(prune, run=row, held_bytes=BY_RANK_BYTES * step)
+    return _chosen(at, choose, densities, rescale, row, KEPT_BYTES * step)
+
+
+# Says which elements of a block are kept, of a model's number, magnitudes, and where it begins.
+Choose = Callable[[int, Array, int], Array]
+
+
+def _chosen(
+    at: At,
+    choose: Choose,
+    densities: Sequence[float],
+    rescale: str,
+    run: int = 1,
+    choosing_bytes: int = 0,
+) -> Pruning:
+    """Keep what is chosen, and divide it by the density where `rescale` is "paper".
+
+    Where it is "l1", multiply it so that magnitudes add up to what they did.
+    """
+
+    def prune(model: int, change: Array, start: int, statistics: None) -> None:
+        change *= choose(model, np.abs(change), start)
+        if rescale == "paper":
+            change /= densities[model]
+
+    def find(operands: Operands) -> _Restoring:
+        models = range(len(densities))
+        before: list[list[float]] = [[] for _ in models]
+        after: list[list[float]] = [[] for _ in models]
+        choices = _Choices(choose, _HELD_BYTES)
+        for blocks in operands.blocks(np.dtype(np.float64)):
+            with np.errstate(over="ignore", invalid="ignore"):
+                for model in models:
+                    magnitudes = np.subtract(blocks[model + 1], blocks[0])
+                    np.abs(magnitudes, out=magnitudes)
+                    before[model].append(float(np.add.reduce(magnitudes)))
+                    magnitudes *= choices.made(model, magnitudes, blocks.start)
+                    after[model].append(float(np.add.reduce(magnitudes)))
+        ratios = [_ratio(sum(b), sum(a)) for b, a in zip(before, after, strict=True)]
+        return _Restoring(ratios, choices)
+
+    def restore(model: int, change: Array, start: int, statistics: _Restoring) -> None:
+        change *= statistics.choices.known(model, change, start)
+        change *= statistics.ratios[model]
+
+    if rescale != "l1":
+        return Pruning(prune, run=run, held_bytes=choosing_bytes)
+    count = prod(at.shape)
+    bits_bytes = min(_HELD_BYTES, len(densities) * count // 8)
+    blocks = len(densities) * (count // step_of(run) + 1)
+    return Pruning(restore, find, run, choosing_bytes + bits_bytes + _PER_BLOCK_BYTES * blocks)
+
+
+@dataclass
+class _Choices:
+    """What is kept of blocks, as bits: those of the first blocks of a tensor that is very large."""
+
+    choose: Choose
+    left_bytes: int
+    bits: dict[tuple[int, int, int], Array] = field(default_factory=dict)
+
+    def made(self, model: int, magnitudes: Array, start: int) -> Array:
+        """Choose, and remember it."""
+        mask = self.choose(model, magnitudes, start)
+        packed = np.packbits(mask)
+        if self.left_bytes >= len(packed):
+            self.left_bytes -= len(packed)
+            self.bits[model, start, len(mask)] = packed
+        return mask
+
+    def known(self, model: int, change: Array, start: int) -> Array:
+        """Return what is remembered, or choose again."""
+        packed = self.bits.get((model, start, len(change)))
+        if packed is None:
+            return self.choose(model, np.abs(change), start)
+        return np.unpackbits(packed, count=len(change)).view(bool)
+
+
+@dataclass(frozen=True)
+class _Restoring:
+    """What each model's task vector is multiplied by, and what is kept of it."""
+
+    ratios: list[float]
+    choices: _Choices
+
+
+def _ratio(before: float, after: float) -> float:
+    return before / after if after else 1.0

@@ -1,0 +1,211 @@
+"""A model folder's config.json, which follows what the steps did to the tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from surgeon.draft import Tensors
+from surgeon.lazy import forms
+from surgeon.model_folder.case import Case, Json, identity, listed, matching
+from surgeon.model_folder.families import COMMON, FAMILIES
+from surgeon.model_folder.labels import follow_labels
+from surgeon.model_folder.sizes import follow_grid, follow_sizes
+from surgeon.numeric.dtypes import DTYPES, dtype_named
+
+__all__ = ["Followed", "follow"]
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A config as it will be, what changes in it, and where it contradicts the tensors."""
+
+    config: Json
+    changes: tuple[Json, ...]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The file's text, as transformers writes it: labels in the order of their numbers."""
+        config = dict(self.config)
+        if isinstance(labels := config.get("id2label"), dict) and all(map(str.isdecimal, labels)):
+            config["id2label"] = {int(number): label for number, label in labels.items()}
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Followed:
+    """Return a config after the steps and what the recipe states, with every contradiction.
+
+    A key is followed where the input's tensors agree with it; everything else stays as it is.
+    """
+    family = FAMILIES.get(str(config.get("model_type")), COMMON)
+    case = Case(config, stated, _merged(config, stated), before, after, family)
+    if config:
+        follow_sizes(case)
+        follow_grid(case)
+        follow_labels(case)
+        _follow_ties(case)
+        _follow_dtype(case)
+        _follow_layer_lists(case)
+        _check_token_ids(case)
+        _note_unexplained(case)
+    problems = tuple(dict.fromkeys(f"config.json: {problem}" for problem in case.problems))
+    notes = tuple(dict.fromkeys(f"config.json: {note}" for note in case.notes))
+    return Followed(case.new, _changes(config, case.new), notes, problems)
+
+
+def _merged(config: Json, stated: Mapping[str, Any]) -> Json:
+    """Return a config with what is stated in its place; objects are merged in turn."""
+    merged = deepcopy(config)
+    for key, value in stated.items():
+        inside = merged.get(key)
+        if isinstance(inside, dict) and isinstance(value, dict):
+            merged[key] = _merged(inside, value)
+        else:
+            merged[key] = deepcopy(value)
+    return merged
+
+
+def _changes(old: Json, new: Json) -> tuple[Json, ...]:
+    """Return {key, before, after} of each key that changes; `before` where there was one."""
+    return tuple(
+        {"key": key, **({"before": old[key]} if key in old else {}), "after": new[key]}
+        for key in sorted(new)
+        # NaN is not equal to itself.
+        if key not in old or (old[key] is not new[key] and old[key] != new[key])
+    )
+
+
+def _follow_ties(case: Case) -> None:
+    """Follow whether the output embedding is the tensor of the input embedding."""
+    if not case.family.embedding:
+        return
+    key = "tie_word_embeddings"
+    was, is_tied = _is_tied(case, case.before), _is_tied(case, case.after)
+    if is_tied is None:
+        return
+    if is_tied is not was:
+        case.follow(key, is_tied)
+    if key in case.stated and case.stated[key] is not is_tied:
+        case.contradiction(
+            f"output.config.{key} is {json.dumps(case.stated[key])}, but input and output "
+            f"embedding are {'one tensor' if is_tied else 'two tensors'}"
+        )
+
+
+def _is_tied(case: Case, tensors: Tensors) -> bool | None:
+    """Return whether input and output embedding are one; None where there are not both."""
+    embeddings = {id(tensors[name]) for name in matching(case.family.embedding, tensors)}
+    outputs = {id(tensors[name]) for name in matching(case.family.output, tensors)}
+    return bool(embeddings & outputs) if embeddings and outputs else None
+
+
+def _follow_dtype(case: Case) -> None:
+    """Follow the dtype that the model is loaded into: one in which nothing is lost."""
+    keys = [key for key in ("dtype", "torch_dtype") if key in case.new]
+    old = {dtype_named(str(case.old[key])) for key in keys if key in case.old}
+    before, after = _floats(case.before), _floats(case.after)
+    if not old or not old <= before or not after:
+        return
+    found = " and ".join(DTYPES[name].torch for name in sorted(after))
+    stated = [key for key in keys if key in case.stated]
+    for key in stated:
+        if dtype_named(str(case.stated[key])) not in after:
+            value = json.dumps(case.stated[key])
+            case.contradiction(f"output.config.{key} is {value}, but the tensors are {found}")
+    if stated or (after <= before and old <= after):
+        chosen = case.new[stated[0]] if stated else None
+    else:
+        widest = "F64" if "F64" in after else "F32" if len(after) > 1 else next(iter(after))
+        chosen = DTYPES[widest].torch
+    for key in keys if chosen is not None else []:
+        case.follow(key, chosen)
+    if len(after) > 1 and after != before and not stated:
+        case.notes.append(
+            f"{keys[0]} is {case.new[keys[0]]}, and the tensors are {found}; output.config can "
+            "state another"
+        )
+
+
+def _floats(tensors: Tensors) -> set[str]:
+    """Return the floating-point dtypes that a model can be loaded into."""
+    dtypes = {tensor.spec.dtype for tensor in tensors.values()}
+    return {name for name in dtypes if DTYPES[name].kind == "float" and DTYPES[name].bits > 8}
+
+
+def _follow_layer_lists(case: Case) -> None:
+    """Have lists with an entry per layer follow their layers."""
+    for key in case.family.layer_lists:
+        count_key, container = next(iter(case.family.counts.items()))
+        entries = case.old.get(key)
+        if not isinstance(entries, list) or len(entries) != case.old.get(count_key):
+            continue
+        sources = _layer_sources(case, container)
+        is_uniform = all(entry == entries[0] for entry in entries)
+        if is_uniform:
+            case.follow(key, entries[:1] * len(sources))
+        elif None not in sources:
+            case.follow(key, [entries[source] for source in sources if source is not None])
+        elif key not in case.stated:
+            case.contradiction(
+                f"{key}: which layer of the input some layers were is not known; state it in "
+                "output.config"
+            )
+        if isinstance(made := case.new[key], list) and len(made) != len(sources):
+            case.contradiction(
+                f"{key} has {len(made)} entries for {len(sources)} layers; state it in "
+                "output.config"
+            )
+
+
+def _layer_sources(case: Case, container: str) -> list[int | None]:
+    """Return which layer of the input each layer was; None where it was several or none."""
+
+    def layer_of(name: str) -> int | None:
+        _, found, rest = f".{name}".partition(f".{container}.")
+        number = rest.partition(".")[0]
+        return int(number) if found and number.isdigit() else None
+
+    known = {
+        identity(tensor): layer
+        for name, tensor in case.before.items()
+        if (layer := layer_of(name)) is not None
+    }
+    found: dict[int, set[int]] = {}
+    for name, tensor in case.after.items():
+        if (layer := layer_of(name)) is not None:
+            origins = [known.get(identity(form)) for form in forms(tensor)]
+            found.setdefault(layer, set()).update(o for o in origins if o is not None)
+    return [next(iter(found[n])) if len(found[n]) == 1 else None for n in sorted(found)]
+
+
+def _check_token_ids(case: Case) -> None:
+    """Refuse special tokens that a smaller vocabulary no longer has."""
+    old, new = case.old.get("vocab_size"), case.new.get("vocab_size")
+    if type(old) is not int or type(new) is not int:
+        return
+    for key, value in case.new.items():
+        ids = value if isinstance(value, list) else [value]
+        if key.endswith("_token_id") and any(type(i) is int and new <= i < old for i in ids):
+            case.contradiction(
+                f"{key} is {json.dumps(value)}, but vocab_size is {new}; state it in output.config"
+            )
+
+
+def _note_unexplained(case: Case) -> None:
+    """Say which new shapes no rule knows the meaning of."""
+
+    def is_explained(name: str) -> bool:
+        old, new = case.before[name].spec.shape, case.after[name].spec.shape
+        changed = [dim for dim, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
+        return len(old) == len(new) and all((name, dim) in case.explained for dim in changed)
+
+    names = [name for name in case.after if name in case.before and not is_explained(name)]
+    if names:
+        case.notes.append(
+            f"no rule says what the new shape of {listed(names)} means; output.config can state it"
+        )

@@ -1,0 +1,287 @@
+"""The largest of a tensor's values, exactly, without sorting and without holding them all.
+
+Of equal values the first ones are taken. What is compared are float64 magnitudes; the search for
+the threshold reads keys instead: the bits of float32 magnitudes, which are in the same order. A
+window of keys is narrowed, pass by pass, until the few values inside can be held and partitioned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from surgeon.lazy import Blocks, Operands, Scratch, is_computed_at_once, raised_blocks
+from surgeon.numeric.dtypes import Array
+
+# Values that are held at once for each threshold, 16 bytes each; so few that nothing is searched.
+_HELD = 1 << 21
+_FEW = 1 << 18
+_BINS = 1 << 16
+# A sample tells nearly where a threshold lies: runs of so many elements, of one element in 64.
+_RUN, _SAMPLED = 256, 64
+_FEWEST_RUNS, _MOST_RUNS = 64, 256
+
+# A new array of signed values of which the magnitudes are compared.
+Measure = Callable[[Blocks], Array]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The largest of a tensor's magnitudes: what is above `least`, and its equals before `end`."""
+
+    least: float
+    end: int
+
+    def kept(self, magnitudes: Array, start: int) -> Array:
+        """Say which elements of a block belong to them; `start` is where the block begins."""
+        before = min(max(self.end - start, 0), len(magnitudes))
+        mask = np.empty(len(magnitudes), bool)
+        np.greater_equal(magnitudes[:before], self.least, out=mask[:before])
+        np.greater(magnitudes[before:], self.least, out=mask[before:])
+        return mask
+
+
+NOTHING = Cut(np.inf, 0)
+
+
+def share(density: float, count: int) -> int:
+    """Return how many elements a density keeps."""
+    return max(1, int(density * count))
+
+
+def held_bytes(count: int, thresholds: int) -> int:
+    """Return the most bytes that finding thresholds in so many elements takes besides blocks."""
+    held = min(count, _HELD)
+    # Values and places of all of them, or as many bits as there are elements; of one of them once
+    # more, in one piece and partitioned.
+    return thresholds * max(16 * held, count // 8) + 26 * held
+
+
+def cuts(
+    operands: Operands,
+    measures: Sequence[Measure],
+    counts: Sequence[Sequence[int]],
+    *,
+    monotone_in_float32: bool = False,
+) -> list[list[Cut]]:
+    """Return, for each measure, the cuts that its `counts` largest magnitudes are.
+
+    With `monotone_in_float32`, magnitudes in float32 are in the order of those in float64, as those
+    of one rounded difference of float32 values are.
+    """
+    size = operands.tensors[0].spec.count
+    if size <= _FEW:
+        return _partitioned(operands, measures, counts)
+    keys = np.dtype(np.float32 if monotone_in_float32 else np.float64)
+    found = [
+        [_Search(measure, wanted, size, keys) for wanted in wanteds]
+        for measure, wanteds in zip(measures, counts, strict=True)
+    ]
+    pending = [search for searches in found for search in searches if search.cut is None]
+    if pending and not any(map(is_computed_at_once, operands.tensors)):
+        _guess(operands, pending, keys)
+    while pending:
+        for dtype in {search.keys for search in pending}:
+            _pass(operands, [search for search in pending if search.keys == dtype], dtype)
+        pending = [search for search in pending if not search.is_settled()]
+    return [[search.cut or NOTHING for search in searches] for searches in found]
+
+
+def _partitioned(
+    operands: Operands, measures: Sequence[Measure], counts: Sequence[Sequence[int]]
+) -> list[list[Cut]]:
+    """Return the cuts of a tensor of which all magnitudes are held."""
+    parts: list[list[Array]] = [[] for _ in measures]
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are the largest
+        for blocks in operands.blocks(np.dtype(np.float64)):
+            for part, measure in zip(parts, measures, strict=True):
+                part.append(np.abs(measure(blocks)))
+    size = operands.tensors[0].spec.count
+    positions = np.arange(size)
+    found = []
+    for part, wanteds in zip(parts, counts, strict=True):
+        magnitudes = np.concatenate(part) if part else np.empty(0)
+        cuts_of = [_all_or_none(n, size) or _cut(positions, magnitudes, n) for n in wanteds]
+        found.append(cuts_of)
+    return found
+
+
+def _all_or_none(wanted: int, size: int) -> Cut | None:
+    if wanted >= size:
+        return Cut(0.0, size)
+    return NOTHING if wanted <= 0 else None
+
+
+def _pass(operands: Operands, searches: Sequence[_Search], dtype: np.dtype[Any]) -> None:
+    """Have searches look at all blocks; each measure is taken once."""
+    by_measure: dict[int, list[_Search]] = {}
+    for search in searches:
+        by_measure.setdefault(id(search.measure), []).append(search)
+    for blocks in operands.blocks(np.dtype(np.float64) if _has_float64(operands) else dtype):
+        for group in by_measure.values():
+            with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are the largest
+                keys = _keys(group[0].measure(blocks), dtype)
+            for search in group:
+                search.look(keys, blocks)
+
+
+def _has_float64(operands: Operands) -> bool:
+    return any(tensor.spec.dtype == "F64" for tensor in operands.tensors)
+
+
+def _keys(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Return unsigned integers in the order of the magnitudes."""
+    values = values.astype(dtype, copy=False)
+    bits: Array = values.view(f"u{dtype.itemsize}")
+    return np.bitwise_and(bits, _largest_key(dtype), out=bits)
+
+
+def _largest_key(dtype: np.dtype[Any]) -> int:
+    return (1 << (8 * dtype.itemsize - 1)) - 1
+
+
+def _runs(size: int) -> int:
+    return min(_MOST_RUNS, max(_FEWEST_RUNS, size // (_RUN * _SAMPLED)))
+
+
+def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]) -> None:
+    """Begin each search with the window that a sample of the tensor suggests."""
+    size = operands.tensors[0].spec.count
+    scratch = Scratch()
+    parts: dict[int, list[Array]] = {}
+    working = np.dtype(np.float64) if _has_float64(operands) else dtype
+    for start in range(0, size - _RUN + 1, size // _runs(size)):
+        with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
+            blocks = raised_blocks(operands.tensors, start, start + _RUN, scratch, working)
+            for measure in {id(search.measure): search.measure for search in searches}.values():
+                parts.setdefault(id(measure), []).append(_keys(measure(blocks), dtype))
+    samples = {measure: np.sort(np.concatenate(keys))[::-1] for measure, keys in parts.items()}
+    for search in searches:
+        search.guess(samples[id(search.measure)])
+
+
+@dataclass
+class _Search:
+    """The threshold of the `wanted` largest magnitudes, as far as it is known.
+
+    It is between the keys `low` and `high`. One pass counts what is above, and holds the values
+    between them, or counts those in bins, or, where all have one key and are too many to be held,
+    holds their extremes and, as bits, where they are.
+    """
+
+    measure: Measure
+    wanted: int
+    size: int
+    keys: np.dtype[Any]
+    cut: Cut | None = None
+    low: int = 0
+    high: int = 0
+    above: int = 0
+    inside: int = 0
+    holds: bool = True
+    held: list[tuple[Array, Array]] = field(default_factory=list)
+    bins: Array | None = None
+    edges: list[float] = field(default_factory=list)
+    equals: list[tuple[int, int, Array]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cut = _all_or_none(self.wanted, self.size)
+        self._look_between(0, _largest_key(self.keys), self.size)
+
+    def guess(self, sample: Array) -> None:
+        """Narrow the window to what a sample, in descending order, suggests."""
+        share = self.wanted / self.size
+        spread = 0.01 * len(sample) + 4 * sqrt(len(sample) * share * (1 - share))
+        first, last = int(len(sample) * share - spread), int(len(sample) * share + spread)
+        low = int(sample[last]) if last < len(sample) else 0
+        high = int(sample[first]) if first >= 0 else _largest_key(self.keys)
+        inside = np.count_nonzero((sample >= low) & (sample <= high))
+        self._look_between(low, high, int(1.25 * inside / len(sample) * self.size))
+
+    def _look_between(self, low: int, high: int, expected: int) -> None:
+        self.low, self.high, self.above, self.inside = low, high, 0, 0
+        self.holds, self.held, self.bins = expected <= _HELD, [], None
+        self.edges, self.equals = [], []
+
+    @property
+    def _shift(self) -> int:
+        """How many bits of a key its bin leaves out."""
+        return max(0, (self.high - self.low).bit_length() - (_BINS - 1).bit_length())
+
+    def look(self, keys: Array, blocks: Blocks) -> None:
+        """Take note of the next block."""
+        kind = keys.dtype.type
+        self.above += int(np.count_nonzero(keys > kind(self.high)))
+        from_low = keys - kind(self.low)  # what is below wraps around
+        mask = from_low <= kind(self.high - self.low)
+        found = np.flatnonzero(mask)
+        self.inside += len(found)
+        if self.holds and self.inside > _HELD:
+            self.held.clear()
+        elif self.holds:
+            self.held.append((found + blocks.start, self._exact(blocks, found)))
+        elif self.low < self.high:
+            bins = np.right_shift(from_low[found], kind(self._shift)).astype(np.int64)
+            counted = np.bincount(bins, minlength=_BINS)
+            self.bins = counted if self.bins is None else self.bins + counted
+        elif len(found):
+            values = self._exact(blocks, found)
+            self.edges += [values.min(), values.max()]
+            self.equals.append((blocks.start, len(found), np.packbits(mask)))
+
+    def _exact(self, blocks: Blocks, found: Array) -> Array:
+        few = Blocks((block[found].astype(np.float64) for block in blocks), blocks.start)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.abs(self.measure(few))
+
+    def is_settled(self) -> bool:
+        """Say, after a pass, whether the threshold is known; if not, the window is narrower."""
+        missing = self.wanted - self.above
+        if not 0 < missing <= self.inside:
+            self._look_between(0, _largest_key(self.keys), self.size)  # the guess was wrong
+        elif self.holds and self.inside <= _HELD:
+            positions, values = map(np.concatenate, zip(*self.held, strict=True))
+            self.held.clear()
+            self.cut = _cut(positions, values, missing)
+        elif self.bins is not None:
+            bin_ = len(self.bins) - 1 - int(np.cumsum(self.bins[::-1]).searchsorted(missing))
+            low = self.low + (bin_ << self._shift)
+            high = min(self.high, low + (1 << self._shift) - 1)
+            self._look_between(low, high, int(self.bins[bin_]))
+        elif self.low < self.high:
+            self._look_between(self.low, self.high, self.inside)  # more than expected
+        else:
+            self._settle_equals(missing)
+        return self.cut is not None
+
+    def _settle_equals(self, missing: int) -> None:
+        least, most = min(self.edges), max(self.edges)
+        if least == most:
+            self.cut = Cut(least, self._end_of_equals(missing))
+        else:
+            # Equal in float32 alone.
+            self.keys = np.dtype(np.float64)
+            low, high = _keys(np.array([least, most]), self.keys)
+            self._look_between(int(low), int(high), self.inside)
+
+    def _end_of_equals(self, missing: int) -> int:
+        """Return what follows the position of the last wanted one."""
+        for start, count, bits in self.equals:
+            if missing <= count:
+                return start + int(np.flatnonzero(np.unpackbits(bits))[missing - 1]) + 1
+            missing -= count
+        raise AssertionError("fewer values than were counted")
+
+
+def _cut(positions: Array, values: Array, wanted: int) -> Cut:
+    """Return the cut that the `wanted` largest of these values are."""
+    pivot = np.partition(values, len(values) - wanted)[len(values) - wanted]
+    if np.isnan(pivot):
+        return NOTHING
+    # NaN is the largest.
+    equals = wanted - (len(values) - np.count_nonzero(values <= pivot))
+    return Cut(float(pivot), int(positions[values == pivot][equals - 1]) + 1)

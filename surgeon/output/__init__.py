@@ -1,0 +1,1 @@
+"""Planned files to disk: layout, executor, workers, checksums, linking, publication."""

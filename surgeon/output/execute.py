@@ -1,0 +1,339 @@
+"""Stream planned tensors to disk: byte ranges copied, the rest computed block by block."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from surgeon.base.errors import CheckpointError, SurgeonError, WriteError
+from surgeon.draft import Check
+from surgeon.formats.checkpoint import Record
+from surgeon.lazy import (
+    BLOCK,
+    ByteRange,
+    Computed,
+    Elementwise,
+    Scratch,
+    Stored,
+    forms,
+    is_computed_at_once,
+)
+from surgeon.numeric.dtypes import DTYPES
+from surgeon.output.checksums import Algorithm, Running, crc32_joined
+from surgeon.output.layout import OutputFile, Placed
+from surgeon.output.workers import each, worthwhile
+
+# Bytes that one worker takes at a time; a multiple of every block.
+_UNIT = 16 << 20
+# The most units that one worker takes at a time.
+_MOST_UNITS = 256
+# What computing a tensor costs beside its bytes, in bytes.
+_PER_COMPUTED = 64 << 10
+# Reads and writes of at most this much; larger ones leave the processor's cache.
+COPY_BUFFER = 1 << 20
+_SYNC_FILE_RANGE_WRITE = 2
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to write: workers, checksums, and whom to tell how many bytes are done."""
+
+    workers: int = 2
+    checksums: Algorithm = "crc32"
+    progress: Progress | None = None
+
+
+@dataclass
+class Written:
+    """What is known once everything is written: totals, and each tensor's checksum."""
+
+    checksums: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    copied_bytes: int = 0
+    computed_bytes: int = 0
+    linked_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A part of one tensor that one worker writes: where to, and what.
+
+    What is there already, in a linked file, has no descriptor; only its checksum is taken.
+    """
+
+    descriptor: int | None
+    placed: Placed
+    offset: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What is known of a unit that was written; travels from process to process."""
+
+    size_bytes: int
+    crc32: int
+    sha256: str
+    copied_bytes: int
+
+
+class Executor:
+    """Checks, writes and verifies, with as many workers as there is work for."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._scratch = Scratch()
+        self._buffer = memoryview(bytearray(COPY_BUFFER))
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def check(self, checks: Sequence[tuple[str, Check]], size_bytes: int) -> list[str]:
+        """Run the checks that look at tensor data, of about this size; return what they report."""
+        workers = worthwhile(self._options.workers, size_bytes)
+        return [note for note in each(self._check, checks, workers) if note]
+
+    def _check(self, item: tuple[str, Check]) -> str | None:
+        place, check = item
+        try:
+            note = check(self._scratch)
+        except SurgeonError as error:
+            raise error.at(place) from None
+        return f"{place}: {note}" if note else None
+
+    def write(self, files: Mapping[int, OutputFile]) -> Written:
+        """Write planned files, given by the descriptors that they are written through.
+
+        Those with a `source` are there already.
+        """
+        written = Written()
+        batches: list[list[_Unit]] = []
+        for descriptor, file in files.items():
+            if file.source is None:
+                _allocate(descriptor, file.size_bytes)
+                os.pwrite(descriptor, file.header, 0)
+                batches += self._batches(descriptor, file)
+            else:
+                size_bytes = file.size_bytes - len(file.header)
+                written.linked_bytes += size_bytes
+                if self._options.checksums != "none":
+                    batches += self._batches(None, file)
+                elif self._options.progress:
+                    self._options.progress(size_bytes)
+        crcs: dict[str, int] = {}
+        workers = worthwhile(self._options.workers, sum(map(_work, files.values())))
+        for batch, results in zip(batches, each(self._write, batches, workers), strict=True):
+            for unit, done in zip(batch, results, strict=True):
+                name = unit.placed.name
+                crcs[name] = crc32_joined(crcs.get(name, 0), done.crc32, done.size_bytes)
+                written.checksums[name] = (
+                    f"sha256:{done.sha256}" if done.sha256 else f"crc32:{crcs[name]:08x}"
+                )
+                if unit.descriptor is not None:
+                    written.copied_bytes += done.copied_bytes
+                    written.computed_bytes += done.size_bytes - done.copied_bytes
+                if self._options.progress:
+                    self._options.progress(done.size_bytes)
+        if self._options.checksums == "none":
+            written.checksums.clear()
+        for descriptor, file in files.items():
+            if os.pread(descriptor, len(file.header), 0) != file.header:
+                raise WriteError(f"{file.name}: reads back with another header than was written")
+        return written
+
+    def verify_records(self, records: Sequence[Record], files: Sequence[OutputFile],
+                       checksums: Mapping[str, str]) -> None:  # fmt: skip
+        """Compare what input files say of their bytes with what was read; raises CheckpointError.
+
+        That is of those bytes that are in some of the files. A tensor that was copied whole has its
+        checksum already; other records are read again.
+        """
+        if not records:
+            return
+        known: dict[tuple[int, int, int], str] = {}
+        for file in files:
+            for placed in file.tensors:
+                pieces = list(placed.tensor.pieces(0, placed.tensor.spec.count))
+                if len(pieces) == 1 and isinstance(piece := pieces[0], ByteRange):
+                    place = (id(piece.file), piece.offset, piece.size_bytes)
+                    known[place] = checksums.get(placed.name, "")
+
+        again = [
+            record
+            for record in _used(records, files)
+            if not self._is_verified(
+                record, known.get((id(record.file), record.offset, record.size_bytes), "")
+            )
+        ]
+        size_bytes = sum(record.size_bytes for record in again)
+        workers = worthwhile(self._options.workers, size_bytes)
+        for _ in each(self._verify, again, workers):
+            pass
+
+    def _is_verified(self, record: Record, found: str) -> bool:
+        """Say whether a record's checksum is known; raises CheckpointError where it is another."""
+        if not found.startswith("crc32:"):
+            return False
+        stated = f"crc32:{record.crc32:08x}"
+        if found != stated:
+            raise CheckpointError(
+                f"{record.file.path}: damaged: {record.size_bytes} bytes at {record.offset} "
+                f"have {found}, but the file states {stated}"
+            )
+        return True
+
+    def _verify(self, record: Record) -> None:
+        running = Running("crc32")
+        for start in range(0, record.size_bytes, COPY_BUFFER):
+            block = self._buffer[: min(COPY_BUFFER, record.size_bytes - start)]
+            record.file.read_into(record.offset + start, block)
+            running.update(block)
+        self._is_verified(record, f"crc32:{running.crc32:08x}")
+
+    def _batches(self, descriptor: int | None, file: OutputFile) -> Iterator[list[_Unit]]:
+        """Yield units in file order, small ones together, so that workers have enough for long."""
+        batch: list[_Unit] = []
+        for placed in file.tensors:
+            at_once = is_computed_at_once(placed.tensor)
+            for unit in self._units(descriptor, placed, len(file.header), at_once):
+                batch.append(unit)
+                if unit.offset - batch[0].offset >= _UNIT // 2 or len(batch) == _MOST_UNITS:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
+    def _units(
+        self, descriptor: int | None, placed: Placed, header_bytes: int, at_once: bool
+    ) -> Iterator[_Unit]:
+        spec = placed.tensor.spec
+        begin = header_bytes + placed.offset
+        per_unit = _UNIT * 8 // DTYPES[spec.dtype].bits
+        # A hash takes a tensor's bytes in order, and what is known of one should be found out once.
+        if self._options.checksums == "sha256" or at_once or not spec.count:
+            per_unit = max(spec.count, 1)
+        for start in range(0, max(spec.count, 1), per_unit):
+            offset = begin + start * DTYPES[spec.dtype].bits // 8
+            yield _Unit(descriptor, placed, offset, start, min(start + per_unit, spec.count))
+
+    def _write(self, batch: list[_Unit]) -> list[_Done]:
+        return [self._write_unit(unit) for unit in batch]
+
+    def _write_unit(self, unit: _Unit) -> _Done:
+        self._scratch.forget(unit.placed.tensor)
+        running = Running(self._options.checksums)
+        offset, copied = unit.offset, 0
+        descriptor = unit.descriptor
+        pieces = unit.placed.tensor.pieces(unit.start, unit.stop) if unit.stop else ()
+        for piece in pieces:
+            if isinstance(piece, ByteRange):
+                if descriptor is None or not self._copied_in_kernel(piece, descriptor, offset):
+                    self._copy(piece, descriptor, offset, running)
+                offset += piece.size_bytes
+                copied += piece.size_bytes
+            else:
+                assert descriptor is not None  # a linked file holds nothing else
+                offset = self._compute(piece, descriptor, offset, running)
+        size = offset - unit.offset
+        if descriptor is not None:
+            # Starting write-back here lets the disk work while blocks are still being computed.
+            self._start_write_back(descriptor, unit.offset, size)
+        return _Done(size, running.crc32, running.sha256, copied)
+
+    def _copy(
+        self, piece: ByteRange, descriptor: int | None, offset: int, running: Running
+    ) -> None:
+        for start in range(0, piece.size_bytes, COPY_BUFFER):
+            block = self._buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
+            piece.file.read_into(piece.offset + start, block)
+            running.update(block)
+            if descriptor is not None:
+                _write_all(descriptor, block, offset + start)
+
+    def _copied_in_kernel(self, piece: ByteRange, descriptor: int, offset: int) -> bool:
+        source = piece.file.fileno()
+        wants_checksums = self._options.checksums != "none"
+        if wants_checksums or source is None or not hasattr(os, "copy_file_range"):
+            return False
+        done = 0
+        while done < piece.size_bytes:
+            try:
+                count = os.copy_file_range(
+                    source, descriptor, min(piece.size_bytes - done, _UNIT), piece.offset + done,
+                    offset + done,
+                )  # fmt: skip
+            except OSError as error:
+                if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    return False
+                raise
+            if not count:
+                raise CheckpointError(f"{piece.file.path}: ends at byte {piece.offset + done}")
+            done += count
+        return True
+
+    def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
+        scratch, start = self._scratch, piece.start
+        step = piece.tensor.step if isinstance(piece.tensor, Elementwise) else BLOCK
+        while start < piece.stop:
+            stop = min(start + step - start % step, piece.stop)
+            with scratch.scope():
+                block = piece.tensor.elements(start, stop, scratch)
+                data = block.view(np.uint8).data
+                running.update(data)
+                _write_all(descriptor, data, offset)
+                offset += len(data)
+            start = stop
+        return offset
+
+    def _start_write_back(self, descriptor: int, offset: int, size_bytes: int) -> None:
+        if start := getattr(self._libc, "sync_file_range", None):
+            start(
+                descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes),
+                _SYNC_FILE_RANGE_WRITE,
+            )  # fmt: skip
+
+
+def _used(records: Iterable[Record], files: Iterable[OutputFile]) -> list[Record]:
+    """Return the byte runs with stated checksums that some tensors of the files are made of."""
+    used: dict[int, list[int]] = {}
+    for placed in (placed for file in files for placed in file.tensors):
+        for form in forms(placed.tensor):
+            if isinstance(form, Stored):
+                used.setdefault(id(form.file), []).append(form.offset)
+    starts = {file: sorted(offsets) for file, offsets in used.items()}
+
+    def is_used(record: Record) -> bool:
+        offsets = starts.get(id(record.file), [])
+        first = bisect_left(offsets, record.offset)
+        return first < len(offsets) and offsets[first] < record.offset + record.size_bytes
+
+    return [record for record in records if is_used(record)]
+
+
+def _work(file: OutputFile) -> int:
+    computed = sum(not isinstance(placed.tensor, Stored) for placed in file.tensors)
+    return file.size_bytes + _PER_COMPUTED * computed
+
+
+def _allocate(descriptor: int, size_bytes: int) -> None:
+    """Reserve the space, so that a full disk is known at once."""
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(descriptor, size_bytes)
+
+
+def _write_all(descriptor: int, block: memoryview, offset: int) -> None:
+    while block:
+        count = os.pwrite(descriptor, block, offset)
+        block = block[count:]
+        offset += count

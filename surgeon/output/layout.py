@@ -1,0 +1,166 @@
+"""Which tensor lies where in which output file: known before the first byte is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from json.encoder import encode_basestring
+from operator import itemgetter
+from typing import NamedTuple
+
+from surgeon.draft import MODEL_WEIGHTS, Tensors
+from surgeon.formats.files import InputFile
+from surgeon.lazy import LazyTensor
+from surgeon.numeric.dtypes import LAYOUT_RANK
+
+
+class Placed(NamedTuple):
+    """A tensor and its place in the data section of a file."""
+
+    name: str
+    tensor: LazyTensor
+    offset: int
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One safetensors file to be: its header's bytes and its tensors in file order.
+
+    `source` is the input's file that it is, byte for byte, and that it is to be linked to.
+    """
+
+    name: str
+    header: bytes
+    tensors: tuple[Placed, ...]
+    size_bytes: int
+    source: InputFile | None = None
+
+    @property
+    def header_sha256(self) -> str:
+        return header_sha256(self.header)
+
+
+def header_sha256(header: bytes) -> str:
+    """Return the hash that pins a file's names, shapes, dtypes and layout.
+
+    Over the JSON text of the header, its padding included, without the eight bytes of its length.
+    """
+    return hashlib.sha256(header[8:]).hexdigest()
+
+
+def ties(tensors: Tensors) -> dict[str, str]:
+    """Return {alias: owner} of tied names; the owner is the first by name.
+
+    So does safetensors' `save_model`, which records the same in the metadata.
+    """
+    if len(set(map(id, tensors.values()))) == len(tensors):
+        return {}
+    owners: dict[int, str] = {}
+    for name in sorted(tensors):
+        owners.setdefault(id(tensors[name]), name)
+    return {name: owner for name in sorted(tensors) if (owner := owners[id(tensors[name])]) != name}
+
+
+def lay_out(tensors: Tensors, metadata: Mapping[str, str], name: str = MODEL_WEIGHTS) -> OutputFile:
+    """Return the layout of all tensors in one file."""
+    aliases = ties(tensors)
+    owned = {n: t for n, t in tensors.items() if n not in aliases} if aliases else tensors
+    return _file(name, owned, metadata, aliases)
+
+
+def lay_out_shards(
+    tensors: Tensors,
+    metadata: Mapping[str, str],
+    shard_size: int,
+    name: str = MODEL_WEIGHTS,
+    linked: Iterable[OutputFile] = (),
+    homes: Mapping[str, str] | None = None,
+) -> list[OutputFile]:
+    """Return the layouts of a model folder's files, none larger than `shard_size` if it can be.
+
+    `name` is that of the file where there is one; several have numbers in theirs.
+    Tensors fill the files in the order of `tensors`, as transformers does; one that is larger than
+    `shard_size` has a file of its own. Those of `linked` files stay in them, and no file has
+    tensors of two `homes`, which are files of the input; a new one goes with the one before it.
+    """
+    aliases = ties(tensors)
+    there = {placed.name: file for file in linked for placed in file.tensors}
+    shards: list[Tensors | OutputFile] = []
+    filling: dict[str, Tensors] = {}
+    filled: dict[str, int] = {}
+    home = ""
+    for tensor_name, tensor in tensors.items():
+        if tensor_name in aliases:
+            continue
+        home = homes.get(tensor_name, home) if homes else home
+        if file := there.get(tensor_name):
+            if file.tensors[0].name == tensor_name:
+                shards.append(file)
+            continue
+        size = tensor.spec.size_bytes
+        if home not in filling or filled[home] + size > shard_size:
+            filling[home], filled[home] = {}, 0
+            shards.append(filling[home])
+        filling[home][tensor_name] = tensor
+        filled[home] += size
+
+    def named(name: str, shard: Tensors | OutputFile) -> OutputFile:
+        if isinstance(shard, OutputFile):
+            return replace(shard, name=name)
+        return _file(name, shard, metadata, aliases)
+
+    if len(shards) == 1:
+        return [named(name, shards[0])]
+    stem = name.removesuffix(".safetensors")
+    return [
+        named(f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors", shard)
+        for number, shard in enumerate(shards, 1)
+    ]
+
+
+def _file(
+    file_name: str,
+    tensors: Tensors,
+    metadata: Mapping[str, str],
+    aliases: Mapping[str, str],
+) -> OutputFile:
+    # By dtype, then name: the order save_file uses, so that a no-op recipe is byte-identical.
+    ordered = sorted(tensors.items(), key=itemgetter(0))
+    ordered.sort(key=lambda item: LAYOUT_RANK[item[1].spec.dtype])
+    own_aliases = {alias: owner for alias, owner in aliases.items() if owner in tensors}
+    entries = []
+    if described := {**metadata, **own_aliases}:
+        entries.append(f'"__metadata__":{_compact(dict(sorted(described.items())))}')
+    shapes: dict[tuple[int, ...], str] = {}
+    placed = []
+    offset = 0
+    for name, tensor in ordered:
+        spec = tensor.spec
+        end = offset + spec.size_bytes
+        if spec.shape not in shapes:
+            shapes[spec.shape] = _compact(spec.shape)
+        # Together, since json takes three times as long for a dict of dicts.
+        entries.append(
+            f'{encode_basestring(name)}:{{"dtype":"{spec.dtype}","shape":{shapes[spec.shape]},'
+            f'"data_offsets":[{offset},{end}]}}'
+        )
+        placed.append(Placed(name, tensor, offset))
+        offset = end
+    text = f"{{{','.join(entries)}}}".encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return OutputFile(file_name, head, tuple(placed), len(head) + offset)
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def index_of(files: Iterable[OutputFile]) -> str:
+    """Return the text of `model.safetensors.index.json`, as transformers writes it."""
+    shards = {placed.name: file.name for file in files for placed in file.tensors}
+    total = sum(placed.tensor.spec.size_bytes for file in files for placed in file.tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": shards}
+    return json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

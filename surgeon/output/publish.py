@@ -1,0 +1,195 @@
+"""Outputs that appear complete or not at all.
+
+Everything is written to a temporary sibling of a fixed, telling name, which the run holds locked,
+flushed to the disk, and only then renamed into place. What was there before stays until then. A
+killed run leaves at most that sibling, and the next run into the same output removes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from surgeon.base.errors import WriteError
+from surgeon.formats.files import InputFile
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_FICLONE = 0x40049409
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return where an output is written before it is complete."""
+    return path.with_name(f".{path.name}.surgeon-unfinished")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn whatever the operating system refuses into a WriteError that names the output."""
+    try:
+        yield
+    except OSError as error:
+        where = (
+            f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        )
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise WriteError(f"{path}: cannot be written: {reason.lower()}{where}") from None
+
+
+def _locked(path: Path, open_it: Callable[[], int]) -> int:
+    """Open a temporary and lock it; raises WriteError where another run holds it."""
+    while True:
+        descriptor = open_it()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise WriteError(f"{path}: another run is writing this output") from None
+        # The other run may have renamed or removed it between our open and our lock.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def flush(path: Path) -> None:
+    """Make a file's bytes, or a folder's entries, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Give a descriptor to write a file through, and what publishes it once it is complete.
+
+    Nothing is published where the body raises or never asks for it.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = temporary_beside(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    descriptor = _locked(temporary, lambda: os.open(temporary, flags, 0o666))
+
+    def publish() -> None:
+        os.fsync(descriptor)
+        temporary.replace(path)
+        flush(path.parent)
+
+    try:
+        os.ftruncate(descriptor, 0)
+        yield descriptor, publish
+    finally:
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), temporary.stat()):
+                temporary.unlink()
+        os.close(descriptor)
+
+
+def link(source: InputFile, path: Path) -> bool:
+    """Make `path` a file that shares an input's bytes on the disk; say whether it could be done.
+
+    That is a copy of which blocks are only stored anew once they change, where the file system has
+    such copies (reflinks), else the same file under another name (a hard link).
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.ioctl(descriptor, _FICLONE, source.fileno())
+        return True
+    except OSError:
+        path.unlink()
+    finally:
+        os.close(descriptor)
+    # Not every system allows it, nor for every file.
+    with suppress(OSError):
+        os.link(os.path.realpath(source.path), path)
+        if os.path.samestat(os.fstat(source.fileno()), path.stat()):
+            return True
+        path.unlink()  # the input is another file by now
+    return False
+
+
+def remove(path: Path) -> None:
+    """Remove what an earlier run left beside an output that is complete by now."""
+    if not path.exists() and not path.is_symlink():
+        return
+    try:
+        path.unlink()
+        flush(path.parent)
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise WriteError(
+            f"{path}: is of an earlier run, and cannot be removed: {reason}; everything else is "
+            "complete, and its manifest does not name this file"
+        ) from None
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Give an empty folder to write into, and what publishes it in place of `path`."""
+    path = Path(os.path.realpath(path))
+    temporary = temporary_beside(path)
+
+    def open_it() -> int:
+        temporary.mkdir(exist_ok=True)
+        return os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    descriptor = _locked(temporary, open_it)
+    published = False
+
+    def publish() -> None:
+        nonlocal published
+        for item in temporary.rglob("*"):
+            flush(item)
+        flush(temporary)
+        if path.exists():
+            _exchange(temporary, path)
+            flush(path.parent)
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.rename(path)
+            flush(path.parent)
+        published = True
+
+    try:
+        _empty(temporary)
+        yield temporary, publish
+    finally:
+        if not published:
+            shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    for item in folder.iterdir():
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+
+
+def _exchange(ours: Path, theirs: Path) -> None:
+    """Swap two folders in one step, where the system can; else move the old one aside first."""
+    library = ctypes.CDLL(None, use_errno=True)
+    rename = getattr(library, "renameat2", None)
+    names = (_AT_FDCWD, os.fsencode(ours), _AT_FDCWD, os.fsencode(theirs), _RENAME_EXCHANGE)
+    if rename is not None and rename(*names) == 0:
+        return
+    aside = theirs.with_name(f".{theirs.name}.surgeon-replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    theirs.rename(aside)
+    try:
+        ours.rename(theirs)
+    except OSError:
+        aside.rename(theirs)
+        raise
+    aside.rename(ours)

@@ -1,0 +1,102 @@
+"""Work shared by the cores: forked processes where there is much of it.
+
+Threads would wait for one another: block arithmetic calls NumPy every few microseconds, and each
+call gives Python's lock away and asks for it again. Two threads were slower than one; two processes
+take just over half of its time (benchmarks/).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from surgeon.base.errors import WriteError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+# With fewer bytes to read or to write, starting workers takes longer than they save.
+_SHARED_FROM = 64 << 20
+_PR_SET_PDEATHSIG = 1
+
+
+def worthwhile(workers: int, size_bytes: int) -> int:
+    """Return how many of the workers there is work for, by the bytes that it is about."""
+    return workers if size_bytes >= _SHARED_FROM else 1
+
+
+def each(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
+    """Yield results in the order of the items; the first failure ends all workers.
+
+    Where there are several workers, `work` runs in processes that are forked here: they see
+    everything that there is now, what they change stays theirs, and results are pickled.
+    """
+    workers = min(workers, len(items))
+    if workers <= 1:
+        yield from map(work, items)
+    elif sys.platform == "linux":
+        yield from _forked(work, items, workers)
+    else:  # system libraries do not survive a fork, or there is none
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(work, items)
+
+
+def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
+    # Imported where there is work to share: it takes as long as opening a checkpoint.
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import active_children
+
+    pool = _pool(work, items, workers)
+    try:
+        yield from pool.map(_run, range(len(items)))
+    except BrokenProcessPool:
+        raise WriteError("a worker was killed; --workers 1 takes the least memory") from None
+    except BaseException:
+        for child in active_children():
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pool(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Executor:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with warnings.catch_warnings():
+        # Threads of NumPy's and torch's libraries, which the workers do not use.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+        pool = ProcessPoolExecutor(
+            workers, get_context("fork"), initializer=_begin, initargs=(work, items, os.getpid())
+        )
+        pool.submit(int)  # forks them all
+        return pool
+
+
+# What a worker process is to do; set in workers alone.
+_task: tuple[Callable[[Any], Any], Sequence[Any]]
+
+
+def _begin(work: Callable[[Any], Any], items: Sequence[Any], parent: int) -> None:
+    global _task
+    _task = work, items
+    # A worker that outlived a killed run would go on writing, and hold the output's lock.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too
+
+
+def _run(index: int) -> Any:
+    work, items = _task
+    return work(items[index])

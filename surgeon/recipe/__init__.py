@@ -1,0 +1,9 @@
+"""JSON to Recipe, with all errors at once; a Recipe's steps to a Plan, with its lineage.
+
+No tensor data is read and nothing is written.
+"""
+
+from surgeon.draft.registry import OPS
+from surgeon.recipe.recipe import Recipe, find, load, read_json, ready_made
+
+__all__ = ["OPS", "Recipe", "find", "load", "read_json", "ready_made"]

@@ -1,0 +1,184 @@
+"""Where tensors come from: what each step did to each, read off from what they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from surgeon.base.regions import spelled
+from surgeon.draft import Draft, Tensors
+from surgeon.lazy import Copied, Elementwise, Fresh, LazyTensor, Whole
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Change(NamedTuple):
+    """What one step did to one tensor; the items of a manifest's lineage.
+
+    `into` is the model that the step kept it in, where that is not the state.
+    """
+
+    step: str
+    op: str
+    from_: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    init: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = _NOTHING
+    into: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the change as the manifest spells it, without what is empty."""
+        entry: dict[str, Any] = {"step": self.step, "op": self.op}
+        if self.into:
+            entry["into"] = self.into
+        if self.from_:
+            entry["from"] = list(self.from_)
+        if self.new:
+            entry["new"] = list(self.new)
+        if self.init:
+            entry["init"] = self.init[0] if len(self.init) == 1 else list(self.init)
+        if self.parameters:
+            entry["parameters"] = dict(self.parameters)
+        return entry
+
+
+Changes = tuple[Change, ...]
+Lineage = dict[str, Changes]
+
+
+@dataclass
+class Tracer:
+    """The lineage of the state's tensors, and of those that steps kept in models: `model:name`."""
+
+    lineage: Lineage
+    _models: Lineage = field(default_factory=dict)
+    _known: set[str] = field(default_factory=set)
+    _steps: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tensors: Iterable[str], models: Iterable[str]) -> Tracer:
+        """Return the lineage before the first step."""
+        return cls(dict.fromkeys(tensors, ()), _known=set(models))
+
+    def trace(self, before: Tensors, draft: Draft, op: str, *, is_changed: bool) -> None:
+        """Take note of what the draft's step did to the state, if anything, and kept in models.
+
+        `before` is the state as it was.
+        """
+        self._steps[draft.step] = len(self._steps)
+        kept = [model for model in draft.models if model not in self._known]
+        if not is_changed and not kept:
+            return
+        step = _Step(before, draft, op, self)
+        models = {
+            f"{model}:{name}": step.kept(model, name, tensor)
+            for model in kept
+            for name, tensor in draft.models[model].items()
+        }
+        if is_changed:
+            self.lineage = {name: step.done(name, t) for name, t in draft.tensors.items()}
+        self._models |= models
+        self._known.update(kept)
+
+    def is_known(self, model: str) -> bool:
+        """Say whether there was a model before the step at hand."""
+        return model in self._known
+
+    def of_model(self, place: str) -> Changes:
+        """Return what the steps did to a model's tensor."""
+        return self._models.get(place, ())
+
+    def in_order(self, changes: Iterable[Change]) -> Changes:
+        """Return changes as the steps made them, each once."""
+        each = {id(change): change for change in changes}
+        return tuple(sorted(each.values(), key=lambda change: self._steps[change.step]))
+
+
+class _Step:
+    """One step: what it was given, and by what names."""
+
+    def __init__(self, before: Tensors, draft: Draft, op: str, tracer: Tracer) -> None:
+        self._before = before
+        self._draft = draft
+        self._op = op
+        self._tracer = tracer
+        # The first of each tensor's names.
+        self._names = {id(tensor): name for name, tensor in reversed(before.items())}
+
+    @cached_property
+    def _elsewhere(self) -> dict[int, str]:
+        """The names of tensors in models that there were before the step."""
+        return {
+            id(held): f"{model}:{name}"
+            for model, tensors in self._draft.models.items()
+            if self._tracer.is_known(model)
+            for name, held in tensors.items()
+        }
+
+    def done(self, name: str, tensor: LazyTensor) -> Changes:
+        """Return the lineage of a tensor of the state after the step."""
+        lineage = self._tracer.lineage
+        if self._before.get(name) is tensor:
+            return lineage[name]
+        source = self._names.get(id(tensor))
+        if source is not None:  # moved, or tied to another
+            return (*lineage[source], Change(self._draft.step, self._op, (source,)))
+        return self._changed(name, tensor, "")
+
+    def kept(self, model: str, name: str, tensor: LazyTensor) -> Changes:
+        """Return the lineage of a tensor of a model that the step made."""
+        source = self._names.get(id(tensor))
+        if source is not None:
+            return self._tracer.lineage[source]
+        return self._changed(name, tensor, model)
+
+    def _changed(self, name: str, tensor: LazyTensor, model: str) -> Changes:
+        own = self._before.get(name)
+        here, others, inits = self._origins(tensor, name, own)
+        parent = name if own and (name in here or not here) else next(iter(here), None)
+        already = own.new() if own else ()
+        new = [r for r in tensor.new() if r not in already] if inits is not None else []
+        change = Change(
+            self._draft.step,
+            self._op,
+            from_=tuple(source for source in [*here, *others] if source != name or model),
+            new=tuple(spelled(name, region, tensor.spec.shape) for region in new),
+            init=tuple(dict.fromkeys(inits or ())),
+            parameters=tensor.about if isinstance(tensor, Elementwise | Whole) else _NOTHING,
+            into=model,
+        )
+        earlier = self._tracer.lineage[parent] if parent else ()
+        kept = [made for other in others for made in self._tracer.of_model(other)]
+        return (*(self._tracer.in_order([*earlier, *kept]) if kept else earlier), change)
+
+    def _origins(
+        self, tensor: LazyTensor, name: str, own: LazyTensor | None
+    ) -> tuple[list[str], list[str], list[str] | None]:
+        """Return what a tensor is made of: names of the state, and in models, and initialisations.
+
+        The last is None where nothing was created. What it was before the step, `own`, goes by its
+        name also where that is tied to an earlier one.
+        """
+        here: dict[str, None] = {}
+        others: dict[str, None] = {}
+        inits: list[str] | None = None
+        pending, seen = [tensor], set()
+        while pending:
+            form = pending.pop(0)
+            if id(form) in seen:
+                continue
+            seen.add(id(form))
+            if id(form) in self._names:
+                here[name if form is own else self._names[id(form)]] = None
+                continue
+            if id(form) in self._elsewhere:
+                others[self._elsewhere[id(form)]] = None
+                continue
+            if isinstance(form, Fresh | Copied):
+                inits = inits or []
+                inits += [form.initialiser.name] if isinstance(form, Fresh) else []
+            pending.extend(form.operands)
+        return list(here), list(others), inits

@@ -1,0 +1,119 @@
+"""Run the steps over names and specs; freeze what they made into a Plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from surgeon import __version__
+from surgeon.base.errors import PlanError, SurgeonError
+from surgeon.draft import Check, Draft, Outside, Tensors
+from surgeon.draft.registry import OPS
+from surgeon.recipe import Recipe
+from surgeon.recipe.lineage import Lineage, Tracer
+
+
+class StepSummary(NamedTuple):
+    """What one step did, for the report."""
+
+    step: str
+    op: str
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+# Bytes of a tensor: a pebibyte, which leaves room for others below what file offsets count.
+_LARGEST = 1 << 50
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The finished result of a recipe: what to write, and where each of it came from."""
+
+    tensors: Tensors
+    lineage: Lineage
+    dropped: tuple[str, ...]
+    steps: tuple[StepSummary, ...]
+    checks: tuple[tuple[str, Check], ...]
+    metadata: Mapping[str, str]
+    sidecars: Mapping[str, Any]
+    weights_file: str
+
+
+def make(
+    recipe: Recipe,
+    tensors: Tensors,
+    models: Mapping[str, Tensors],
+    outside: Outside,
+    metadata: Mapping[str, str],
+) -> Plan:
+    """Run every step's rewrite; raises PlanError with the step where one is impossible."""
+    draft = Draft(dict(tensors), dict(models), outside, recipe.seed)
+    tracer = Tracer.of(tensors, models)
+    summaries: list[StepSummary] = []
+    checks: list[tuple[str, Check]] = []
+    steps = [(step.stream, step.place, step.op, step.parameters, step.optional)
+             for step in recipe.steps]  # fmt: skip
+    if dtype := recipe.output.get("dtype"):
+        steps.append(("output", "output.dtype", "cast", {"target": "**", "dtype": dtype}, True))
+    for stream, place, op, parameters, optional in steps:
+        before, noted, checked = dict(draft.tensors), len(draft.notes), len(draft.checks)
+        draft.step, draft.optional = stream, optional
+        try:
+            OPS[op].apply(draft, parameters)
+            added, changed, removed = _differences(before, draft.tensors)
+            _check_names(added)
+            _check_sizes(draft.tensors, (*added, *changed))
+        except SurgeonError as error:
+            raise error.at(f"{recipe.label}: {place}") from None
+        checks += [(f"{recipe.label}: {place}", check) for check in draft.checks[checked:]]
+        tracer.trace(before, draft, op, is_changed=bool(added or changed or removed))
+        notes = tuple(draft.notes[noted:])
+        summaries.append(StepSummary(stream, op, added, changed, removed, notes))
+    about_us = {"version": __version__, "recipe_sha256": recipe.sha256}
+    return Plan(
+        tensors=draft.tensors,
+        lineage=tracer.lineage,
+        dropped=tuple(name for name in tensors if name not in draft.tensors),
+        steps=tuple(summaries),
+        checks=tuple(checks),
+        metadata={
+            **metadata,
+            **recipe.output.get("metadata", {}),
+            "surgeon": json.dumps(about_us, sort_keys=True),
+        },
+        sidecars=draft.sidecars,
+        weights_file=draft.weights_file,
+    )
+
+
+def _differences(before: Tensors, after: Tensors) -> tuple[tuple[str, ...], ...]:
+    """Return the names that were added, that are bound to other tensors, and that were removed."""
+    added, changed = [], []
+    for name, tensor in after.items():
+        was = before.get(name)
+        if was is None:
+            added.append(name)
+        elif was is not tensor:
+            changed.append(name)
+    removed = [name for name in before if name not in after]
+    return tuple(added), tuple(changed), tuple(removed)
+
+
+def _check_names(created: Iterable[str]) -> None:
+    """Raise PlanError for names that a safetensors file cannot hold, or nobody can type."""
+    bad = [n for n in created if not n or n == "__metadata__" or not n.isprintable()]
+    if bad:
+        raise PlanError(*(f"{name!r} cannot be a tensor's name" for name in sorted(bad)))
+
+
+def _check_sizes(tensors: Tensors, names: Iterable[str]) -> None:
+    """Raise PlanError for tensors that no file can hold."""
+    large = [f"'{name}' would be {tensors[name].spec}, more bytes than a file can have"
+             for name in names if tensors[name].spec.size_bytes > _LARGEST]  # fmt: skip
+    if large:
+        raise PlanError(*large)

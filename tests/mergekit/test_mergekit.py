@@ -1,0 +1,354 @@
+"""mergekit configurations become recipes; against mergekit itself see tests/conformance."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from surgeon.base.errors import UsageError
+from surgeon.mergekit import imported
+from surgeon.mergekit.methods import METHODS
+from surgeon.output.execute import Options
+from surgeon.recipe import load
+from surgeon.surgery import opened, write
+from tests.network import read
+
+
+def given(folder: Path, **config: Any) -> Path:
+    path = folder / "merge.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def steps(folder: Path, **config: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = imported(given(folder, **config)).recipe["steps"]
+    for step in found:
+        step.pop("about", None)
+    return found
+
+
+def models(*paths: str, **parameters: Any) -> list[dict[str, Any]]:
+    return [{"model": path, "parameters": parameters} for path in paths]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_becomes_a_valid_recipe(tmp_path: Path, method: str) -> None:
+    entries = models("a", "b", *(["c"] if method in ("nuslerp", "model_stock") else []))
+    config: dict[str, Any] = {
+        "merge_method": method,
+        "models": entries,
+        "base_model": "a",
+        "parameters": {"weight": 0.5, "t": 0.3, "density": 0.6, "epsilon": 0.1},
+    }
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(imported(given(tmp_path, **config)).recipe))
+    assert load(str(recipe), {}).steps[0].op == METHODS[method].op
+
+
+def test_linear_takes_the_first_model_as_state(tmp_path: Path) -> None:
+    config = {"models": [*models("x/a", weight=1), *models("x/b", weight=3)]}
+    (step,) = steps(tmp_path, merge_method="linear", **config)
+    assert step == {"op": "average", "models": ["b"], "weights": [1.0, 3.0], "normalize": True}
+
+
+def test_base_model_is_the_state_and_no_model(tmp_path: Path) -> None:
+    found = imported(
+        given(
+            tmp_path,
+            merge_method="ties",
+            base_model="b",
+            models=models("a", "b", "c", weight=1, density=0.2),
+        )
+    )
+    assert found.input == "b"
+    assert found.recipe["models"] == {"a": "a", "c": "c"}
+    assert found.recipe["steps"][0]["density"] == 0.2
+
+
+def test_own_parameters_go_before_common_ones(tmp_path: Path) -> None:
+    (step,) = steps(
+        tmp_path,
+        merge_method="task_arithmetic",
+        base_model="b",
+        models=[*models("a", weight=0.1), *models("c")],
+        parameters={"weight": 0.7, "lambda": 0.5},
+    )
+    assert (step["weights"], step["lambda"], step["normalize"]) == ([0.1, 0.7], 0.5, False)
+
+
+def test_a_gradient_runs_over_the_layers_alone(tmp_path: Path) -> None:
+    (step,) = steps(
+        tmp_path, merge_method="slerp", base_model="a", models=models("a", "b"),
+        parameters={"t": [0.2, "1e-1"]},
+    )  # fmt: skip
+    assert step["t"] == [
+        {"target": "model.layers", "value": {"by_layer": [0.2, 0.1]}},
+        {"value": 0.2},
+    ]
+
+
+def test_filters_are_parts_of_names_and_end_with_the_common_value(tmp_path: Path) -> None:
+    own = {"weight": [{"filter": "mlp.up", "value": 0.5}]}
+    (step,) = steps(
+        tmp_path, merge_method="linear", models=[*models("a", **own), *models("b")],
+        parameters={"weight": 2},
+    )  # fmt: skip
+    rules = [{"target": "re:.*mlp\\.up.*", "value": 0.5}, {"value": 2.0}]
+    assert step["weights"] == [rules, 2.0]
+
+
+def test_density_of_one_keeps_outliers_too(tmp_path: Path) -> None:
+    config = {"base_model": "a", "models": models("a", "b", weight=1)}
+    assert steps(tmp_path, merge_method="breadcrumbs", **config)[0] == {
+        "op": "task_arithmetic", "models": ["b"], "weights": 1.0, "lambda": 1.0, "normalize": False,
+    }  # fmt: skip
+    (step,) = steps(tmp_path, merge_method="della", **config)
+    assert (step["op"], step["density"], step["normalize"]) == ("ties", 1.0, True)
+
+
+def slices(*parts: tuple[str, int, int], **parameters: Any) -> list[dict[str, Any]]:
+    return [
+        {"sources": [{"model": m, "layer_range": [a, b], "parameters": parameters}]}
+        for m, a, b in parts
+    ]
+
+
+def test_stacked_slices_are_layers(tmp_path: Path) -> None:
+    found = steps(
+        tmp_path, merge_method="passthrough", slices=slices(("a", 0, 3), ("b", 1, 4), ("a", 2, 4))
+    )
+    assert found == [
+        {
+            "op": "layers",
+            "container": "model.layers",
+            "take": ["0:3", {"model": "b", "range": "1:4"}, "2:4"],
+        }
+    ]
+
+
+def test_what_lies_behind_the_layers_comes_from_the_last_model(tmp_path: Path) -> None:
+    for name in "ab":
+        tensors = {"embed.weight": torch.ones(2), "h.0.w": torch.ones(2), "head.weight":
+                   torch.ones(2), "h.1.w": torch.ones(2)}  # fmt: skip
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    a, b = (str(tmp_path / f"{name}.safetensors") for name in "ab")
+    found = steps(tmp_path, merge_method="passthrough", slices=slices((a, 0, 1), (b, 1, 2)))
+    assert found[0]["container"] == "h"
+    assert found[1:] == [
+        {"op": "delete", "target": ["head"], "optional": True},
+        {"op": "copy", "from": "head.{rest**}", "to": "head.{rest**}", "model": "b-safetensors",
+         "optional": True},
+    ]  # fmt: skip
+
+
+def test_a_scale_becomes_steps_of_the_new_layers(tmp_path: Path) -> None:
+    scale = [{"filter": "o_proj", "value": 0}, {"value": 1}]
+    parts = [*slices(("a", 0, 1)), *slices(("a", 3, 5), scale=scale), *slices(("a", 0, 1))]
+    found = steps(tmp_path, merge_method="passthrough", slices=parts)
+    assert found[1:] == [
+        {"op": "scale", "target": [r"re:(?=.*o_proj)(model\.layers\.(1|2)\.).*"], "by": 0.0,
+         "optional": True}
+    ]  # fmt: skip
+
+
+def test_slices_that_are_merged_have_gradients_of_their_own(tmp_path: Path) -> None:
+    parts = [
+        {
+            "sources": [{"model": m, "layer_range": [a, a + 2]} for m in "ab"],
+            "parameters": {"t": [start, start + 0.1]},
+        }
+        for a, start in ((0, 0.0), (2, 0.5))
+    ]
+    first, second = steps(tmp_path, merge_method="slerp", base_model="a", slices=parts)
+    assert first["target"] == ["**", r"!re:model\.layers\.(2|3)\..*", "!model.norm", "!lm_head"]
+    assert second["target"] == [r"re:model\.layers\.(2|3)\..*", "model.norm", "lm_head"]
+    assert [rule["value"] for rule in second["t"]] == [0.5, 0.6, 0.5]
+
+
+def network(folder: Path, name: str, *, layers: int = 1, dtype: torch.dtype = torch.float32) -> str:
+    """Write a model of few tensors; returns its path."""
+    names = ["embed.weight", *(f"h.{layer}.w" for layer in range(layers)), "head.weight"]
+    path = folder / f"{name}.safetensors"
+    save_file({name: torch.ones(2, dtype=dtype) for name in names}, path)
+    return str(path)
+
+
+def test_a_scale_holds_for_what_lies_before_and_behind_the_layers(tmp_path: Path) -> None:
+    a = network(tmp_path, "a", layers=2)
+    parts = [*slices((a, 0, 1), scale=2), *slices((a, 0, 1), scale=3), *slices((a, 1, 2), scale=4)]
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(imported(given(
+        tmp_path, merge_method="passthrough", slices=parts)).recipe))  # fmt: skip
+    with opened(load(str(recipe), {}), a, {}) as found:
+        write(found, tmp_path / "out.safetensors", Options(), force=True)
+    made = {name: tensor[0].item() for name, tensor in read(tmp_path / "out.safetensors").items()}
+    expected = {"embed.weight": 2, "h.0.w": 2, "h.1.w": 3, "h.2.w": 4, "head.weight": 4}
+    assert made == expected
+
+
+def test_a_gradient_over_one_layer_is_its_last_value(tmp_path: Path) -> None:
+    a, b = network(tmp_path, "a"), network(tmp_path, "b")
+    (step,) = steps(
+        tmp_path, merge_method="slerp", base_model=a, models=models(a, b), parameters={"t": [0, 1]}
+    )
+    assert step["t"] == [{"target": r"re:h\.(0)\..*", "value": 1.0}, {"value": 0.0}]
+
+
+@pytest.mark.parametrize(
+    ("here", "dtype", "casts"),
+    [
+        (torch.bfloat16, "float32", True),
+        (torch.bfloat16, "float16", False),
+        (torch.float64, "float32", False),
+        (None, "float32", True),
+        (None, "bfloat16", False),
+    ],
+)
+def test_a_wider_dtype_is_the_state_s_before_it_is_merged(
+    tmp_path: Path, here: torch.dtype | None, dtype: str, casts: bool
+) -> None:
+    a = network(tmp_path, "a", dtype=here) if here else "a"
+    found = steps(tmp_path, merge_method="linear", models=models(a, "b", weight=1), dtype=dtype)
+    assert [step["op"] for step in found] == ["cast"] * casts + ["average"]
+
+
+def test_a_base_that_is_no_source_of_a_slice_is_left_out(tmp_path: Path) -> None:
+    parts = [{"sources": [{"model": m, "layer_range": [0, 2]} for m in "ab"]}]
+    found = imported(
+        given(tmp_path, merge_method="linear", base_model="c", slices=parts,
+              parameters={"weight": 1})
+    )  # fmt: skip
+    assert (found.input, found.recipe["models"]) == ("a", {"b": "b"})
+
+
+def test_iterations_are_a_whole_number(tmp_path: Path) -> None:
+    (step,) = steps(
+        tmp_path, merge_method="karcher", models=models("a", "b"), parameters={"max_iter": "2e1"}
+    )
+    assert (step["max_iterations"], type(step["max_iterations"])) == (20, int)
+
+
+def test_a_list_without_values_says_nothing(tmp_path: Path) -> None:
+    (step,) = steps(
+        tmp_path, merge_method="linear", models=models("a", "b", weight=[]),
+        parameters={"weight": 3},
+    )  # fmt: skip
+    assert step["weights"] == 3.0
+
+
+def test_layers_that_are_left_out_of_a_merge_are_refused(tmp_path: Path) -> None:
+    a, b = network(tmp_path, "a", layers=3), network(tmp_path, "b", layers=3)
+    parts = [{"sources": [{"model": m, "layer_range": [0, 2]} for m in (a, b)]}]
+    with pytest.raises(UsageError, match="2 of 3 layers are merged"):
+        imported(given(tmp_path, merge_method="linear", slices=parts, parameters={"weight": 1}))
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"merge_method": "tis", "models": models("a")}, "'tis' is not imported; did you mean"),
+        ({"merge_method": "linear"}, "give either 'models' or 'slices'"),
+        ({"merge_method": "linear", "models": models("a"), "tokenizer_source": "union"},
+         "'tokenizer_source' is not imported: surgeon leaves vocabularies alone"),
+        ({"merge_method": "linear", "models": models("a"), "chat_template": "auto"},
+         "'chat_template' is not imported"),
+        ({"merge_method": "linear", "models": models("a"), "dtyp": "float16"},
+         "'dtyp' is unknown; did you mean 'dtype'"),
+        ({"merge_method": "linear", "models": models("a", "b")}, "parameter 'weight' is missing"),
+        ({"merge_method": "ties", "models": models("a", "b", weight=1)}, "'base_model' is missing"),
+        ({"merge_method": "linear", "models": models("a", "b", weight="much")},
+         "parameter 'weight' is 'much', not a number"),
+        ({"merge_method": "linear", "models": models("a+lora", "b", weight=1)}, "op lora_merge"),
+        ({"merge_method": "ties", "base_model": "a", "models": models("b", weight=1),
+          "parameters": {"rescale": True}}, "'rescale: true' has no counterpart"),
+        ({"merge_method": "passthrough", "models": models("a", "b")}, "takes one model"),
+        ({"merge_method": "karcher", "models": models("a", "b"), "parameters": {"tol": [0, 1]}},
+         "parameter 'tol' is one number here"),
+        ({"merge_method": "ties", "base_model": "c", "slices": [{"sources": [
+            {"model": m, "layer_range": [0, 1], "parameters": {"weight": 1}} for m in "ab"]}]},
+         "'base_model' must be among the sources"),
+        ({"merge_method": "passthrough", "slices": slices(
+            ("a", 2, 3), scale=[{"filter": "layers.2", "value": 2}, {"value": 1}])},
+         "a number of a layer that moves"),
+        ({"merge_method": "linear", "slices": slices(("a", 0, 1))}, "passthrough, not linear"),
+    ],
+)  # fmt: skip
+def test_what_has_no_counterpart_is_refused_with_a_reason(
+    tmp_path: Path, config: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        imported(given(tmp_path, **config))
+    assert problem in str(caught.value)
+    assert all(line.startswith("merge.yml: ") for line in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"models": "a"}, "models: \"a\" is not of type array"),
+        ({"models": [5]}, "models[0]: 5 is not of type object"),
+        ({"models": [{"weight": 1}]}, "models[0]: 'model' is missing"),
+        ({"models": models("a", "b"), "parameters": [1]}, "parameters: [1] is not of type object"),
+        ({"slices": [{"parameters": {}}]}, "slices[0]: 'sources' is missing"),
+        ({"slices": [{"sources": []}]}, "slices[0].sources: [] "),
+        ({"slices": slices(("a", 0, "x"))}, 'layer_range[1]: "x" is not of type integer'),
+        ({"slices": slices(("a", 0, 10**20))}, "is greater than the maximum"),
+        ({"models": models("a", "b", weight=[1, {"value": 2}])}, "mixes numbers and filters"),
+        ({"dtype": date(2026, 1, 1)}, 'dtype: "2026-01-01" is not of type'),
+    ],
+)  # fmt: skip
+def test_what_has_another_shape_is_refused_with_its_place(
+    tmp_path: Path, config: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        imported(given(tmp_path, **{"merge_method": "linear", **config}))
+    assert problem in str(caught.value)
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        imported(given(tmp_path, merge_method="tis", tokenizer={}, foo=1))
+    assert len(caught.value.problems) == 4
+
+
+def test_parameters_without_a_meaning_are_left_out_and_said(tmp_path: Path) -> None:
+    found = imported(
+        given(tmp_path, merge_method="linear", models=models("a", "b", weight=1, density=0.5))
+    )
+    assert "parameter 'density' means nothing to this method; left out" in found.notes
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "\x00", "!!python/object:os.system {}"])
+def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "merge.yml"
+    path.write_text(text)
+    with pytest.raises(UsageError):
+        imported(path)
+
+
+def test_without_yaml_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = given(tmp_path, merge_method="linear")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(UsageError, match=r"pip install 'surgeon\[mergekit\]'"):
+        imported(path)
+
+
+def test_command_prints_the_recipe_and_says_what_to_apply_it_to(tmp_path: Path) -> None:
+    path = given(
+        tmp_path, merge_method="linear", models=models("a", "b", weight=1), dtype="bfloat16"
+    )
+    command = [sys.executable, "-m", "surgeon", "import", "mergekit", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == imported(path).recipe
+    assert json.loads(done.stdout)["output"] == {"dtype": "BF16"}
+    assert "note: apply it to a" in done.stderr

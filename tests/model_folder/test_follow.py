@@ -1,0 +1,387 @@
+"""A model folder's config follows what the steps did, and contradictions are said."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from surgeon import surgery
+from surgeon.base.errors import PlanError, UsageError
+from surgeon.base.tables import json_text
+from surgeon.cli import report
+from surgeon.formats import open_checkpoint
+from surgeon.lazy import Selected
+from surgeon.model_folder.follow import follow
+from surgeon.output.execute import Options
+from tests.network import Bench, write
+
+Json = dict[str, Any]
+
+LLAMA = {"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 12,
+         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "head_dim": None, "tie_word_embeddings": False, "dtype": "float32"}  # fmt: skip
+BERT = {"model_type": "bert", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1,
+        "id2label": {"0": "cat", "1": "dog", "2": "emu"},
+        "label2id": {"cat": 0, "dog": 1, "emu": 2}}  # fmt: skip
+VIT = {"model_type": "vit", "hidden_size": 4, "image_size": 4, "patch_size": 2}
+Q, K = "model.layers.*.self_attn.q_proj", "model.layers.*.self_attn.(k|v)_proj"
+OUT, EMBED = "model.layers.*.self_attn.o_proj", "model.embed_tokens"
+
+
+def llama() -> dict[str, torch.Tensor]:
+    shapes = {"model.embed_tokens": (10, 8), "lm_head": (10, 8), "model.norm": (8,)}
+    for layer in range(2):
+        inside = f"model.layers.{layer}"
+        shapes |= {f"{inside}.self_attn.{name}_proj": (size, 8) for name, size in
+                   (("q", 8), ("k", 4), ("v", 4), ("o", 8))}  # fmt: skip
+        shapes |= {f"{inside}.mlp.{name}_proj": (12, 8) for name in ("gate", "up")}
+        shapes |= {f"{inside}.mlp.down_proj": (8, 12), f"{inside}.input_layernorm": (8,)}
+    return {f"{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+
+
+def bert() -> dict[str, torch.Tensor]:
+    inside = "bert.encoder.layer.0"
+    tensors = {f"{inside}.attention.self.{name}.weight": torch.ones(8, 8)
+               for name in ("query", "key", "value")}  # fmt: skip
+    tensors[f"{inside}.attention.output.dense.weight"] = torch.ones(8, 8)
+    return tensors | {"classifier.weight": torch.ones(3, 8), "classifier.bias": torch.ones(3)}
+
+
+def vit() -> dict[str, torch.Tensor]:
+    return {"vit.embeddings.position_embeddings": torch.ones(1, 5, 4)}
+
+
+TENSORS = {"llama": llama, "bert": bert, "vit": vit}
+
+
+@pytest.fixture
+def folder(bench: Bench) -> Any:
+    """Make the input a model folder with a config; operate on it and return the new config."""
+
+    def operate(config: Json, *steps: Json, stated: Json | None = None) -> Json:
+        source = bench.folder / "input"
+        source.mkdir(exist_ok=True)
+        tensors = TENSORS.get(str(config.get("model_type")), llama)()
+        write(source / "model.safetensors", tensors)
+        (source / "config.json").write_text(json.dumps(config))
+        bench.input = source
+        output = {"config": stated} if stated else {}
+        bench.operate(*steps, to=bench.folder / "out", output=output)
+        return json.loads((bench.folder / "out" / "config.json").read_text())
+
+    return operate
+
+
+def widen(target: str, **size: Any) -> Json:
+    return {"op": "widen", "target": target, **size}
+
+
+def replace(target: str, *size: int) -> Json:
+    sizes = {"rows": size[0]} | ({"columns": size[1]} if len(size) > 1 else {})
+    return {"op": "replace", "target": target, **sizes}
+
+
+# --- Sizes and counts -----------------------------------------------------------------------------
+
+
+def test_config_that_nothing_changes_keeps_its_bytes(folder: Any, bench: Bench) -> None:
+    folder(LLAMA, {"op": "reinit", "target": EMBED, "init": "zeros"})
+    assert (bench.folder / "out" / "config.json").read_text() == json.dumps(LLAMA)
+
+
+@pytest.mark.parametrize(
+    ("steps", "changes"),
+    [
+        ([widen(EMBED, rows=2), widen("lm_head", rows=2)], {"vocab_size": 12}),
+        ([replace("**.(gate|up)_proj", 5), replace("**.down_proj", 8, 5)],
+         {"intermediate_size": 5}),
+        ([{"op": "delete", "target": "model.layers.1"}], {"num_hidden_layers": 1}),
+        ([{"op": "copy", "from": "model.layers.1", "to": "model.layers.2"}],
+         {"num_hidden_layers": 3}),
+        # Heads of the old size, where rows come in whole ones.
+        ([widen(Q, rows=8), widen(OUT, columns=8), widen(K, rows=4)],
+         {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 2}),
+        ([widen(Q, rows=4), widen(OUT, columns=4), widen(K, rows=2)],
+         {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 2}),
+    ],
+)  # fmt: skip
+def test_numbers_follow_the_tensors(folder: Any, steps: list[Json], changes: Json) -> None:
+    assert folder(LLAMA, *steps) == LLAMA | changes
+
+
+def test_heads_are_as_many_where_they_cannot_be_as_large(folder: Any) -> None:
+    config = LLAMA | {"num_attention_heads": 2, "num_key_value_heads": 1}
+    steps = [widen(Q, rows=2), widen(OUT, columns=2), widen(K, rows=1)]
+    assert folder(config, *steps) == config | {"head_dim": 5}
+
+
+def test_size_of_heads_is_written_where_it_no_longer_goes_without_saying(folder: Any) -> None:
+    inner = [widen(f"**.{name}", columns=4) for name in ("(q|k|v)_proj", "(gate|up)_proj")]
+    outer = [widen(f"**.{name}", rows=4) for name in ("(o|down)_proj", "(norm|input_layernorm)")]
+    ends = [widen(name, columns=4) for name in (EMBED, "lm_head")]
+    assert folder(LLAMA, *inner, *outer, *ends) == LLAMA | {"hidden_size": 12, "head_dim": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "output", "problem"),
+    [
+        (LLAMA, [widen(EMBED, rows=2)], {},
+         "vocab_size is 12 by 'model.embed_tokens.weight' and 10 by 'lm_head.weight'; change"),
+        (LLAMA, [{"op": "delete", "target": "model.layers.0"}], {},
+         "num_hidden_layers: 'model.layers' is not numbered from 0 without gaps; renumber it"),
+        (LLAMA, [], {"vocab_size": 11},
+         "output.config.vocab_size is 11, but vocab_size is 10 by 'model.embed_tokens.weight', "),
+        (LLAMA, [], {"num_attention_heads": 3},
+         "output.config.num_attention_heads is 3, but num_attention_heads*head_dim is 8 by"),
+        (LLAMA, [], {"tie_word_embeddings": True},
+         "output.config.tie_word_embeddings is true, but input and output embedding are two"),
+        (LLAMA, [], {"dtype": "bfloat16"},
+         'output.config.dtype is "bfloat16", but the tensors are float32'),
+        (LLAMA, [widen(Q, rows=2), widen(OUT, columns=2)], {},
+         "num_attention_heads 5 is not a multiple of num_key_value_heads 2; change both alike"),
+        (LLAMA | {"pad_token_id": 9}, [replace(EMBED, 9), replace("lm_head", 9)], {},
+         "pad_token_id is 9, but vocab_size is 9; state it in output.config"),
+        (BERT, [], {"num_attention_heads": 3},
+         "output.config.num_attention_heads is 3, which does not divide 8"),
+        (BERT, [widen("classifier.weight", rows=1)], {},
+         "num_labels is 3 by 'classifier.bias' and 4 by 'classifier.weight'; change them alike"),
+        (BERT, [], {"id2label": {"3": "fox"}},
+         "id2label has 4 labels, but 'classifier.bias' has 3 rows; state it"),
+        (BERT, [], {"id2label": {"2": "dog"}}, "id2label and label2id do not name the same rows"),
+        (BERT, [], {"num_labels": 5}, "num_labels has 5 labels, but 'classifier"),
+        (VIT, [{"op": "replace", "target": "**.position_embeddings", "rows": 1, "columns": 8}], {},
+         "image_size 4 is 4 patches, but 'vit.embeddings.position_embeddings' has 7; state"),
+    ],
+)  # fmt: skip
+def test_contradictions_are_refused(
+    folder: Any, bench: Bench, config: Json, steps: list[Json], output: Json, problem: str
+) -> None:
+    with pytest.raises(PlanError, match=re.escape(f"recipe.json: config.json: {problem}")):
+        folder(config, *steps, stated=output)
+    assert not (bench.folder / "out").exists()
+
+
+def test_all_contradictions_come_at_once(folder: Any) -> None:
+    with pytest.raises(PlanError) as caught:
+        folder(LLAMA, widen(EMBED, rows=2), stated={"num_hidden_layers": 3, "dtype": "float16"})
+    assert len(caught.value.problems) == 3
+
+
+def test_recipe_settles_what_tensors_say_differently(folder: Any) -> None:
+    stated = {"vocab_size": 12}
+    assert folder(LLAMA, widen(EMBED, rows=2), stated=stated) == LLAMA | stated
+
+
+@pytest.mark.parametrize("vocabulary", [11, "10", None])
+def test_number_that_the_input_contradicts_is_left_alone(folder: Any, vocabulary: Any) -> None:
+    config = LLAMA | {"vocab_size": vocabulary}
+    assert folder(config, widen(EMBED, rows=2)) == config
+
+
+@pytest.mark.parametrize("config", [{"model_type": "unheard_of"}, {}, {"text_config": LLAMA}])
+def test_unknown_architecture_gets_a_note(folder: Any, bench: Bench, config: Json) -> None:
+    config = config | {"hidden_size": 8}
+    assert folder(config, widen(EMBED, rows=2)) == config
+    notes = bench.operate(widen(EMBED, rows=2), to=bench.folder / "out").notes
+    assert any("no rule says what the new shape of 'model.embed_tokens" in note for note in notes)
+
+
+def test_common_names_are_followed_in_unknown_architectures(folder: Any) -> None:
+    config = {"model_type": "unheard_of", "vocab_size": 10}
+    steps = [widen(EMBED, rows=2), widen("lm_head", rows=2)]
+    assert folder(config, *steps) == config | {"vocab_size": 12}
+
+
+def test_contradiction_in_an_unknown_architecture_is_a_note(folder: Any) -> None:
+    config = {"model_type": "unheard_of", "vocab_size": 10}
+    assert folder(config, widen(EMBED, rows=2)) == config
+
+
+def test_layer_types_go_with_their_layers(folder: Any) -> None:
+    config = LLAMA | {"layer_types": ["sliding", "full"]}
+    swap = [{"op": "rename", "from": ["model.layers.0", "model.layers.1"],
+             "to": ["model.layers.1", "model.layers.0"]}]  # fmt: skip
+    more = [{"op": "copy", "from": "model.layers.1", "to": "model.layers.2"}]
+    assert folder(config, *swap)["layer_types"] == ["full", "sliding"]
+    assert folder(config, *more)["layer_types"] == ["sliding", "full", "full"]
+    assert folder(config, *more, *more_of(2, 3))["layer_types"] == ["sliding", *["full"] * 3]
+
+
+def more_of(layer: int, to: int) -> list[Json]:
+    return [{"op": "copy", "from": f"model.layers.{layer}", "to": f"model.layers.{to}"}]
+
+
+def test_image_size_follows_the_position_embeddings(folder: Any) -> None:
+    step = {"op": "replace", "target": "**.position_embeddings", "rows": 1, "columns": 10}
+    assert folder(VIT, step) == VIT | {"image_size": 6}
+    stated = {"image_size": [2, 14]}
+    wide = {**step, "columns": 8}
+    assert folder(VIT, wide, stated=stated) == VIT | stated
+
+
+# --- Labels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "stated", "labels"),
+    [
+        (widen("classifier", rows=1), {}, ["cat", "dog", "emu", "LABEL_3"]),
+        (widen("classifier", rows=1), {"3": "fox"}, ["cat", "dog", "emu", "fox"]),
+        (replace("classifier", 2), {}, ["LABEL_0", "LABEL_1"]),
+        (replace("classifier", 3), {}, ["cat", "dog", "emu"]),
+        (replace("classifier", 2), {"0": "yes", "1": "no"}, ["yes", "no"]),
+        ({"op": "cast", "target": "classifier", "dtype": "F64"}, {}, ["cat", "dog", "emu"]),
+    ],
+)
+def test_labels_follow_the_rows(folder: Any, step: Json, stated: Json, labels: list[str]) -> None:
+    config = folder(BERT, step, stated={"id2label": stated} if stated else None)
+    assert config["id2label"] == {str(index): label for index, label in enumerate(labels)}
+    assert config["label2id"] == {label: index for index, label in enumerate(labels)}
+
+
+def test_labels_of_rows_that_moved_move_along(folder: Any, bench: Bench) -> None:
+    folder(BERT)
+    opened = open_checkpoint(str(bench.input))
+    rows = {name: Selected(opened.tensors[name], 0, ((2, 3), (0, 1)))
+            for name in ("classifier.weight", "classifier.bias")}  # fmt: skip
+    followed = follow(BERT, {}, opened.tensors, opened.tensors | rows)
+    opened.close()
+    assert followed.config["id2label"] == {"0": "emu", "1": "cat"}
+    assert followed.config["label2id"] == {"emu": 0, "cat": 1}
+
+
+def test_labels_are_written_in_the_order_of_their_numbers(folder: Any, bench: Bench) -> None:
+    folder(BERT, widen("classifier", to=12))
+    text = (bench.folder / "out" / "config.json").read_text()
+    assert text.index('"2": "emu"') < text.index('"10": "LABEL_10"') < text.index('"11"')
+
+
+def test_labels_that_go_without_saying_are_two(folder: Any, bench: Bench) -> None:
+    config = {key: value for key, value in BERT.items() if "label" not in key}
+    assert folder(config, widen("classifier", rows=1)) == config
+
+
+# --- Dtypes and ties ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "expected"),
+    [
+        ("**", "BF16", "bfloat16"),
+        ("model.layers", "BF16", "float32"),
+        (["**", "!lm_head"], "F64", "float64"),
+        ("**", "F8_E4M3", "float32"),
+    ],
+)
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_dtype_is_one_in_which_nothing_is_lost(
+    folder: Any, key: str, target: Any, dtype: str, expected: str
+) -> None:
+    config = {key: "float32", **{name: LLAMA[name] for name in LLAMA if name != "dtype"}}
+    step = {"op": "cast", "target": target, "dtype": dtype}
+    assert folder(config, step) == config | {key: expected}
+
+
+def test_dtype_of_a_mixed_model_can_be_stated(folder: Any) -> None:
+    step = {"op": "cast", "target": "model.layers", "dtype": "BF16"}
+    assert folder(LLAMA, step, stated={"dtype": "bfloat16"})["dtype"] == "bfloat16"
+
+
+def test_ties_are_followed_both_ways(folder: Any) -> None:
+    tie = {"op": "tie", "target": "lm_head.weight", "to": f"{EMBED}.weight"}
+    untie = {"op": "untie", "target": "lm_head.weight"}
+    assert folder(LLAMA, tie) == LLAMA | {"tie_word_embeddings": True}
+    assert folder(LLAMA, tie, untie) == LLAMA
+    config = LLAMA | {"tie_word_embeddings": True}
+    assert folder(config, tie) == config
+
+
+# --- The file -------------------------------------------------------------------------------------
+
+
+def test_config_is_written_sorted_and_indented(folder: Any, bench: Bench) -> None:
+    config = folder(LLAMA | {"task": "ü", "limit": float("inf")}, stated={"vocab_size": 10, "a": 1})
+    text = (bench.folder / "out" / "config.json").read_text()
+    assert text == json.dumps(config, indent=2, sort_keys=True) + "\n"
+    assert text.startswith('{\n  "a": 1,')
+
+
+def test_stated_objects_are_merged(folder: Any) -> None:
+    config = LLAMA | {"rope": {"theta": 1.0, "kind": "default"}}
+    found = folder(config, stated={"rope": {"theta": 2.0}, "pad_token_id": None})
+    assert found == config | {"rope": {"theta": 2.0, "kind": "default"}, "pad_token_id": None}
+
+
+def test_config_of_an_input_without_one_is_what_is_stated(bench: Bench) -> None:
+    bench.given({"x": torch.ones(2)})
+    bench.operate(to=bench.folder / "out", output={"config": {"model_type": "mine"}})
+    text = (bench.folder / "out" / "config.json").read_text()
+    assert text == '{\n  "model_type": "mine"\n}\n'
+
+
+def test_one_file_has_no_config(bench: Bench) -> None:
+    bench.given({"x": torch.ones(2)})
+    with pytest.raises(UsageError, match=r"output.config is for model folders, and .* is one file"):
+        bench.operate(output={"config": {}})
+
+
+def test_one_file_of_a_folder_is_not_held_to_its_config(folder: Any, bench: Bench) -> None:
+    folder(LLAMA)
+    bench.operate(widen(EMBED, rows=2))
+    assert bench.output.exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\udcff"])
+def test_what_is_no_json_object_is_left_alone(folder: Any, bench: Bench, text: str) -> None:
+    folder(LLAMA)
+    path = bench.input / "config.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    bench.operate(widen(EMBED, rows=2), to=bench.folder / "out")
+    assert (bench.folder / "out" / "config.json").read_bytes() == path.read_bytes()
+    with pytest.raises(PlanError, match="no JSON object to merge it into"):
+        bench.operate(to=bench.folder / "out", output={"config": {"a": 1}})
+
+
+STALE = ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "tf_model.h5"]
+
+
+def test_state_of_the_run_that_made_them_stays_with_unchanged_tensors(
+    folder: Any, bench: Bench
+) -> None:
+    folder(LLAMA)
+    for name in [*STALE, "trainer_state.json", "added_tokens.json"]:
+        (bench.input / name).write_text("old")
+    out = bench.folder / "out"
+    bench.operate(to=out)
+    assert {*STALE, "trainer_state.json"} <= {path.name for path in out.iterdir()}
+    notes = bench.operate({"op": "reinit", "target": EMBED}, to=out).notes
+    left = {path.name for path in out.iterdir()}
+    assert not left & {*STALE}
+    assert left >= {"trainer_state.json", "added_tokens.json"}
+    assert any(note.endswith(f"as they were: {', '.join(sorted(STALE))}") for note in notes)
+
+
+def test_infinities_of_a_config_are_shown_by_name(folder: Any, bench: Bench) -> None:
+    """transformers writes them; JSON has none. NaN is not equal to itself, but no change."""
+    folder(LLAMA | {"limit": [0.0, float("inf")], "rate": float("nan")})
+    recipe = bench.recipe(output={"config": {"limit": [0.0, 5.0]}})
+    with surgery.opened(recipe, str(bench.input), {}) as opened:
+        (change,) = json.loads(json_text(report.planned_as_json(opened)))["config"]
+        assert change == {"key": "limit", "before": [0.0, "Infinity"], "after": [0.0, 5.0]}
+        assert '[0.0, "Infinity"]  [0.0, 5.0]' in report.planned(opened)
+
+
+def test_json_lists_what_changes(folder: Any, bench: Bench) -> None:
+    folder(LLAMA)
+    steps = [widen(EMBED, rows=2), widen("lm_head", rows=2)]
+    changes = [{"key": "vocab_size", "before": 10, "after": 12}]
+    with surgery.opened(bench.recipe(*steps), str(bench.input), {}) as opened:
+        assert report.planned_as_json(opened)["config"] == changes
+        assert "vocab_size   10      12" in report.planned(opened)
+        result = surgery.write(opened, bench.folder / "out", Options(), force=True)
+        assert report.applied_as_json(opened, result)["config"] == changes
+        assert "config.json: vocab_size 10 -> 12" in report.applied(opened, result, 1.0)

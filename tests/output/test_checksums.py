@@ -1,0 +1,64 @@
+"""Checksums of blocks that are written in any order."""
+
+import hashlib
+import importlib
+import sys
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surgeon.output import checksums
+from surgeon.output.checksums import Running, crc32_joined
+
+
+def joined(parts):
+    crc = 0
+    for part in parts:
+        crc = crc32_joined(crc, zlib.crc32(part), len(part))
+    return crc
+
+
+@given(st.lists(st.binary(max_size=300), max_size=8))
+def test_joined_crcs_are_the_crc_of_the_whole(parts):
+    assert joined(parts) == zlib.crc32(b"".join(parts))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 255, 256, 65_535, 1 << 20, (16 << 20) + 3])
+def test_any_length_can_follow(size):
+    first, second = b"surgeon", bytes(size)
+    expected = zlib.crc32(first + second)
+    assert crc32_joined(zlib.crc32(first), zlib.crc32(second), size) == expected
+
+
+@given(st.lists(st.binary(max_size=100), max_size=8))
+def test_running_checksums_are_those_of_the_libraries(parts):
+    crc, sha = Running("crc32"), Running("sha256")
+    for part in parts:
+        crc.update(memoryview(part))
+        sha.update(memoryview(part))
+    assert crc.crc32 == zlib.crc32(b"".join(parts))
+    assert sha.sha256 == hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def test_no_checksum_costs_nothing():
+    running = Running("none")
+    running.update(memoryview(b"x"))
+    assert (running.crc32, running.sha256) == (0, "")
+
+
+@pytest.mark.parametrize("missing", [[], ["isal", "isal.isal_zlib"]])
+def test_with_and_without_the_extra_checksums_are_the_same(missing, monkeypatch):
+    for module in missing:
+        monkeypatch.setitem(sys.modules, module, None)
+    try:
+        reloaded = importlib.reload(checksums)
+        assert (reloaded.crc32 is zlib.crc32) == bool(missing)
+        running = reloaded.Running("crc32")
+        running.update(memoryview(b"surgeon"))
+        running.update(memoryview(bytes(range(256)) * 999))
+        assert running.crc32 == zlib.crc32(b"surgeon" + bytes(range(256)) * 999)
+    finally:
+        monkeypatch.undo()
+        importlib.reload(checksums)

@@ -1,0 +1,103 @@
+"""Work shared by processes: in order, and none of it outlives the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from surgeon.base.errors import PlanError, WriteError
+from surgeon.output.workers import each
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_results_come_in_the_order_of_the_items(workers: int) -> None:
+    def late(item: int) -> int:
+        time.sleep(0.02 * (item == 0))
+        return item * item
+
+    assert list(each(late, range(20), workers)) == [item * item for item in range(20)]
+
+
+def test_several_workers_are_several_processes(tmp_path: Path) -> None:
+    def meet(item: int) -> int:
+        (tmp_path / str(os.getpid())).touch()
+        until = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        return os.getpid()
+
+    found = set(each(meet, range(2), 2))
+    assert len(found) == 2
+    assert os.getpid() not in found
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_failure_arrives_with_all_its_lines(workers: int) -> None:
+    def fail(item: int) -> int:
+        if item == 3:
+            raise PlanError("one thing", "another")
+        return item
+
+    done: list[int] = []
+    with pytest.raises(PlanError) as caught:
+        done.extend(each(fail, range(50), workers))
+    assert caught.value.problems == ("one thing", "another")
+    assert done == [0, 1, 2]
+
+
+def test_a_failure_does_not_wait_for_what_takes_long() -> None:
+    def fail_or_sleep(item: int) -> None:
+        if item == 0:
+            raise PlanError("at once")
+        time.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(PlanError):
+        list(each(fail_or_sleep, range(4), 2))
+    assert time.monotonic() - began < 20
+
+
+def test_a_killed_worker_is_an_error_that_says_so() -> None:
+    def die(item: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(WriteError, match="a worker was killed"):
+        list(each(die, range(4), 2))
+
+
+RUN = r"""
+import os, sys, time
+from surgeon.output.workers import each
+def tell(item):
+    os.write(1, b"%d\n" % os.getpid())
+    time.sleep(60)
+list(each(tell, range(2), 2))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the workers are threads")
+def test_workers_end_with_a_killed_run() -> None:
+    run = subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    workers = [int(run.stdout.readline()) for _ in range(2)]
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    until = time.monotonic() + 20
+    while any(map(_is_running, workers)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(_is_running, workers))
+
+
+def _is_running(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
