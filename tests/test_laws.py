@@ -22,7 +22,7 @@ from surgeon.base.errors import SurgeonError
 from surgeon.base.tables import json_text
 from surgeon.cli import report
 from surgeon.draft.registry import COMMON
-from surgeon.lazy import Elementwise, Scratch, forms
+from surgeon.lazy import Blockwise, Scratch, walk
 from surgeon.numeric.dtypes import DTYPES
 from surgeon.output import execute
 from surgeon.output.execute import Options
@@ -314,8 +314,8 @@ def test_written_bytes_equal_evaluating_at_once(op, example):
 def test_kernels_leave_their_operands_alone(op, example):
     with planned_and_open(example, op) as opened:
         for tensor in opened.plan.tensors.values():
-            for form in forms(tensor):
-                if isinstance(form, Elementwise):
+            for form in walk(tensor):
+                if isinstance(form, Blockwise):
                     run_on_read_only_blocks(form)
 
 
@@ -323,7 +323,7 @@ def run_on_read_only_blocks(form):
     """Writing to an operand raises."""
     scratch = Scratch()
     count = form.spec.count
-    raised = lazy.raised_blocks(form.operands, 0, count, scratch, form.working)
+    raised = lazy.upcast_blocks(form.operands, 0, count, scratch, form.working)
     blocks = lazy.Blocks([block.copy() for block in raised], 0)
     for block in blocks:
         block.flags.writeable = False

@@ -154,7 +154,7 @@ def _state_as_json(opened: Opened, file: Path | None = None) -> Json | None:
 
 
 def _kind(tensor: LazyTensor) -> str:
-    if tensor.new() and is_wholly_new(tensor):
+    if tensor.new_regions() and is_wholly_new(tensor):
         return "created"
     pieces = tensor.pieces(0, tensor.spec.count) if tensor.spec.count else ()
     return "copied" if all(isinstance(piece, ByteRange) for piece in pieces) else "computed"

@@ -117,7 +117,7 @@ class Draft:
 
 def is_wholly_new(tensor: LazyTensor) -> bool:
     """Say whether all of a tensor was created by the recipe."""
-    return tensor.new() == (whole(tensor.spec.shape),)
+    return tensor.new_regions() == (whole(tensor.spec.shape),)
 
 
 class _Special(Mapping[str, Collection[str]]):
@@ -134,12 +134,12 @@ class _Special(Mapping[str, Collection[str]]):
         partly = [
             name
             for name, tensor in self._tensors.items()
-            if tensor.new() and not is_wholly_new(tensor)
+            if tensor.new_regions() and not is_wholly_new(tensor)
         ]
         if partly:
             listed = ", ".join(f"'{name}'" for name in partly)
             raise PlanError(f"'@new' holds parts of {listed}, but a step acts on whole tensors")
-        return [name for name, tensor in self._tensors.items() if tensor.new()]
+        return [name for name, tensor in self._tensors.items() if tensor.new_regions()]
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter(patterns.SPECIAL)

@@ -19,7 +19,7 @@ from surgeon.formats.foreign import foreign, is_foreign
 from surgeon.formats.optimizers import SavedState, state_in, state_of_ours
 from surgeon.formats.safetensors import has_header, header_of, open_safetensors
 from surgeon.formats.torch_legacy import is_legacy, read_legacy
-from surgeon.lazy import forms
+from surgeon.lazy import walk
 
 __all__ = [
     "Checkpoint",
@@ -206,7 +206,7 @@ def _distributed(folder: Path) -> Contents:
 def _torch(contents: Contents, inner: str) -> Checkpoint:
     tensors, notes = choose(contents.value, inner, str(contents.path))
     origins = contents.origins
-    held = [form for tensor in tensors.values() for form in forms(tensor) if form in origins]
+    held = [form for tensor in tensors.values() for form in walk(tensor) if form in origins]
     used = {id(origins[form]): origins[form] for form in held}
     return Checkpoint(
         path=contents.path,

@@ -12,7 +12,7 @@ from surgeon.base.errors import PlanError
 from surgeon.base.schema import Schema, of_parameters
 from surgeon.lazy import Fresh, LazyTensor, Scratch, Selected, Stream, TensorSpec
 from surgeon.lazy.random import Sample, drawn
-from surgeon.numeric.dtypes import DTYPES, SPARE, Array, raised, rounded
+from surgeon.numeric.dtypes import DTYPES, SPARE, Array, downcast, upcast
 
 Make = Callable[[int, int, Stream, Scratch], Array]
 
@@ -143,8 +143,8 @@ def check_fits(place: Place, *values: float) -> None:
     """Raise where one of the values would be rounded to infinity or NaN."""
     dtype = DTYPES[place.spec.dtype]
     block, spare = np.array(values, np.float64), np.empty(SPARE * len(values), np.uint32)
-    stored = rounded(block, dtype.name, np.empty(len(values), dtype.storage), spare)
-    fits = np.isfinite(raised(stored, dtype.name, np.empty(len(values), np.float64)))
+    stored = downcast(block, dtype.name, np.empty(len(values), dtype.storage), spare)
+    fits = np.isfinite(upcast(stored, dtype.name, np.empty(len(values), np.float64)))
     if not fits.all():
         raise place.error(f"values up to {block[~fits][0]:g} do not fit into {dtype.name}")
 

@@ -15,9 +15,9 @@ from surgeon.base.depth import is_before_layers, layer_of
 from surgeon.base.errors import PlanError
 from surgeon.base.tables import number, table
 from surgeon.formats import open_checkpoint
-from surgeon.lazy import BLOCK, LazyTensor, Scratch, raised_blocks
+from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.dtypes import DTYPES, Array
-from surgeon.output.workers import each, worthwhile
+from surgeon.output.workers import parallel_map, worthwhile
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -182,7 +182,7 @@ def compare(locations: Sequence[str], workers: int) -> Comparison:
             raise PlanError(*notes, "the models have no floating-point tensor in common")
         groups = [tuple(model[name] for model in models) for name in names]
         size = sum(tensor.spec.size_bytes for group in groups for tensor in group)
-        found = each(_figures, groups, worthwhile(workers, size))
+        found = parallel_map(_figures, groups, worthwhile(workers, size))
         layers: dict[str, dict[str, Figures]] = {}
         for name, figures in zip(names, found, strict=True):
             layer, module = _place(name)
@@ -237,7 +237,7 @@ def _figures(tensors: tuple[LazyTensor, ...]) -> Figures:
     for start in range(0, tensors[0].spec.count, BLOCK):
         stop = min(start + BLOCK, tensors[0].spec.count)
         with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
-            blocks = np.stack(raised_blocks(tensors, start, stop, scratch, _FLOAT64))
+            blocks = np.stack(upcast_blocks(tensors, start, stop, scratch, _FLOAT64))
             finite = np.isfinite(blocks).all(axis=0)
             nonfinite = len(finite) - int(np.count_nonzero(finite))
             if nonfinite:

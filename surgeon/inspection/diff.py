@@ -12,7 +12,7 @@ import numpy as np
 from surgeon.base.tables import number, plural, shape_text, table
 from surgeon.formats import open_checkpoint
 from surgeon.inspection.inspect import selected
-from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, raised_blocks
+from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, upcast_blocks
 from surgeon.lazy.values import same_values
 from surgeon.numeric.dtypes import DTYPES, Array
 
@@ -184,7 +184,7 @@ def distance(a: LazyTensor, b: LazyTensor, scratch: Scratch) -> Distance | None:
             # Of blocks that are equal, as most of them mostly are, only the norm is missing.
             tensors = (a, b) if count else (a,)
             x, *others = (
-                block.astype(np.float64) for block in raised_blocks(tensors, start, stop, scratch)
+                block.astype(np.float64) for block in upcast_blocks(tensors, start, stop, scratch)
             )
             y = others[0] if others else x
             finite = np.isfinite(x) & np.isfinite(y)

@@ -16,7 +16,7 @@ from surgeon.base.errors import PlanError, UsageError
 from surgeon.base.tables import number, shape_text, shown, table
 from surgeon.base.units import spoken_size
 from surgeon.formats import Checkpoint
-from surgeon.lazy import BLOCK, LazyTensor, Scratch, raised_blocks
+from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.dtypes import DTYPES
 from surgeon.output.layout import ties
 
@@ -102,7 +102,7 @@ def statistics(tensor: LazyTensor, scratch: Scratch) -> Statistics | None:
     for start in range(0, tensor.spec.count, BLOCK):
         stop = min(start + BLOCK, tensor.spec.count)
         with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
-            (block,) = raised_blocks([tensor], start, stop, scratch)
+            (block,) = upcast_blocks([tensor], start, stop, scratch)
             zeros += block.size - int(np.count_nonzero(block))
             values = block
             if block.dtype.kind == "f" and not (finite := np.isfinite(block)).all():

@@ -17,15 +17,15 @@ from surgeon.lazy.base import (
     Strided,
     TensorSpec,
     detached,
-    forms,
+    walk,
 )
-from surgeon.lazy.elementwise import (
+from surgeon.lazy.blockwise import (
     Blocks,
-    Elementwise,
+    Blockwise,
     Kernel,
     Operands,
-    raised_blocks,
     step_of,
+    upcast_blocks,
 )
 from surgeon.lazy.joined import (
     Joined,
@@ -34,33 +34,33 @@ from surgeon.lazy.joined import (
 from surgeon.lazy.product import Product
 from surgeon.lazy.rearranged import Rearranged
 from surgeon.lazy.scaled import Scaled
-from surgeon.lazy.whole import Whole
+from surgeon.lazy.whole_tensor import WholeTensor
 
 
 def is_computed_at_once(tensor: LazyTensor) -> bool:
     """Say whether something has to be known of a tensor before its first element is."""
-    return any(map(_is_known_at_once, forms(tensor)))
+    return any(map(_is_known_at_once, walk(tensor)))
 
 
 def _is_known_at_once(form: LazyTensor) -> bool:
     match form:
-        case Elementwise(statistics=statistics):
+        case Blockwise(statistics=statistics):
             return statistics is not None
         case Fresh(initialiser=initialiser):
             return any(initialiser.at_once_bytes)
         case Rearranged():
             return form.is_known_at_once
-    return isinstance(form, Whole)
+    return isinstance(form, WholeTensor)
 
 
 __all__ = [
     "BLOCK",
     "Blocks",
+    "Blockwise",
     "ByteRange",
     "ByteSource",
     "Computed",
     "Copied",
-    "Elementwise",
     "Fresh",
     "Initialiser",
     "Joined",
@@ -78,10 +78,10 @@ __all__ = [
     "Stream",
     "Strided",
     "TensorSpec",
-    "Whole",
+    "WholeTensor",
     "detached",
-    "forms",
     "is_computed_at_once",
-    "raised_blocks",
     "step_of",
+    "upcast_blocks",
+    "walk",
 ]

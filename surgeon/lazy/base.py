@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from surgeon.base.regions import Region, whole
-from surgeon.numeric.dtypes import DTYPES, SPARE, Array, rounded
+from surgeon.numeric.dtypes import DTYPES, SPARE, Array, downcast
 
 # Elements per block: a kernel's operands, result and scratch stay in a core's cache (1 MiB for two
 # float32 operands), and calling NumPy takes a tenth of the time.
@@ -122,7 +122,7 @@ class Scratch:
     def forget(self, tensor: LazyTensor) -> None:
         """Let go of everything that is known but of what this tensor is made of."""
         if self._known:
-            needed = {id(form) for form in forms(tensor)}
+            needed = {id(form) for form in walk(tensor)}
             self._known = {key: kept for key, kept in self._known.items() if key in needed}
 
     def take(self, dtype: np.dtype[Any] | type, count: int) -> Array:
@@ -184,7 +184,7 @@ class LazyTensor(Protocol):
         """The storage of elements start to stop, flat."""
         ...
 
-    def new(self) -> tuple[Region, ...]:
+    def new_regions(self) -> tuple[Region, ...]:
         """The disjoint regions that a recipe created."""
         ...
 
@@ -245,7 +245,7 @@ class Stored:
         self.file.read_into(self.offset + first, buffer.data)
         return buffer.view(DTYPES[self.spec.dtype].storage)
 
-    def new(self) -> tuple[Region, ...]:
+    def new_regions(self) -> tuple[Region, ...]:
         return ()
 
 
@@ -283,7 +283,7 @@ class Strided:
         np.take(mapped.view(out.dtype), address, out=out)
         return out
 
-    def new(self) -> tuple[Region, ...]:
+    def new_regions(self) -> tuple[Region, ...]:
         return ()
 
 
@@ -307,10 +307,10 @@ class Fresh:
         with scratch.scope():
             values = self.initialiser.values(self.spec, start, stop, self.stream, scratch)
             spare = scratch.take(np.uint32, SPARE * (stop - start))
-            rounded(values, self.spec.dtype, out, spare)
+            downcast(values, self.spec.dtype, out, spare)
         return out
 
-    def new(self) -> tuple[Region, ...]:
+    def new_regions(self) -> tuple[Region, ...]:
         return (whole(self.spec.shape),)
 
 
@@ -339,7 +339,7 @@ class _Same:
 class Sharded(_Same):
     """A tensor that lies in several parts in the input, and is one for all that a recipe says."""
 
-    def new(self) -> tuple[Region, ...]:
+    def new_regions(self) -> tuple[Region, ...]:
         return ()
 
 
@@ -347,11 +347,11 @@ class Sharded(_Same):
 class Copied(_Same):
     """The values of another tensor, created by the recipe."""
 
-    def new(self) -> tuple[Region, ...]:
+    def new_regions(self) -> tuple[Region, ...]:
         return (whole(self.spec.shape),)
 
 
-def forms(tensor: LazyTensor) -> Iterator[LazyTensor]:
+def walk(tensor: LazyTensor) -> Iterator[LazyTensor]:
     """Yield a tensor and everything it is made of, each once, outermost first."""
     seen: set[int] = set()
     pending = [tensor]

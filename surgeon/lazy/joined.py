@@ -88,12 +88,12 @@ class Joined:
             filled += size
         return out
 
-    def new(self) -> tuple[Region, ...]:
+    def new_regions(self) -> tuple[Region, ...]:
         sizes = [part.spec.shape[self.dim] for part in self.parts]
         return tuple(
             _shifted(region, self.dim, offset)
             for part, offset in zip(self.parts, accumulate(sizes, initial=0), strict=False)
-            for region in part.new()
+            for region in part.new_regions()
         )
 
 
@@ -168,13 +168,13 @@ class Selected:
                 filled += size
         return out
 
-    def new(self) -> tuple[Region, ...]:
+    def new_regions(self) -> tuple[Region, ...]:
         found: list[Region] = []
         offset = 0
         for start, stop in self.ranges:
             box = whole(self.source.spec.shape)
             window = (*box[: self.dim], (start, stop), *box[self.dim + 1 :])
-            for region in self.source.new():
+            for region in self.source.new_regions():
                 if (shared := intersection(region, window)) is not None:
                     found.append(_shifted(shared, self.dim, offset - start))
             offset += stop - start

@@ -9,7 +9,7 @@ import numpy as np
 
 from surgeon.base.regions import Region
 from surgeon.lazy.base import BLOCK, Computed, LazyTensor, Piece, Scratch, TensorSpec
-from surgeon.lazy.whole import read_whole
+from surgeon.lazy.whole_tensor import read_whole
 from surgeon.numeric.dtypes import Array
 from surgeon.numeric.matrices import product
 
@@ -59,7 +59,7 @@ class Product:
         right = read_whole(self.right, scratch).reshape(self.right.spec.shape[0], -1)
         return _Strips(right.T, left.T) if self.is_transposed else _Strips(left, right)
 
-    def new(self) -> tuple[Region, ...]:
+    def new_regions(self) -> tuple[Region, ...]:
         return ()
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from surgeon.lazy import BLOCK, LazyTensor, Scratch, Stream, raised_blocks
+from surgeon.lazy import BLOCK, LazyTensor, Scratch, Stream, upcast_blocks
 from surgeon.numeric.dtypes import Array
 
 CHUNK = 65536
@@ -129,7 +129,7 @@ def _rows_of(tensor: LazyTensor, dim: int) -> tuple[int, int, int]:
 def _boxes(
     tensor: LazyTensor, dim: int, scratch: Scratch
 ) -> Iterator[tuple[slice, slice, slice, Array]]:
-    """Yield a tensor as boxes of bounded size, raised: where along (before, dim, after), values."""
+    """Yield a tensor as boxes of bounded size, upcast: where along (before, dim, after), values."""
     before, rows, after = _rows_of(tensor, dim)
     # Each box is one run of elements: it has several entries of a dimension only where it has all
     # of those that follow.
@@ -147,7 +147,7 @@ def _boxes(
         start = (i * rows + j) * after + k
         sizes = tuple(side.stop - side.start for side in box)
         with scratch.scope():
-            (block,) = raised_blocks([tensor], start, start + prod(sizes), scratch)
+            (block,) = upcast_blocks([tensor], start, start + prod(sizes), scratch)
             yield (*box, block.reshape(sizes))
 
 

@@ -129,8 +129,8 @@ class Rearranged:
             filled += out.size
         held.number = number
 
-    def new(self) -> tuple[Region, ...]:
-        regions = self.source.new()
+    def new_regions(self) -> tuple[Region, ...]:
+        regions = self.source.new_regions()
         if not self.spec.count:
             return (whole(self.shape),) if regions else ()
         moved = tuple(self.source.spec.shape[axis] for axis in self.order)

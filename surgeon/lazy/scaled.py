@@ -10,8 +10,8 @@ import numpy as np
 
 from surgeon.base.regions import Region
 from surgeon.lazy.base import Computed, LazyTensor, Piece, Scratch, TensorSpec
-from surgeon.lazy.elementwise import raised_blocks
-from surgeon.numeric.dtypes import DTYPES, SPARE, Array, rounded
+from surgeon.lazy.blockwise import upcast_blocks
+from surgeon.numeric.dtypes import DTYPES, SPARE, Array, downcast
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -43,15 +43,15 @@ class Scaled:
         out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
         inner = prod(self.spec.shape[self.dim + 1 :])
         with scratch.scope():
-            (block,) = raised_blocks([self.source], start, stop, scratch, _FLOAT64)
+            (block,) = upcast_blocks([self.source], start, stop, scratch, _FLOAT64)
             entry = np.arange(start, stop)
             entry //= inner
             entry %= len(self.factors)
             values = self.factors[entry]
             with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
                 np.multiply(block, values, out=values)
-            rounded(values, self.spec.dtype, out, scratch.take(np.uint32, SPARE * (stop - start)))
+            downcast(values, self.spec.dtype, out, scratch.take(np.uint32, SPARE * (stop - start)))
         return out
 
-    def new(self) -> tuple[Region, ...]:
-        return self.source.new()
+    def new_regions(self) -> tuple[Region, ...]:
+        return self.source.new_regions()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from surgeon.base.errors import PlanError
-from surgeon.lazy import BLOCK, LazyTensor, Scratch, raised_blocks
+from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.dtypes import DTYPES, LARGEST, Array
 
 
@@ -48,6 +48,6 @@ def is_finite_tensor(tensor: LazyTensor, scratch: Scratch) -> bool:
     for start in range(0, tensor.spec.count, BLOCK):
         with scratch.scope():
             stop = min(start + BLOCK, tensor.spec.count)
-            if not is_finite(raised_blocks([tensor], start, stop, scratch)[0]):
+            if not is_finite(upcast_blocks([tensor], start, stop, scratch)[0]):
                 return False
     return True

@@ -54,7 +54,7 @@ def _teacher(wanted: Mapping[str, Any], plan: Plan, models: Mapping[str, Checkpo
     outputs = wanted.get("outputs") or [
         spelled(name, region, tensor.spec.shape)
         for name, tensor in plan.tensors.items()
-        if (new := tensor.new())
+        if (new := tensor.new_regions())
         for region in remainder(tensor.spec.shape, new)
     ]
     if not outputs:

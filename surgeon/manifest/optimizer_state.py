@@ -23,8 +23,8 @@ from surgeon.formats import Checkpoint, Record, SavedState, open_optimizer
 from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
 from surgeon.initialisers.places import Bound
 from surgeon.lazy import (
+    Blockwise,
     Copied,
-    Elementwise,
     Fresh,
     Joined,
     LazyTensor,
@@ -37,7 +37,7 @@ from surgeon.lazy import (
     Strided,
     TensorSpec,
     detached,
-    forms,
+    walk,
 )
 from surgeon.manifest.optimizer_names import matched, place
 from surgeon.numeric.dtypes import DTYPES
@@ -126,7 +126,7 @@ class _Partly(Copied):
 
     missing: tuple[Region, ...] = ()
 
-    def new(self) -> tuple[Region, ...]:
+    def new_regions(self) -> tuple[Region, ...]:
         return self.missing
 
 
@@ -221,7 +221,7 @@ def mapped(tensor: LazyTensor, leaf: Callable[[LazyTensor], LazyTensor]) -> Lazy
             return Selected(mapped(source, leaf), dim, ranges)
         case Rearranged(source=source, order=order, shape=shape):
             return Rearranged(mapped(source, leaf), order, shape)
-        case Elementwise(operands=(operand,)) | Scaled(source=operand):
+        case Blockwise(operands=(operand,)) | Scaled(source=operand):
             return mapped(operand, leaf)
     return leaf(tensor)
 
@@ -264,7 +264,7 @@ def _combines(leaf: LazyTensor, sources: Mapping[Bytes, Sequence[_Source]]) -> b
     """Say whether a leaf is computed of something that has state."""
     if isinstance(leaf, Stored | Strided | Sharded | Fresh | Copied):
         return False
-    return any(place(form) in sources for form in forms(leaf))
+    return any(place(form) in sources for form in walk(leaf))
 
 
 def _regions(tensor: LazyTensor, source: _Source, carrying: _Carrying) -> list[Region]:
@@ -275,7 +275,7 @@ def _regions(tensor: LazyTensor, source: _Source, carrying: _Carrying) -> list[R
             return _Partly(form, tuple(remainder(form.spec.shape, [source.region])))
         return Copied(form)
 
-    return remainder(tensor.spec.shape, mapped(tensor, leaf).new())
+    return remainder(tensor.spec.shape, mapped(tensor, leaf).new_regions())
 
 
 def _moment(

@@ -100,7 +100,7 @@ class Parameters:
         }
         owned = [(name, tensor) for name, tensor in chosen.items() if name not in self.owners]
         self.everything = Cover({name: (whole(tensor.spec.shape),) for name, tensor in owned})
-        self.new = Cover({name: new for name, tensor in owned if (new := tensor.new())})
+        self.new = Cover({name: new for name, tensor in owned if (new := tensor.new_regions())})
         self._special: Mapping[str, Collection[str]] = {
             "@vectors": [name for name, shape in self.shapes.items() if len(shape) <= 1]
         }

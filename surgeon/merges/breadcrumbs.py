@@ -1,6 +1,6 @@
 """Changes that are neither small nor outliers, added to the state."""
 
-from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.merges.shared import Arithmetic, TensorContext, merge
 from surgeon.merges.shared.pruning import Densities, Gammas, middle
 from surgeon.merges.shared.task_vectors import Lambda, Normalize, Weights, summed
 
@@ -11,7 +11,7 @@ from surgeon.merges.shared.task_vectors import Lambda, Normalize, Weights, summe
 )
 def breadcrumbs(
     *,
-    at: At,
+    at: TensorContext,
     density: Densities,
     gamma: Gammas,
     weights: Weights,

@@ -6,7 +6,7 @@ import numpy as np
 
 from surgeon.base.errors import PlanError
 from surgeon.lazy import Blocks
-from surgeon.merges.shared import Arithmetic, At, Varying, merge
+from surgeon.merges.shared import Arithmetic, TensorContext, Varying, merge
 from surgeon.merges.shared.election import election
 from surgeon.merges.shared.pruning import largest
 from surgeon.merges.shared.task_vectors import Weights, weighted_changes
@@ -19,7 +19,7 @@ from surgeon.numeric.dtypes import Array
 )
 def consensus(
     *,
-    at: At,
+    at: TensorContext,
     weights: Weights,
     mix: Annotated[
         Literal["task_arithmetic", "ties"], "how task vectors are merged"

@@ -1,6 +1,6 @@
 """Randomly dropped changes, added to the state."""
 
-from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.merges.shared import Arithmetic, TensorContext, merge
 from surgeon.merges.shared.pruning import Densities, Rescale, random
 from surgeon.merges.shared.task_vectors import Lambda, Normalize, Weights, summed
 
@@ -11,7 +11,7 @@ from surgeon.merges.shared.task_vectors import Lambda, Normalize, Weights, summe
 )
 def dare(
     *,
-    at: At,
+    at: TensorContext,
     density: Densities,
     weights: Weights,
     lambda_: Lambda = 1.0,

@@ -1,6 +1,6 @@
 """Changes dropped at random by their rank, added to the state."""
 
-from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.merges.shared import Arithmetic, TensorContext, merge
 from surgeon.merges.shared.pruning import Densities, Epsilons, Rescale, by_rank
 from surgeon.merges.shared.task_vectors import Lambda, Normalize, Weights, summed
 
@@ -11,7 +11,7 @@ from surgeon.merges.shared.task_vectors import Lambda, Normalize, Weights, summe
 )
 def della(
     *,
-    at: At,
+    at: TensorContext,
     density: Densities,
     epsilon: Epsilons,
     weights: Weights,

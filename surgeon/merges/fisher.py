@@ -6,7 +6,15 @@ from typing import Annotated
 import numpy as np
 
 from surgeon.base.errors import PlanError
-from surgeon.merges.shared import Arithmetic, At, Companions, Varying, merge, total_weight, within
+from surgeon.merges.shared import (
+    Arithmetic,
+    AuxiliaryTensors,
+    TensorContext,
+    Varying,
+    merge,
+    total_weight,
+    within,
+)
 from surgeon.numeric.dtypes import Array
 
 
@@ -17,10 +25,10 @@ from surgeon.numeric.dtypes import Array
 )
 def fisher(
     *,
-    at: At,
+    at: TensorContext,
     importances: Annotated[
         list[str],
-        Companions(optional=True),
+        AuxiliaryTensors(optional=True),
         "models that hold diagonal Fisher values, one per operand, the state's first",
     ],
     weights: Annotated[

@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 
 from surgeon.lazy import Blocks, Operands
-from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.merges.shared import Arithmetic, TensorContext, merge
 from surgeon.numeric.dtypes import Array
 from surgeon.numeric.quantiles import held_bytes, quantiles
 
@@ -17,7 +17,7 @@ from surgeon.numeric.quantiles import held_bytes, quantiles
     "support-multi-gpu-acceleration",
     models=1,
 )
-def fusion(*, at: At) -> Arithmetic:
+def fusion(*, at: TensorContext) -> Arithmetic:
     """Take a model's values where they matter, the state's elsewhere.
 
     Importance I = |x-b| · KL(softmax(x) ‖ softmax(b)), the softmax over the last dimension; x where

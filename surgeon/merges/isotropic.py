@@ -5,7 +5,7 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.merges.shared import Arithmetic, At, Entire, Varying, merge
+from surgeon.merges.shared import Arithmetic, TensorContext, Varying, WholeArithmetic, merge
 from surgeon.merges.shared.polar import of_task_vectors, singular
 from surgeon.numeric.dtypes import Array
 
@@ -17,9 +17,9 @@ from surgeon.numeric.dtypes import Array
 )
 def isotropic(
     *,
-    at: At,
+    at: TensorContext,
     lambda_: Annotated[float, Varying(), "times what is added to the state"] = 1.0,
-) -> Arithmetic | Entire:
+) -> Arithmetic | WholeArithmetic:
     """Add the models' changes, all directions of their sum equally strong.
 
     For matrices (rank 2; Iso-C): of the sum of all task vectors dᵢ, with SVD U S Vᵀ, every singular

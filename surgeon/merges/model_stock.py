@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.merges.shared import Arithmetic, TensorContext, merge
 from surgeon.numeric.dtypes import Array
 from surgeon.numeric.gram import Vectors, combination, cosines_of, norms_of, shares_of
 
@@ -17,7 +17,7 @@ from surgeon.numeric.gram import Vectors, combination, cosines_of, norms_of, sha
 )
 def model_stock(
     *,
-    at: At,
+    at: TensorContext,
     granularity: Annotated[
         Literal["tensor", "row"], "what has an angle of its own: the tensor, or each output row"
     ] = "tensor",

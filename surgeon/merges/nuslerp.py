@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from surgeon.base.errors import PlanError
-from surgeon.merges.shared import Arithmetic, At, Varying, merge, total_weight
+from surgeon.merges.shared import Arithmetic, TensorContext, Varying, merge, total_weight
 from surgeon.numeric.gram import Granularity, Vectors, along_arc, combination, shares_of
 
 
@@ -16,7 +16,7 @@ from surgeon.numeric.gram import Granularity, Vectors, along_arc, combination, s
 )
 def nuslerp(
     *,
-    at: At,
+    at: TensorContext,
     weights: Annotated[
         list[float],
         Varying(per="point", default=1),

@@ -7,7 +7,15 @@ from typing import Annotated
 import numpy as np
 
 from surgeon.base.errors import PlanError
-from surgeon.merges.shared import Arithmetic, At, Companions, Entire, Varying, merge, within
+from surgeon.merges.shared import (
+    Arithmetic,
+    AuxiliaryTensors,
+    TensorContext,
+    Varying,
+    WholeArithmetic,
+    merge,
+    within,
+)
 from surgeon.numeric.dtypes import Array
 
 
@@ -22,16 +30,16 @@ def _inputs_squared(shape: tuple[int, ...]) -> tuple[int, ...] | None:
 )
 def regmean(
     *,
-    at: At,
+    at: TensorContext,
     grams: Annotated[
         list[str],
-        Companions(_inputs_squared, optional=True),
+        AuxiliaryTensors(_inputs_squared, optional=True),
         "models that hold Gram matrices of inputs, one per operand, the state's first",
     ],
     alpha: Annotated[
         float, Varying(0, 1), "what is left of a Gram matrix beside its diagonal"
     ] = 0.9,
-) -> Arithmetic | Entire:
+) -> Arithmetic | WholeArithmetic:
     """Average linear layers so that their outputs change least.
 
     For a weight W of shape (outputs, inputs): (Σ Gᵢ)⁻¹ Σ Gᵢ Wᵢᵀ, transposed, Gᵢ = XᵢᵀXᵢ of shape
@@ -42,7 +50,7 @@ def regmean(
     differ from it. Raises for a sum of Gram matrices that is singular otherwise.
     """
     models = len(at.streams) + 1
-    if not at.has_companions:
+    if not at.has_auxiliary:
         return Arithmetic(_mean)
 
     def combine(values: Sequence[Array]) -> Array:
@@ -67,7 +75,9 @@ def regmean(
         return np.asarray(found)
 
     rows = at.shape[1]
-    return Entire(combine, spare_bytes=8 * ((models + 5) * rows * rows + 3 * prod(at.shape)))
+    return WholeArithmetic(
+        combine, spare_bytes=8 * ((models + 5) * rows * rows + 3 * prod(at.shape))
+    )
 
 
 def _mean(blocks: Sequence[Array], statistics: None, out: Array) -> Array:

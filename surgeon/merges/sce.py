@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from surgeon.lazy import Blocks, Operands
-from surgeon.merges.shared import Arithmetic, At, Varying, merge
+from surgeon.merges.shared import Arithmetic, TensorContext, Varying, merge
 from surgeon.merges.shared.election import Election, election
 from surgeon.numeric.dtypes import Array
 from surgeon.numeric.moments import root_mean_squares
@@ -27,7 +27,7 @@ class _Known:
 )
 def sce(
     *,
-    at: At,
+    at: TensorContext,
     select_topk: Annotated[
         float, Varying(above=0, maximum=1), "the fraction of elements that is kept"
     ] = 1.0,

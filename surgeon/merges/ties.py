@@ -1,6 +1,6 @@
 """Large changes that agree in sign."""
 
-from surgeon.merges.shared import Arithmetic, At, merge
+from surgeon.merges.shared import Arithmetic, TensorContext, merge
 from surgeon.merges.shared.pruning import Densities, largest
 from surgeon.merges.shared.task_vectors import Lambda, NormalizeAgreeing, Weights, elected
 
@@ -11,7 +11,7 @@ from surgeon.merges.shared.task_vectors import Lambda, NormalizeAgreeing, Weight
 )
 def ties(
     *,
-    at: At,
+    at: TensorContext,
     density: Densities,
     weights: Weights,
     lambda_: Lambda = 1.0,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.merges.shared import Arithmetic, At, Entire, Varying, merge
+from surgeon.merges.shared import Arithmetic, TensorContext, Varying, WholeArithmetic, merge
 from surgeon.merges.shared.polar import of_task_vectors, orthogonal_factor
 from surgeon.numeric.dtypes import Array
 
@@ -17,9 +17,9 @@ from surgeon.numeric.dtypes import Array
 )
 def tsv(
     *,
-    at: At,
+    at: TensorContext,
     lambda_: Annotated[float, Varying(), "times what is added to the state"] = 1.0,
-) -> Arithmetic | Entire:
+) -> Arithmetic | WholeArithmetic:
     """Add models' main changes, with their singular vectors kept apart.
 
     For matrices (rank 2; TSV-M, algorithm 1): of each task vector dᵢ = U S Vᵀ the rank/N largest

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.draft import Tensors
-from surgeon.lazy import forms
+from surgeon.lazy import walk
 from surgeon.model_folder.case import Case, Json, identity, listed, matching
 from surgeon.model_folder.families import COMMON, FAMILIES
 from surgeon.model_folder.labels import follow_labels
@@ -178,7 +178,7 @@ def _layer_sources(case: Case, container: str) -> list[int | None]:
     found: dict[int, set[int]] = {}
     for name, tensor in case.after.items():
         if (layer := layer_of(name)) is not None:
-            origins = [known.get(identity(form)) for form in forms(tensor)]
+            origins = [known.get(identity(form)) for form in walk(tensor)]
             found.setdefault(layer, set()).update(o for o in origins if o is not None)
     return [next(iter(found[n])) if len(found[n]) == 1 else None for n in sorted(found)]
 

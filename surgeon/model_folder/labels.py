@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgeon.lazy import Elementwise, Fresh, Joined, LazyTensor, Selected
+from surgeon.lazy import Blockwise, Fresh, Joined, LazyTensor, Selected
 from surgeon.model_folder.case import Case, Json, identity, sized
 
 # Where a config names neither labels nor their number, transformers takes this for granted.
@@ -79,7 +79,7 @@ def _old_rows(tensor: LazyTensor, old: LazyTensor) -> list[int | None] | None:
                 return found[0]
             joined = [row for rows in found if rows is not None for row in rows]
             return None if None in found else joined
-        case Elementwise(operands=(source,)) if source.spec.shape == tensor.spec.shape:
+        case Blockwise(operands=(source,)) if source.spec.shape == tensor.spec.shape:
             return _old_rows(source, old)
     return None
 

@@ -1,8 +1,8 @@
-"""The safetensors dtypes: how each is stored, raised to compute with, and rounded back.
+"""The safetensors dtypes: how each is stored, upcast to compute with, and rounded back.
 
 NumPy has no bfloat16 and no float8, so a block travels as its *storage* (unsigned integers of
-the same width) and only floating-point kernels see it raised to float32 (float64 for F64).
-Rounding is to nearest, ties to even, and keeps NaN; see `rounded` for what overflows.
+the same width) and only floating-point kernels see it upcast to float32 (float64 for F64).
+Rounding is to nearest, ties to even, and keeps NaN; see `downcast` for what overflows.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ SPARE = 3
 _BEYOND_BFLOAT16 = np.uint64((1 << 64) - (1 << 43))
 
 
-def raised(block: Array, dtype: str, out: Array) -> Array:
+def upcast(block: Array, dtype: str, out: Array) -> Array:
     """Write the values of a storage block into `out` (float32 or float64) and return it."""
     if dtype == "BF16" and out.dtype == np.float32:
         bits = out.view(np.uint32)
@@ -196,7 +196,7 @@ def _round_to_float8(block: Array, dtype: str) -> Array:
     return code | (np.signbit(block).astype(np.uint8) << 7)
 
 
-def rounded(block: Array, dtype: str, out: Array, spare: Array, *, finite: bool = False) -> Array:
+def downcast(block: Array, dtype: str, out: Array, spare: Array, *, finite: bool = False) -> Array:
     """Round a working block to `dtype` into the storage block `out` and return it.
 
     Values that round beyond the largest finite one become what the format has for it: an infinity,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from surgeon.lazy import Blocks, Operands, Scratch, is_computed_at_once, raised_blocks
+from surgeon.lazy import Blocks, Operands, Scratch, is_computed_at_once, upcast_blocks
 from surgeon.numeric.dtypes import Array
 
 # Values that are held at once for each threshold, 16 bytes each; so few that nothing is searched.
@@ -156,7 +156,7 @@ def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]
     working = np.dtype(np.float64) if _has_float64(operands) else dtype
     for start in range(0, size - _RUN + 1, size // _runs(size)):
         with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
-            blocks = raised_blocks(operands.tensors, start, start + _RUN, scratch, working)
+            blocks = upcast_blocks(operands.tensors, start, start + _RUN, scratch, working)
             for measure in {id(search.measure): search.measure for search in searches}.values():
                 parts.setdefault(id(measure), []).append(_keys(measure(blocks), dtype))
     samples = {measure: np.sort(np.concatenate(keys))[::-1] for measure, keys in parts.items()}

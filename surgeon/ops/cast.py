@@ -13,7 +13,7 @@ from surgeon.base.errors import PlanError
 from surgeon.base.patterns import Target
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
-from surgeon.lazy import Elementwise, LazyTensor, TensorSpec
+from surgeon.lazy import Blockwise, LazyTensor, TensorSpec
 from surgeon.numeric.dtypes import DTYPES, LARGEST, Array, require_dtype
 
 
@@ -62,13 +62,13 @@ def _converted(name: str, tensor: LazyTensor, dtype: str, overflow: str) -> Lazy
     """Return the tensor in another dtype; what does not fit is found when it is written."""
     spec = TensorSpec(dtype, tensor.spec.shape)
     if DTYPES[dtype].kind != "float":
-        return Elementwise(spec, partial(_whole_numbers, name, dtype), (tensor,))
+        return Blockwise(spec, partial(_whole_numbers, name, dtype), (tensor,))
     kernel = partial(_saturated, dtype) if overflow == "saturate" else _as_they_are
     # Integers reach 2^64, which is less than BF16's and F32's largest value.
     overflows = LARGEST.get(tensor.spec.dtype, 2.0**64) > LARGEST[dtype]
     must_fit = overflow == "error" and overflows
     explain = partial(_require_within, name, dtype) if must_fit else None
-    return Elementwise(spec, kernel, (tensor,), explain=explain)
+    return Blockwise(spec, kernel, (tensor,), explain=explain)
 
 
 def _whole_numbers(

@@ -13,7 +13,7 @@ from surgeon.base.indices import runs
 from surgeon.base.patterns import Target
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
-from surgeon.lazy import Elementwise, LazyTensor, Selected
+from surgeon.lazy import Blockwise, LazyTensor, Selected
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.ops.shared.modules import layers
 
@@ -63,10 +63,10 @@ def _adapted(name: str, weight: LazyTensor, to: int) -> LazyTensor:
     spec, explain = weight.spec.resized(1, to), partial(_explain, name)
     if to == 1:
         each = tuple(Selected(weight, 1, ((c, c + 1),)) for c in range(count))
-        return Elementwise(spec, _sum, each, working=_FLOAT64, explain=explain)
+        return Blockwise(spec, _sum, each, working=_FLOAT64, explain=explain)
     repeated = Selected(weight, 1, runs(c % count for c in range(to)))
     kernel = partial(_share, count, to)
-    return Elementwise(spec, kernel, (repeated,), working=_FLOAT64, explain=explain)
+    return Blockwise(spec, kernel, (repeated,), working=_FLOAT64, explain=explain)
 
 
 def _sum(blocks: Sequence[Array], statistics: None, out: Array) -> Array:

@@ -14,7 +14,7 @@ from surgeon.base.errors import PlanError
 from surgeon.base.patterns import Target
 from surgeon.draft import ADAPTER_WEIGHTS, Draft, Tensors
 from surgeon.draft.registry import op
-from surgeon.lazy import LazyTensor, Scratch, TensorSpec, Whole, detached
+from surgeon.lazy import LazyTensor, Scratch, TensorSpec, WholeTensor, detached
 from surgeon.lazy.values import require_finite, same_values
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.numeric.matrices import coefficients, right_singular
@@ -192,13 +192,13 @@ def _factors(weight: _Weight, energy: float | None) -> tuple[LazyTensor, LazyTen
     # The change and LAPACK's copy of it, the vectors, and the workspace of gesdd.
     spare = 2 * count + least * (outputs + inputs) + 8 * least * least
     pair = (weight.ours, weight.base)
-    a = Whole(
+    a = WholeTensor(
         TensorSpec(dtype, (weight.rank, inputs)),
         partial(_directions, weight, energy),
         pair,
         spare_bytes=spare * _FLOAT64_BYTES,
     )
-    b = Whole(
+    b = WholeTensor(
         TensorSpec(dtype, (outputs, weight.rank)),
         partial(_coefficients, weight),
         (*pair, a),

@@ -51,7 +51,7 @@ def _reshaped(
 ) -> LazyTensor:
     made = Rearranged(tensor, tuple(range(len(spec.shape))), sizes)
     try:
-        made.new()
+        made.new_regions()
     except PlanError as error:
         raise error.at(f"'{name}'") from None
     return made

@@ -13,7 +13,7 @@ from surgeon.base.errors import PlanError
 from surgeon.base.patterns import Target
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
-from surgeon.lazy import Joined, LazyTensor, Selected, TensorSpec, Whole
+from surgeon.lazy import Joined, LazyTensor, Selected, TensorSpec, WholeTensor
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.numeric.interpolation import SMOOTH, Mode, Taps, resampled, taps
 
@@ -136,7 +136,7 @@ def _resized(
     spec = positions.spec.resized(dim, prod(after))
     # Beside operand and result there are at most the grid between two dimensions, a sum and a term.
     largest = prod(map(max, before, after)) * spec.count // prod(after)
-    return Whole(
+    return WholeTensor(
         spec,
         partial(_interpolated, before, along),
         (positions,),

@@ -14,7 +14,7 @@ from surgeon.base.patterns import Target
 from surgeon.base.regions import whole
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
-from surgeon.lazy import BLOCK, Elementwise, Joined, LazyTensor, Operands, Selected
+from surgeon.lazy import BLOCK, Blockwise, Joined, LazyTensor, Operands, Selected
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.ops.shared.modules import layers
 
@@ -71,7 +71,7 @@ def _ranges(rows: Sequence[int]) -> Ranges:
 
 def _created(tensor: LazyTensor) -> Ranges:
     full = whole(tensor.spec.shape)
-    return sorted(region[0] for region in tensor.new() if region[1:] == full[1:])
+    return sorted(region[0] for region in tensor.new_regions() if region[1:] == full[1:])
 
 
 def _aligned(name: str, tensor: LazyTensor, new: Ranges) -> LazyTensor:
@@ -83,7 +83,7 @@ def _aligned(name: str, tensor: LazyTensor, new: Ranges) -> LazyTensor:
         raise PlanError(f"'{name}' has {size} rows, and no row {new[-1][1] - 1}")
     if sum(stop - start for start, stop in new) == size:
         raise PlanError(f"'{name}' has no rows beside the new ones to align them to")
-    scaled = Elementwise(
+    scaled = Blockwise(
         tensor.spec,
         _scaled,
         (tensor,),

@@ -16,18 +16,18 @@ from surgeon.draft import Check
 from surgeon.formats.checkpoint import Record
 from surgeon.lazy import (
     BLOCK,
+    Blockwise,
     ByteRange,
     Computed,
-    Elementwise,
     Scratch,
     Stored,
-    forms,
     is_computed_at_once,
+    walk,
 )
 from surgeon.numeric.dtypes import DTYPES
 from surgeon.output.checksums import Algorithm, Running, crc32_joined
 from surgeon.output.layout import OutputFile, Placed
-from surgeon.output.workers import each, worthwhile
+from surgeon.output.workers import parallel_map, worthwhile
 
 # Bytes that one worker takes at a time; a multiple of every block.
 _UNIT = 16 << 20
@@ -98,7 +98,7 @@ class Executor:
     def check(self, checks: Sequence[tuple[str, Check]], size_bytes: int) -> list[str]:
         """Run the checks that look at tensor data, of about this size; return what they report."""
         workers = worthwhile(self._options.workers, size_bytes)
-        return [note for note in each(self._check, checks, workers) if note]
+        return [note for note in parallel_map(self._check, checks, workers) if note]
 
     def _check(self, item: tuple[str, Check]) -> str | None:
         place, check = item
@@ -129,7 +129,9 @@ class Executor:
                     self._options.progress(size_bytes)
         crcs: dict[str, int] = {}
         workers = worthwhile(self._options.workers, sum(map(_work, files.values())))
-        for batch, results in zip(batches, each(self._write, batches, workers), strict=True):
+        for batch, results in zip(
+            batches, parallel_map(self._write, batches, workers), strict=True
+        ):
             for unit, done in zip(batch, results, strict=True):
                 name = unit.placed.name
                 crcs[name] = crc32_joined(crcs.get(name, 0), done.crc32, done.size_bytes)
@@ -174,7 +176,7 @@ class Executor:
         ]
         size_bytes = sum(record.size_bytes for record in again)
         workers = worthwhile(self._options.workers, size_bytes)
-        for _ in each(self._verify, again, workers):
+        for _ in parallel_map(self._verify, again, workers):
             pass
 
     def _is_verified(self, record: Record, found: str) -> bool:
@@ -280,7 +282,7 @@ class Executor:
 
     def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
         scratch, start = self._scratch, piece.start
-        step = piece.tensor.step if isinstance(piece.tensor, Elementwise) else BLOCK
+        step = piece.tensor.step if isinstance(piece.tensor, Blockwise) else BLOCK
         while start < piece.stop:
             stop = min(start + step - start % step, piece.stop)
             with scratch.scope():
@@ -304,7 +306,7 @@ def _used(records: Iterable[Record], files: Iterable[OutputFile]) -> list[Record
     """Return the byte runs with stated checksums that some tensors of the files are made of."""
     used: dict[int, list[int]] = {}
     for placed in (placed for file in files for placed in file.tensors):
-        for form in forms(placed.tensor):
+        for form in walk(placed.tensor):
             if isinstance(form, Stored):
                 used.setdefault(id(form.file), []).append(form.offset)
     starts = {file: sorted(offsets) for file, offsets in used.items()}

@@ -14,16 +14,16 @@ from surgeon.base.units import spoken_size
 from surgeon.draft import Tensors
 from surgeon.lazy import (
     BLOCK,
+    Blockwise,
     ByteRange,
-    Elementwise,
     Fresh,
     LazyTensor,
     Product,
     Rearranged,
     Scaled,
     Strided,
-    Whole,
-    forms,
+    WholeTensor,
+    walk,
 )
 from surgeon.numeric.dtypes import DTYPES
 from surgeon.output.execute import COPY_BUFFER
@@ -55,7 +55,7 @@ def scratch_bytes(tensors: Tensors) -> Need:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        computed = forms(tensor) if _is_computed(tensor) else ()
+        computed = walk(tensor) if _is_computed(tensor) else ()
         needed = sum(_block_bytes(form) + _at_once_bytes(form) for form in computed)
         if needed > most or not largest:
             most, largest = needed, name
@@ -69,7 +69,7 @@ def _is_computed(tensor: LazyTensor) -> bool:
 
 def _block_bytes(form: LazyTensor) -> int:
     """Return an upper bound of what one form takes for a block, its operands not counted."""
-    step = form.step if isinstance(form, Elementwise) else BLOCK
+    step = form.step if isinstance(form, Blockwise) else BLOCK
     count = min(form.spec.count, step)
     own = DTYPES[form.spec.dtype].storage.itemsize
     if isinstance(form, Fresh):
@@ -78,7 +78,7 @@ def _block_bytes(form: LazyTensor) -> int:
         return count * (own + _SCALED + _rounding_bytes(form))
     if isinstance(form, Strided):
         return count * (own + _STRIDED)
-    if isinstance(form, Elementwise):
+    if isinstance(form, Blockwise):
         width = form.working.itemsize if form.working else max(4, own)
         arrays = (2 * len(form.operands) + 1 + _KERNEL_ARRAYS) * width
         return count * (own + arrays + _rounding_bytes(form))
@@ -92,7 +92,7 @@ def _rounding_bytes(form: LazyTensor) -> int:
 
 def _at_once_bytes(form: LazyTensor) -> int:
     match form:
-        case Whole() | Rearranged() | Product() | Elementwise():
+        case WholeTensor() | Rearranged() | Product() | Blockwise():
             return form.held_bytes
         case Fresh(initialiser=initialiser):
             return form.spec.count * sum(initialiser.at_once_bytes)

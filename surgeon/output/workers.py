@@ -33,7 +33,7 @@ def worthwhile(workers: int, size_bytes: int) -> int:
     return workers if size_bytes >= _SHARED_FROM else 1
 
 
-def each(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
+def parallel_map(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
     """Yield results in the order of the items; the first failure ends all workers.
 
     Where there are several workers, `work` runs in processes that are forked here: they see

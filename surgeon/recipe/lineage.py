@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from surgeon.base.regions import spelled
 from surgeon.draft import Draft, Tensors
-from surgeon.lazy import Copied, Elementwise, Fresh, LazyTensor, Whole
+from surgeon.lazy import Blockwise, Copied, Fresh, LazyTensor, WholeTensor
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -139,15 +139,15 @@ class _Step:
         own = self._before.get(name)
         here, others, inits = self._origins(tensor, name, own)
         parent = name if own and (name in here or not here) else next(iter(here), None)
-        already = own.new() if own else ()
-        new = [r for r in tensor.new() if r not in already] if inits is not None else []
+        already = own.new_regions() if own else ()
+        new = [r for r in tensor.new_regions() if r not in already] if inits is not None else []
         change = Change(
             self._draft.step,
             self._op,
             from_=tuple(source for source in [*here, *others] if source != name or model),
             new=tuple(spelled(name, region, tensor.spec.shape) for region in new),
             init=tuple(dict.fromkeys(inits or ())),
-            parameters=tensor.about if isinstance(tensor, Elementwise | Whole) else _NOTHING,
+            parameters=tensor.about if isinstance(tensor, Blockwise | WholeTensor) else _NOTHING,
             into=model,
         )
         earlier = self._tracer.lineage[parent] if parent else ()

@@ -18,7 +18,7 @@ from scipy import stats
 from surgeon.base.errors import PlanError, UsageError
 from surgeon.initialisers import INITIALISERS, for_sibling, fresh, grown, init_schema, parse
 from surgeon.lazy import Fresh, LazyTensor, Scratch, Stream, TensorSpec
-from surgeon.numeric.dtypes import DTYPES, raised
+from surgeon.numeric.dtypes import DTYPES, upcast
 from surgeon.recipe.validation import problems_of
 
 STREAM = Stream(0, "grow", "fc.weight")
@@ -46,7 +46,7 @@ def values(tensor: LazyTensor) -> np.ndarray:
     block = tensor.elements(0, count, Scratch())
     if DTYPES[tensor.spec.dtype].kind != "float":
         return block.reshape(tensor.spec.shape).copy()
-    return raised(block, tensor.spec.dtype, np.empty(count)).reshape(tensor.spec.shape)
+    return upcast(block, tensor.spec.dtype, np.empty(count)).reshape(tensor.spec.shape)
 
 
 def made(shape: tuple[int, ...], init: Any, *, dtype: str = "F32", name: str = "weight", **rest):
@@ -286,7 +286,10 @@ def test_copy_repeats_old_rows(dim: int, rows: list[int], expected: list[int], d
     grew = grown(holding(old, dtype), dim, 3, {"name": "copy", "rows": rows}, STREAM, name="w")
     want = np.concatenate([old, np.take(old, expected, dim)], dim)
     np.testing.assert_array_equal(values(grew), want)
-    assert sum(math.prod(b - a for a, b in region) for region in grew.new()[1:]) == want.size - 20
+    assert (
+        sum(math.prod(b - a for a, b in region) for region in grew.new_regions()[1:])
+        == want.size - 20
+    )
 
 
 @pytest.mark.parametrize("init", ["kaiming_uniform", "xavier_normal", "default"])

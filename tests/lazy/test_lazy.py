@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from surgeon.base.errors import PlanError
 from surgeon.lazy import (
+    Blockwise,
     ByteRange,
     Copied,
-    Elementwise,
     Fresh,
     Joined,
     LazyTensor,
@@ -30,8 +30,8 @@ from surgeon.lazy import (
     Stream,
     Strided,
     TensorSpec,
-    forms,
     is_computed_at_once,
+    walk,
 )
 from surgeon.numeric.dtypes import DTYPES
 
@@ -82,7 +82,7 @@ def numbered(shape: tuple[int, ...], first: int = 0, dtype: str = "I32") -> np.n
 
 def use_blocks_of(size: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr("surgeon.lazy.joined.BLOCK", size)
-    patch.setattr("surgeon.lazy.elementwise.BLOCK", size)
+    patch.setattr("surgeon.lazy.blockwise.BLOCK", size)
     patch.setattr("surgeon.lazy.rearranged.BLOCK", size)
     patch.setattr("surgeon.lazy.rearranged.STRIP", 5 * size)
 
@@ -174,7 +174,7 @@ def doubled(draw: st.DrawFn, shape: tuple[int, ...], depth: int) -> Pair:
     def double(blocks: Any, statistics: Any, out: np.ndarray) -> np.ndarray:
         return np.multiply(blocks[0], 2, out=out)
 
-    return Elementwise(source.spec, double, (source,)), array * 2
+    return Blockwise(source.spec, double, (source,)), array * 2
 
 
 @st.composite
@@ -236,7 +236,7 @@ def test_scratch_is_used_again_without_harm(data: st.DataObject, pair: Pair) -> 
 def new_mask(tensor: LazyTensor) -> np.ndarray:
     """How often each element is in a new region."""
     mask = np.zeros(tensor.spec.shape, int)
-    for region in tensor.new():
+    for region in tensor.new_regions():
         mask[tuple(slice(*side) for side in region)] += 1
     return mask
 
@@ -252,7 +252,7 @@ def naive_new(tensor: LazyTensor) -> np.ndarray:
             return np.take(naive_new(source), index, dim)
         case Rearranged(source, order, shape):
             return naive_new(source).transpose(order).reshape(shape)
-        case Elementwise() | Scaled():
+        case Blockwise() | Scaled():
             return naive_new(tensor.operands[0])
     return np.zeros(tensor.spec.shape, int)
 
@@ -265,7 +265,7 @@ def test_new_regions_follow_what_is_new(pair: Pair) -> None:
 
 def test_a_result_of_several_operands_has_no_new_regions() -> None:
     fresh = Fresh(TensorSpec("F32", (2, 2)), Counting(), STREAM)
-    assert Elementwise(fresh.spec, add, (fresh, fresh)).new() == ()
+    assert Blockwise(fresh.spec, add, (fresh, fresh)).new_regions() == ()
 
 
 def add(blocks: Any, statistics: Any, out: np.ndarray) -> np.ndarray:
@@ -315,7 +315,7 @@ def test_statistics_are_known_before_the_first_block(
         asked.append(1)
         return sum(float(blocks[0].sum()) for blocks in operands.blocks()) / 300
 
-    tensor = Elementwise(TensorSpec("F32", (20, 15)), less_mean, (stored(array, "F32"),), mean)
+    tensor = Blockwise(TensorSpec("F32", (20, 15)), less_mean, (stored(array, "F32"),), mean)
     assert_is(tensor, array - np.float32(array.mean()), *window)
     assert asked == [1, 1]  # by each of the two who ask there
 
@@ -323,7 +323,7 @@ def test_statistics_are_known_before_the_first_block(
 def test_mixed_floats_are_combined_in_float32_and_rounded_once() -> None:
     one = stored(np.array([1.0, 257.0], np.float32), "F32")
     other = stored(np.array([0x3F80, 0x3F80], np.uint16), "BF16")  # 1 and 1
-    total = Elementwise(TensorSpec("BF16", (2,)), add, (one, other))
+    total = Blockwise(TensorSpec("BF16", (2,)), add, (one, other))
     np.testing.assert_array_equal(total.elements(0, 2, Scratch()), [0x4000, 0x4381])  # 2 and 258
 
 
@@ -336,7 +336,7 @@ def test_empty_tensors_have_no_elements(shape: tuple[int, ...]) -> None:
     fresh = Fresh(TensorSpec("F32", shape), Counting(), STREAM)
     strided = Strided(Stored(Memory(b""), 0, TensorSpec("I32", (0,))), (1,) * len(shape), shape)
     whole = tuple((0, size) for size in shape)
-    forms = [empty, fresh, strided, Copied(empty), Elementwise(fresh.spec, add, (fresh, fresh))]
+    forms = [empty, fresh, strided, Copied(empty), Blockwise(fresh.spec, add, (fresh, fresh))]
     for dim in range(len(shape)):
         forms += [Joined((empty, empty), dim), Selected(empty, dim, (whole[dim], (0, 0)))]
         forms += [Rearranged(fresh, tuple(range(len(shape)))[::-1], shape[::-1])]
@@ -403,7 +403,7 @@ def test_a_transposed_computed_matrix_is_computed_eight_times_at_most(
         return np.negative(blocks[0], out=out)
 
     array = numbered((100, 40))
-    source = Elementwise(TensorSpec("I32", (100, 40)), negative, (stored(array),))
+    source = Blockwise(TensorSpec("I32", (100, 40)), negative, (stored(array),))
     tensor = transposed_in_blocks(source, -array)
     assert sum(seen) <= 8 * 4000
     assert max(seen) <= 64
@@ -429,9 +429,9 @@ def test_a_transposed_matrix_put_together_of_stored_ones_is_mapped(
 def test_new_parts_in_thousands_of_pieces_are_refused() -> None:
     fresh = Fresh(TensorSpec("I32", (5000, 1)), Counting(), STREAM)
     joined = Joined((stored(numbered((5000, 2))), fresh), 1)
-    assert len(Rearranged(joined, (1, 0), (3, 5000)).new()) == 1
+    assert len(Rearranged(joined, (1, 0), (3, 5000)).new_regions()) == 1
     with pytest.raises(PlanError, match=r"over 4096 pieces in shape \(15000,\); reshape it before"):
-        Rearranged(joined, (0, 1), (15000,)).new()
+        Rearranged(joined, (0, 1), (15000,)).new_regions()
 
 
 def test_many_columns_of_part_of_a_row_are_read_together() -> None:
@@ -464,14 +464,14 @@ def test_scalars_are_tensors_of_one_element() -> None:
     assert_is(stored(np.array(7, "<i4")), np.array(7), 0, 1)
     assert_is(Copied(stored(np.array(7, "<i4"))), np.array(7), 0, 1)
     fresh = Fresh(TensorSpec("F32", ()), Counting(), STREAM)
-    assert fresh.new() == ((),)
+    assert fresh.new_regions() == ((),)
     assert_is(fresh, np.array(0, np.float32), 0, 1)
 
 
 def test_forms_are_listed_once_each() -> None:
     base = stored(numbered((2, 2)))
     twice = Joined((base, Copied(base)), 0)
-    assert list(forms(twice)) == [twice, base, twice.parts[1]]
+    assert list(walk(twice)) == [twice, base, twice.parts[1]]
 
 
 def test_forms_are_equal_by_identity() -> None:

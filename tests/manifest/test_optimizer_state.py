@@ -29,7 +29,7 @@ from surgeon.lazy import Joined, Selected, Stored, TensorSpec
 from surgeon.manifest.optimizer_state import OptimizerState, carried
 from surgeon.output.execute import Options
 from tests.network import Json, write_recipe
-from tests.test_cli import process, run
+from tests.cli.test_cli import process, run
 
 WIDEN = {"op": "widen", "target": "fc", "rows": 1}
 KINDS: dict[str, tuple[type[torch.optim.Optimizer], Json]] = {

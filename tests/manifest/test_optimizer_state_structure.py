@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.network import Json
-from tests.test_optimizer_state import Operated, operate
+from tests.manifest.test_optimizer_state import Operated, operate
 
 Kept = dict[str, torch.Tensor]
 

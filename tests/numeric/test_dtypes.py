@@ -15,9 +15,9 @@ from surgeon.numeric.dtypes import (
     DTYPES,
     LARGEST,
     SPARE,
+    downcast,
     dtype_named,
-    raised,
-    rounded,
+    upcast,
     working_dtype,
 )
 
@@ -45,9 +45,9 @@ def storage(codes: np.ndarray, name: str) -> np.ndarray:
 
 
 def round_to(block: np.ndarray, name: str) -> np.ndarray:
-    """The codes that `rounded` gives, as unsigned integers."""
+    """The codes that `downcast` gives, as unsigned integers."""
     out = np.empty(block.shape, DTYPES[name].storage)
-    rounded(block, name, out, np.empty(SPARE * block.size, np.uint32))
+    downcast(block, name, out, np.empty(SPARE * block.size, np.uint32))
     return out.view(f"u{out.itemsize}")
 
 
@@ -85,7 +85,7 @@ def random_float32(count: int) -> np.ndarray:
 @pytest.mark.parametrize("name", SMALL)
 def test_raising_is_exact_for_every_code(name: str, working: type) -> None:
     codes = codes_of(name)
-    found = raised(storage(codes, name), name, np.empty(len(codes), working))
+    found = upcast(storage(codes, name), name, np.empty(len(codes), working))
     expected = values_of(codes, name)
     np.testing.assert_array_equal(found, expected)
     numbers = ~np.isnan(expected)
@@ -96,7 +96,7 @@ def test_raising_is_exact_for_every_code(name: str, working: type) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_rounding_what_was_raised_gives_it_back(name: str, working: type) -> None:
     codes = codes_of(name)
-    block = raised(storage(codes, name), name, np.empty(len(codes), working))
+    block = upcast(storage(codes, name), name, np.empty(len(codes), working))
     found = round_to(block, name)
     numbers = ~np.isnan(block)
     assert_same_codes(found[numbers], codes[numbers], block[numbers])

@@ -6,7 +6,7 @@ from torch import nn
 
 from surgeon.base.errors import SurgeonError
 from tests.network import assert_identical
-from tests.test_optimizer_state import operate
+from tests.manifest.test_optimizer_state import operate
 
 
 def step(target, **parameters):

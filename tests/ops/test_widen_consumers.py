@@ -9,7 +9,7 @@ from surgeon.base.errors import SurgeonError
 from surgeon.lazy import Stream
 from surgeon.ops.widen import _drawn
 from tests.network import assert_identical
-from tests.test_optimizer_state import operate
+from tests.manifest.test_optimizer_state import operate
 
 
 def step(target, consumers, **parameters):

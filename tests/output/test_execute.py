@@ -185,7 +185,7 @@ def test_failure_leaves_the_old_output_and_no_debris(
 @pytest.mark.parametrize("force", [True, False])
 def test_kernel_that_fails_halfway_leaves_nothing(big, monkeypatch, workers, force):
     error = PlanError("the kernel failed")
-    fail(monkeypatch, lazy.Elementwise, "elements", 5, error)
+    fail(monkeypatch, lazy.Blockwise, "elements", 5, error)
     with pytest.raises(PlanError, match="the kernel failed"):
         big.operate(AVERAGE, options=Options(workers=workers), force=force)
     assert sorted(path.name for path in big.folder.iterdir()) == [
@@ -207,7 +207,7 @@ def test_initialiser_that_fails_halfway_leaves_the_old_output(big, monkeypatch, 
 def test_bug_in_a_kernel_leaves_the_old_output_too(big, monkeypatch):
     big.operate()
     before = big.output.read_bytes()
-    fail(monkeypatch, lazy.Elementwise, "elements", 3, ZeroDivisionError("a bug"))
+    fail(monkeypatch, lazy.Blockwise, "elements", 3, ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
         big.operate(AVERAGE)
     assert big.output.read_bytes() == before
@@ -217,7 +217,7 @@ def test_bug_in_a_kernel_leaves_the_old_output_too(big, monkeypatch):
 def test_interrupt_leaves_the_old_output(big, monkeypatch):
     big.operate()
     before = big.output.read_bytes()
-    fail(monkeypatch, lazy.Elementwise, "elements", 3, KeyboardInterrupt())
+    fail(monkeypatch, lazy.Blockwise, "elements", 3, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         big.operate(AVERAGE)
     assert big.output.read_bytes() == before
@@ -225,7 +225,7 @@ def test_interrupt_leaves_the_old_output(big, monkeypatch):
 
 
 def test_first_failure_is_the_one_that_is_told(big, monkeypatch):
-    fail(monkeypatch, lazy.Elementwise, "elements", 2, PlanError("the first"))
+    fail(monkeypatch, lazy.Blockwise, "elements", 2, PlanError("the first"))
     for _ in range(5):
         with pytest.raises(PlanError, match="the first"):
             big.operate(AVERAGE, options=Options(workers=4))
@@ -326,11 +326,11 @@ SLOWLY = """
 import sys, time
 from surgeon import lazy, recipe, surgery
 from surgeon.output.execute import Options
-original = lazy.Elementwise.elements
+original = lazy.Blockwise.elements
 def slow(self, *arguments):
     time.sleep(0.05)
     return original(self, *arguments)
-lazy.Elementwise.elements = slow
+lazy.Blockwise.elements = slow
 path, source, other, target = sys.argv[1:]
 with surgery.opened(recipe.load(path, {}), source, {"other": other}) as opened:
     print("started", flush=True)

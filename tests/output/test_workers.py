@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from surgeon.base.errors import PlanError, WriteError
-from surgeon.output.workers import each
+from surgeon.output.workers import parallel_map
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8])
@@ -21,7 +21,7 @@ def test_results_come_in_the_order_of_the_items(workers: int) -> None:
         time.sleep(0.02 * (item == 0))
         return item * item
 
-    assert list(each(late, range(20), workers)) == [item * item for item in range(20)]
+    assert list(parallel_map(late, range(20), workers)) == [item * item for item in range(20)]
 
 
 def test_several_workers_are_several_processes(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_several_workers_are_several_processes(tmp_path: Path) -> None:
             time.sleep(0.01)
         return os.getpid()
 
-    found = set(each(meet, range(2), 2))
+    found = set(parallel_map(meet, range(2), 2))
     assert len(found) == 2
     assert os.getpid() not in found
 
@@ -46,7 +46,7 @@ def test_a_failure_arrives_with_all_its_lines(workers: int) -> None:
 
     done: list[int] = []
     with pytest.raises(PlanError) as caught:
-        done.extend(each(fail, range(50), workers))
+        done.extend(parallel_map(fail, range(50), workers))
     assert caught.value.problems == ("one thing", "another")
     assert done == [0, 1, 2]
 
@@ -59,7 +59,7 @@ def test_a_failure_does_not_wait_for_what_takes_long() -> None:
 
     began = time.monotonic()
     with pytest.raises(PlanError):
-        list(each(fail_or_sleep, range(4), 2))
+        list(parallel_map(fail_or_sleep, range(4), 2))
     assert time.monotonic() - began < 20
 
 
@@ -68,16 +68,16 @@ def test_a_killed_worker_is_an_error_that_says_so() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(WriteError, match="a worker was killed"):
-        list(each(die, range(4), 2))
+        list(parallel_map(die, range(4), 2))
 
 
 RUN = r"""
 import os, sys, time
-from surgeon.output.workers import each
+from surgeon.output.workers import parallel_map
 def tell(item):
     os.write(1, b"%d\n" % os.getpid())
     time.sleep(60)
-list(each(tell, range(2), 2))
+list(parallel_map(tell, range(2), 2))
 """
 
 

@@ -38,7 +38,7 @@ def test_lineage_follows_rename_widen_rename(bench):
         {"step": "grow", "op": "widen", "new": ["head.weight[3:5]"], "init": "zeros"},
         {"step": "2", "op": "rename", "from": ["head.weight"]},
     ]
-    assert plan.tensors["classifier.weight"].new() == (((3, 5), (0, 2)),)
+    assert plan.tensors["classifier.weight"].new_regions() == (((3, 5), (0, 2)),)
 
 
 def test_widening_after_a_merge_keeps_both(bench):
@@ -143,7 +143,7 @@ def test_reinitialised_after_widening_is_new_all_over(bench):
 def test_cast_keeps_what_is_new(bench):
     plan = bench.given(FC).plan(WIDEN, {"op": "cast", "target": "fc", "dtype": "F16"})
     assert [change["op"] for change in changes(plan, "fc.weight")] == ["widen", "cast"]
-    assert plan.tensors["fc.weight"].new() == (((3, 4), (0, 2)),)
+    assert plan.tensors["fc.weight"].new_regions() == (((3, 4), (0, 2)),)
 
 
 # --- @new and @vectors ----------------------------------------------------------------------------

@@ -2,13 +2,22 @@
 
 from surgeon.merges.shared.declare import (
     Arithmetic,
-    At,
-    Companions,
-    Entire,
+    AuxiliaryTensors,
+    TensorContext,
     Varying,
+    WholeArithmetic,
     merge,
     total_weight,
     within,
 )
 
-__all__ = ["Arithmetic", "At", "Companions", "Entire", "Varying", "merge", "total_weight", "within"]
+__all__ = [
+    "Arithmetic",
+    "AuxiliaryTensors",
+    "TensorContext",
+    "Varying",
+    "WholeArithmetic",
+    "merge",
+    "total_weight",
+    "within",
+]

@@ -2,8 +2,8 @@
 
 A merge is arithmetic alone: a function of its parameters that returns the `Arithmetic` of one
 tensor, made when the recipe is planned, so that impossible parameters are found there. `@merge`
-makes an op of it. Kernels get raised operands, the state's first. A merge that needs entire tensors
-at once, such as a decomposition, returns `Entire` instead.
+makes an op of it. Kernels get upcast operands, the state's first. A merge that needs entire tensors
+at once, such as a decomposition, returns `WholeArithmetic` instead.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from surgeon.draft.registry import OPS, Op
 from surgeon.lazy import LazyTensor, Stream
 from surgeon.merges.shared.operands import (
     Arithmetic,
-    Entire,
     Integers,
     Merged,
     Missing,
     NonFinite,
+    WholeArithmetic,
     common_names,
     total_weight,
     within,
@@ -34,11 +34,20 @@ from surgeon.merges.shared.operands import (
 from surgeon.merges.shared.varying import Numbers, Varying
 from surgeon.numeric.dtypes import DTYPES
 
-__all__ = ["Arithmetic", "At", "Companions", "Entire", "Varying", "merge", "total_weight", "within"]
+__all__ = [
+    "Arithmetic",
+    "AuxiliaryTensors",
+    "TensorContext",
+    "Varying",
+    "WholeArithmetic",
+    "merge",
+    "total_weight",
+    "within",
+]
 
 
 @dataclass(frozen=True)
-class At:
+class TensorContext:
     """The tensor at hand: what a merge gets that has a parameter of this type.
 
     `streams` are random streams, one per model; of each, an element's number is its own whatever
@@ -48,11 +57,11 @@ class At:
     name: str
     shape: tuple[int, ...]
     streams: tuple[Stream, ...]
-    has_companions: bool = False
+    has_auxiliary: bool = False
 
 
 @dataclass(frozen=True)
-class Companions:
+class AuxiliaryTensors:
     """Marks a parameter that names further models, one per operand, the state's first.
 
     Their tensors of the same name are operands too, after the others. `shape` says, from the
@@ -69,7 +78,7 @@ class Companions:
         return {"type": "array", "items": {"type": "string"}, "minItems": 2}
 
 
-Maker = Callable[..., Arithmetic | Entire]
+Maker = Callable[..., Arithmetic | WholeArithmetic]
 # Of the draft, the names to merge, a model's name and the step's parameters: its tensors.
 Prepare = Callable[[Draft, list[str], str, Mapping[str, Any]], Tensors]
 # Names that a note lists.
@@ -94,11 +103,11 @@ def merge(
     models: int | tuple[int, int | None] | None = None,
     prepare: Prepare | None = None,
 ) -> Callable[[Maker], Maker]:
-    """Register a function `(*, parameters...) -> Arithmetic | Entire` as the merge of its name.
+    """Register a function `(*, parameters...) -> Arithmetic` as the merge of its name.
 
     `models` is how many other models it takes: a number, or the least and the most. Parameters may
-    be `Varying`, `Companions`, or an `At`. `prepare` says what to merge instead of a model's own
-    tensors, for what concerns several tensors at once.
+    be `Varying`, `AuxiliaryTensors`, or a `TensorContext`. `prepare` says what to merge instead of
+    a model's own tensors, for what concerns several tensors at once.
     """
 
     def decorate(maker: Maker) -> Maker:
@@ -125,7 +134,7 @@ class _Declared:
 
     parameters: tuple[inspect.Parameter, ...]
     varying: Mapping[str, Varying]
-    companions: tuple[str, Companions] | None
+    auxiliary: tuple[str, AuxiliaryTensors] | None
     at: str | None
 
     @property
@@ -141,15 +150,15 @@ class _Declared:
     def of(cls, maker: Maker) -> _Declared:
         found = inspect.signature(maker, eval_str=True).parameters.values()
         varying: dict[str, Varying] = {}
-        companions, at = None, None
+        auxiliary, at = None, None
         for parameter in found:
-            if parameter.annotation is At:
+            if parameter.annotation is TensorContext:
                 at = parameter.name
             for note in get_args(parameter.annotation):
                 if isinstance(note, Varying):
                     varying[parameter.name] = note
-                elif isinstance(note, Companions):
-                    companions = parameter.name, note
+                elif isinstance(note, AuxiliaryTensors):
+                    auxiliary = parameter.name, note
         # A recipe that says nothing about one of these gives each model its default.
         own = [
             parameter.replace(default=None)
@@ -158,7 +167,7 @@ class _Declared:
             for parameter in found
             if parameter.name != at
         ]
-        return cls(tuple(own), varying, companions, at)
+        return cls(tuple(own), varying, auxiliary, at)
 
 
 def _shared_parameters() -> list[inspect.Parameter]:
@@ -195,24 +204,26 @@ def _merge(
     made: dict[tuple[Any, ...], LazyTensor] = {}
     for name in names:
         tensors = (draft[name], *(model[name] for model in theirs))
-        companions = resolver.companions(name)
+        auxiliary = resolver.auxiliary(name)
         values = resolver.values(name)
         # Tied names stay tied where all operands, and what is asked for them, agree.
-        key = (*map(id, tensors), *map(id, companions), repr(values))
+        key = (*map(id, tensors), *map(id, auxiliary), repr(values))
         if key not in made:
-            labels = [None, *others, *(resolver.companion_models if companions else ())]
+            labels = [None, *others, *(resolver.auxiliary_models if auxiliary else ())]
             about = {
                 parameter_name(word): value
                 for word, value in {**declared.defaults, **values}.items()
                 if value is not None
             }
-            operands = Merged(name, tensors, companions, labels, integers, nonfinite, about)
+            operands = Merged(name, tensors, auxiliary, labels, integers, nonfinite, about)
             if declared.at:
                 streams = tuple(draft.stream(f"{name}\0{other}") for other in others)
-                values[declared.at] = At(name, tensors[0].spec.shape, streams, bool(companions))
+                values[declared.at] = TensorContext(
+                    name, tensors[0].spec.shape, streams, bool(auxiliary)
+                )
             made[key] = operands.tensor(draft, partial(maker, **values))
         merged[name] = made[key]
-    resolver.report_without_companions()
+    resolver.report_without_auxiliary()
     _put(draft, merged, into)
 
 
@@ -244,15 +255,15 @@ class _Resolver:
             if varying.per != "tensor":
                 shown = parameter_name(word)
                 self._given[word] = varying.for_each(self._given.get(word), shown, counts)
-        self.companion_models: list[str] = []
-        self._with_companions = 0
-        self._without_companions: list[str] = []
-        if declared.companions:
-            self.companion_models = self._given[declared.companions[0]]
-            if len(self.companion_models) != models + 1:
+        self.auxiliary_models: list[str] = []
+        self._with_auxiliary = 0
+        self._without_auxiliary: list[str] = []
+        if declared.auxiliary:
+            self.auxiliary_models = self._given[declared.auxiliary[0]]
+            if len(self.auxiliary_models) != models + 1:
                 raise PlanError(
-                    f"'{parameter_name(declared.companions[0])}' names "
-                    f"{len(self.companion_models)} models for {models + 1} operands (the state's "
+                    f"'{parameter_name(declared.auxiliary[0])}' names "
+                    f"{len(self.auxiliary_models)} models for {models + 1} operands (the state's "
                     "comes first)"
                 )
 
@@ -268,23 +279,23 @@ class _Resolver:
             return self._numbers.value(given, name)
         return [self._numbers.value(item, name) for item in given]
 
-    def companions(self, name: str) -> tuple[LazyTensor, ...]:
-        """Return the companions of one tensor; raises PlanError where some lack it."""
-        if not self._declared.companions:
+    def auxiliary(self, name: str) -> tuple[LazyTensor, ...]:
+        """Return the auxiliary of one tensor; raises PlanError where some lack it."""
+        if not self._declared.auxiliary:
             return ()
-        wanted = self._declared.companions[1]
+        wanted = self._declared.auxiliary[1]
         shape = wanted.shape(self._draft.spec(name).shape)
-        found = [self._draft.model(other).get(name) for other in self.companion_models]
+        found = [self._draft.model(other).get(name) for other in self.auxiliary_models]
         is_float = DTYPES[self._draft.spec(name).dtype].kind == "float"
         if shape is None or (wanted.optional and not any(found)):
-            self._without_companions += [name] if is_float else []
+            self._without_auxiliary += [name] if is_float else []
             return ()
-        self._with_companions += 1
+        self._with_auxiliary += 1
         problems = [
             f"'{name}' is not in model '{other}'"
             if tensor is None
             else f"'{name}' in model '{other}' is {tensor.spec}, not of shape {shape}"
-            for other, tensor in zip(self.companion_models, found, strict=True)
+            for other, tensor in zip(self.auxiliary_models, found, strict=True)
             if tensor is None
             or tensor.spec.shape != shape
             or DTYPES[tensor.spec.dtype].kind != "float"
@@ -293,15 +304,15 @@ class _Resolver:
             raise PlanError(*problems)
         return tuple(tensor for tensor in found if tensor is not None and not problems)
 
-    def report_without_companions(self) -> None:
+    def report_without_auxiliary(self) -> None:
         """Note which tensors are merged without; raises PlanError where all are."""
-        if not self._declared.companions or not self._without_companions:
+        if not self._declared.auxiliary or not self._without_auxiliary:
             return
-        models = ", ".join(f"'{model}'" for model in dict.fromkeys(self.companion_models))
-        names = ", ".join(f"'{name}'" for name in self._without_companions[:_SHOWN])
-        more = len(self._without_companions) - _SHOWN
+        models = ", ".join(f"'{model}'" for model in dict.fromkeys(self.auxiliary_models))
+        names = ", ".join(f"'{name}'" for name in self._without_auxiliary[:_SHOWN])
+        more = len(self._without_auxiliary) - _SHOWN
         listed = f"{names} and {more} more" if more > 0 else names
-        if not self._with_companions:
+        if not self._with_auxiliary:
             raise PlanError(f"there is nothing in model {models} for {listed}")
         self._draft.notes.append(f"there is nothing in model {models} for {listed}: averaged")
 

@@ -8,7 +8,7 @@ from functools import reduce
 import numpy as np
 
 from surgeon.base.errors import PlanError
-from surgeon.merges.shared import At
+from surgeon.merges.shared import TensorContext
 from surgeon.numeric.dtypes import Array
 
 _SIGN = np.uint64(1 << 63)
@@ -20,7 +20,7 @@ Election = Callable[[Sequence[Array], Array], Array]
 
 
 def election(
-    at: At, weights: Sequence[float], *, normalize: bool, shares: bool = False
+    at: TensorContext, weights: Sequence[float], *, normalize: bool, shares: bool = False
 ) -> Election:
     """Return what makes one array of the models' contributions to a sum.
 
@@ -54,7 +54,7 @@ def election(
 
 
 def _divisors(
-    at: At, weights: Sequence[float], normalize: bool
+    at: TensorContext, weights: Sequence[float], normalize: bool
 ) -> Callable[[Sequence[Array]], Array]:
     """Return what to divide by, from which models agree: nonzero, and -1 where none does."""
     look_up = _looked_up if len(weights) <= _LOOKED_UP else _added_up

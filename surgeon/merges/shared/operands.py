@@ -14,13 +14,13 @@ from surgeon.base.errors import PlanError
 from surgeon.draft import Draft
 from surgeon.lazy import (
     Blocks,
-    Elementwise,
+    Blockwise,
     Kernel,
     LazyTensor,
     Operands,
     Scratch,
     TensorSpec,
-    Whole,
+    WholeTensor,
 )
 from surgeon.lazy.values import beyond, is_finite, require_finite, same_values
 from surgeon.merges.shared.varying import vectors
@@ -58,8 +58,8 @@ class Arithmetic:
 
 
 @dataclass(frozen=True)
-class Entire:
-    """Arithmetic on entire tensors, raised to float64: operands in, values of their shape out.
+class WholeArithmetic:
+    """Arithmetic on entire tensors, upcast to float64: operands in, values of their shape out.
 
     `spare_bytes` is what it takes besides operands and result.
     """
@@ -113,32 +113,32 @@ class Merged:
 
     name: str
     tensors: tuple[LazyTensor, ...]
-    companions: tuple[LazyTensor, ...]
+    auxiliary: tuple[LazyTensor, ...]
     models: Sequence[str | None]
     integers: Integers
     nonfinite: NonFinite
     about: Mapping[str, Any]
 
-    def tensor(self, draft: Draft, make: Callable[[], Arithmetic | Entire]) -> LazyTensor:
+    def tensor(self, draft: Draft, make: Callable[[], Arithmetic | WholeArithmetic]) -> LazyTensor:
         """Return the merged tensor; `make` is asked only where there are numbers to merge."""
         spec = self.tensors[0].spec
         kind = DTYPES[spec.dtype].kind
         if kind == "float":
             return self._floats(spec, make())
         if kind in ("int", "bool") and self.integers == "max":
-            return Elementwise(spec, _largest, self.tensors)
+            return Blockwise(spec, _largest, self.tensors)
         # Complex values and formats that are only copied have no policy: they must agree.
         policy = self.integers if kind in ("int", "bool") else "error"
         others = [model for model in self.models if model]
         draft.check(partial(_agreement, self.name, self.tensors, others, policy))
         return self.tensors[0]
 
-    def _floats(self, spec: TensorSpec, found: Arithmetic | Entire) -> LazyTensor:
-        operands = (*self.tensors, *self.companions)
+    def _floats(self, spec: TensorSpec, found: Arithmetic | WholeArithmetic) -> LazyTensor:
+        operands = (*self.tensors, *self.auxiliary)
         explain = self._explain if self.nonfinite == "error" else None
-        if isinstance(found, Entire):
+        if isinstance(found, WholeArithmetic):
             combine = self._looked_at(found.combine) if explain else found.combine
-            return Whole(
+            return WholeTensor(
                 spec, combine, operands, found.spare_bytes, explain=explain, about=self.about
             )
         working = np.dtype(np.float32 if found.exact_in_float32 else np.float64)
@@ -151,7 +151,7 @@ class Merged:
             def kernel(blocks: Blocks, statistics: Any, out: Array) -> Array:
                 return look(lambda seen: found.combine(blocks, statistics, out))(blocks)
 
-        return Elementwise(
+        return Blockwise(
             spec, kernel, operands, found.statistics, working, explain, found.run,
             found.held_bytes, self.about,
         )  # fmt: skip

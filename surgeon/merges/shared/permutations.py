@@ -14,7 +14,7 @@ import numpy as np
 
 from surgeon.base.errors import PlanError
 from surgeon.draft import Tensors
-from surgeon.lazy import LazyTensor, TensorSpec, Whole
+from surgeon.lazy import LazyTensor, TensorSpec, WholeTensor
 from surgeon.numeric.assignment import assignment
 from surgeon.numeric.dtypes import DTYPES, Array
 
@@ -58,7 +58,7 @@ class Units:
         """Return the model's tensors, its units in the order that matches the state's best."""
         names = list(self.dimensions)
         largest = max(model[name].spec.count for name in names)
-        permutations = Whole(
+        permutations = WholeTensor(
             TensorSpec("F64", (sum(self.sizes),)),
             partial(matching, self),
             tuple(tensors[name] for tensors in (state, model) for name in names),
@@ -73,7 +73,7 @@ class Units:
             if key not in made:
                 kernel = partial(_permute_by, self, dimensions)
                 operands = (model[name], permutations)
-                made[key] = Whole(model[name].spec, kernel, operands)
+                made[key] = WholeTensor(model[name].spec, kernel, operands)
             result[name] = made[key]
         return result
 

@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from surgeon.lazy import Kernel
-from surgeon.merges.shared import Arithmetic, At, Entire
+from surgeon.merges.shared import Arithmetic, TensorContext, WholeArithmetic
 from surgeon.numeric.dtypes import Array
 
 
@@ -35,12 +35,12 @@ def orthogonal_factor(matrix: Array) -> Array:
 
 def of_task_vectors(
     update: Callable[[Sequence[Array]], Array],
-    at: At,
+    at: TensorContext,
     models: int,
     factor: float,
     *,
     is_matrix: bool,
-) -> Arithmetic | Entire:
+) -> Arithmetic | WholeArithmetic:
     """Return b + factor · update(d₁, ...) for a matrix, else b + factor · mean(dᵢ)."""
     if not is_matrix:
         return Arithmetic(_mean_kernel(factor / models))
@@ -52,7 +52,7 @@ def of_task_vectors(
         return np.asarray(state - factor * update([state - other for other in others]))
 
     # Differences, and singular vectors of each and of all, and LAPACK's own copies.
-    return Entire(combine, spare_bytes=(2 * models + 6) * 8 * prod(at.shape))
+    return WholeArithmetic(combine, spare_bytes=(2 * models + 6) * 8 * prod(at.shape))
 
 
 def _mean_kernel(factor: float) -> Kernel:

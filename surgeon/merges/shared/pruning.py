@@ -16,7 +16,7 @@ import numpy as np
 from surgeon.base.errors import PlanError
 from surgeon.lazy import Blocks, Operands, step_of
 from surgeon.lazy.random import bits, drawn, drawn_words
-from surgeon.merges.shared import At, Varying
+from surgeon.merges.shared import TensorContext, Varying
 from surgeon.numeric.dtypes import Array
 from surgeon.numeric.ranks import BY_RANK_BYTES, KEPT_BYTES, NUMBERS, Chances, numbers_of
 from surgeon.numeric.selection import Cut, Measure, cuts, held_bytes, share
@@ -78,7 +78,7 @@ def unpruned() -> Pruning:
     return Pruning(lambda model, change, start, statistics: None)
 
 
-def largest(at: At, densities: Sequence[float]) -> Pruning:
+def largest(at: TensorContext, densities: Sequence[float]) -> Pruning:
     """Keep the `density` largest magnitudes of each task vector."""
     count = prod(at.shape)
     measures = [task_vector(model) for model in range(len(densities))]
@@ -96,7 +96,7 @@ def largest(at: At, densities: Sequence[float]) -> Pruning:
     return Pruning(prune, find, held_bytes=held_bytes(count, len(densities)))
 
 
-def middle(at: At, densities: Sequence[float], gammas: Sequence[float]) -> Pruning:
+def middle(at: TensorContext, densities: Sequence[float], gammas: Sequence[float]) -> Pruning:
     """Drop the `gamma` largest magnitudes of each task vector, then keep the `density` next."""
     count = prod(at.shape)
     measures = [task_vector(model) for model in range(len(densities))]
@@ -116,7 +116,7 @@ def middle(at: At, densities: Sequence[float], gammas: Sequence[float]) -> Pruni
     return Pruning(prune, find, held_bytes=held_bytes(count, 2 * len(densities)))
 
 
-def random(at: At, densities: Sequence[float], rescale: str) -> Pruning:
+def random(at: TensorContext, densities: Sequence[float], rescale: str) -> Pruning:
     """Keep each element with probability `density`, independently of all others."""
     count = prod(at.shape)
 
@@ -141,7 +141,9 @@ def _bernoulli(probability: float, generator: np.random.Generator, count: int) -
     return kept
 
 
-def by_rank(at: At, densities: Sequence[float], epsilons: Sequence[float], rescale: str) -> Pruning:
+def by_rank(
+    at: TensorContext, densities: Sequence[float], epsilons: Sequence[float], rescale: str
+) -> Pruning:
     """Keep elements with a probability that grows with the rank of their magnitude in their row.
 
     It grows from density - ε to density + ε; rows are those of dimension 0, a vector is one row,
@@ -184,7 +186,7 @@ Choose = Callable[[int, Array, int], Array]
 
 
 def _chosen(
-    at: At,
+    at: TensorContext,
     choose: Choose,
     densities: Sequence[float],
     rescale: str,

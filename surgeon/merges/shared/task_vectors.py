@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from surgeon.lazy import Blocks
-from surgeon.merges.shared import Arithmetic, At, Varying, total_weight
+from surgeon.merges.shared import Arithmetic, TensorContext, Varying, total_weight
 from surgeon.merges.shared.election import election
 from surgeon.merges.shared.pruning import Pruning
 from surgeon.numeric.dtypes import Array
@@ -55,7 +55,7 @@ def summed(
 
 
 def elected(
-    at: At, pruning: Pruning, weights: Sequence[float], lambda_: float, normalize: bool
+    at: TensorContext, pruning: Pruning, weights: Sequence[float], lambda_: float, normalize: bool
 ) -> Arithmetic:
     """Return b + λ Σ wᵢ sᵢ over those that agree, divided by their Σ wᵢ where `normalize`."""
     elect = election(at, weights, normalize=normalize)

@@ -10,7 +10,7 @@ import numpy as np
 
 from surgeon.base.errors import PlanError
 from surgeon.draft import Draft
-from surgeon.lazy import Elementwise, Kernel, LazyTensor, TensorSpec
+from surgeon.lazy import Blockwise, Kernel, LazyTensor, TensorSpec
 from surgeon.lazy.values import beyond, require_finite
 from surgeon.numeric.dtypes import DTYPES, Array
 
@@ -51,7 +51,7 @@ def calculated(
     It is in float64, and rounded once.
     """
     explain = partial(_explain, name, spec.dtype) if nonfinite == "error" else None
-    return Elementwise(spec, kernel, operands, working=FLOAT64, explain=explain)
+    return Blockwise(spec, kernel, operands, working=FLOAT64, explain=explain)
 
 
 def _explain(name: str, dtype: str, blocks: Sequence[Array]) -> None:

@@ -17,11 +17,11 @@ from surgeon.lazy.base import (
     Scratch,
     TensorSpec,
 )
-from surgeon.numeric.dtypes import DTYPES, LARGEST, SPARE, Array, raised, rounded, working_dtype
+from surgeon.numeric.dtypes import DTYPES, LARGEST, SPARE, Array, downcast, upcast, working_dtype
 
 
 class Blocks(list[Array]):
-    """The same elements of several tensors, raised; `start` is where in the tensors they begin."""
+    """The same elements of several tensors, upcast; `start` is where in the tensors they begin."""
 
     start: int
 
@@ -31,7 +31,7 @@ class Blocks(list[Array]):
 
 
 class Kernel(Protocol):
-    """Arithmetic on one block: raised operands in, values out (into `out`, which is returned)."""
+    """Arithmetic on one block: upcast operands in, values out (into `out`, which is returned)."""
 
     def __call__(self, blocks: Blocks, statistics: Any, out: Array) -> Array: ...
 
@@ -52,7 +52,7 @@ class Operands:
         self._step = step
 
     def blocks(self, working: np.dtype[Any] | None = None) -> Iterator[Blocks]:
-        """Yield all operands' blocks, in order, raised to `working` (their common dtype).
+        """Yield all operands' blocks, in order, upcast to `working` (their common dtype).
 
         They are read-only, and valid until the next ones are asked for.
         """
@@ -60,17 +60,17 @@ class Operands:
         for start in range(0, count, self._step):
             stop = min(start + self._step, count)
             with self._scratch.scope():
-                yield raised_blocks(self.tensors, start, stop, self._scratch, working)
+                yield upcast_blocks(self.tensors, start, stop, self._scratch, working)
 
 
-def raised_blocks(
+def upcast_blocks(
     tensors: Sequence[LazyTensor],
     start: int,
     stop: int,
     scratch: Scratch,
     working: np.dtype[Any] | None = None,
 ) -> Blocks:
-    """Return elements start to stop of each tensor, raised to `working` (their common dtype)."""
+    """Return elements start to stop of each tensor, upcast to `working` (their common dtype)."""
     if working is None:
         working = working_dtype(*(tensor.spec.dtype for tensor in tensors))
     return Blocks((_raised_block(t, start, stop, scratch, working) for t in tensors), start)
@@ -87,14 +87,14 @@ def _raised_block(
         stored = tensor.elements(start, stop, scratch)
         if dtype == "BF16" and working == np.float64:
             narrow = scratch.take(np.float32, stop - start)
-            np.copyto(block, raised(stored, dtype, narrow))
+            np.copyto(block, upcast(stored, dtype, narrow))
         else:
-            raised(stored, dtype, block)
+            upcast(stored, dtype, block)
     return block
 
 
 @dataclass(frozen=True, eq=False)
-class Elementwise:
+class Blockwise:
     """Arithmetic element by element, once a few numbers per tensor are known.
 
     `working` is the dtype to compute in, by default the operands' own. Where a result does not fit
@@ -131,7 +131,7 @@ class Elementwise:
                 # Sums of float32 may overflow although their mean does not.
                 values, fits = self._values(first, last, scratch, np.dtype(np.float64))
             spare = scratch.take(np.uint32, SPARE * (last - first))
-            rounded(values, self.spec.dtype, stored, spare, finite=fits)
+            downcast(values, self.spec.dtype, stored, spare, finite=fits)
         return stored[start - first : stop - first] if self.run > 1 else stored
 
     def _values(
@@ -139,7 +139,7 @@ class Elementwise:
     ) -> tuple[Array, bool]:
         """Return the kernel's values, and whether they are finite and fit into the dtype."""
         statistics = scratch.known(self, self._known) if self.statistics else None
-        blocks = raised_blocks(self.operands, start, stop, scratch, working)
+        blocks = upcast_blocks(self.operands, start, stop, scratch, working)
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
             values = self.kernel(blocks, statistics, scratch.take(blocks[0].dtype, stop - start))
         if DTYPES[self.spec.dtype].kind != "float" or not len(values):
@@ -155,5 +155,5 @@ class Elementwise:
         operands = Operands(self.operands, scratch, self.step)
         return self.statistics(operands) if self.statistics else None
 
-    def new(self) -> tuple[Region, ...]:
-        return self.operands[0].new() if len(self.operands) == 1 else ()
+    def new_regions(self) -> tuple[Region, ...]:
+        return self.operands[0].new_regions() if len(self.operands) == 1 else ()

@@ -10,17 +10,17 @@ import numpy as np
 
 from surgeon.base.regions import Region
 from surgeon.lazy.base import BLOCK, Computed, LazyTensor, Piece, Scratch, TensorSpec
-from surgeon.lazy.elementwise import raised_blocks
-from surgeon.numeric.dtypes import DTYPES, LARGEST, SPARE, Array, rounded
+from surgeon.lazy.blockwise import upcast_blocks
+from surgeon.numeric.dtypes import DTYPES, LARGEST, SPARE, Array, downcast
 
 _FLOAT64 = np.dtype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
-class Whole:
+class WholeTensor:
     """Arithmetic on entire tensors, kept until the tensor is written.
 
-    The kernel gets each operand in its own shape, raised to `working`, and returns the values of
+    The kernel gets each operand in its own shape, upcast to `working`, and returns the values of
     the spec's shape; `spare_bytes` is what it takes besides them. Where a result does not fit into
     the spec's dtype, `explain` is given the operands, to raise what is wrong with them. A tensor
     that several others take parts of is computed once for all of them where they are written one
@@ -65,20 +65,20 @@ class Whole:
         for start in range(0, self.spec.count, BLOCK):
             block = np.ascontiguousarray(result[start : start + BLOCK])
             spare = np.empty(SPARE * len(block), np.uint32)
-            rounded(block, self.spec.dtype, stored[start : start + BLOCK], spare)
+            downcast(block, self.spec.dtype, stored[start : start + BLOCK], spare)
         stored.flags.writeable = False
         return stored
 
-    def new(self) -> tuple[Region, ...]:
+    def new_regions(self) -> tuple[Region, ...]:
         return ()
 
 
 def read_whole(tensor: LazyTensor, scratch: Scratch, working: np.dtype[Any] = _FLOAT64) -> Array:
-    """Return all values of a tensor in its shape, raised to `working`; read-only."""
+    """Return all values of a tensor in its shape, upcast to `working`; read-only."""
     values = np.empty(tensor.spec.count, working)
     for start in range(0, tensor.spec.count, BLOCK):
         with scratch.scope():
             stop = min(start + BLOCK, tensor.spec.count)
-            (values[start:stop],) = raised_blocks([tensor], start, stop, scratch, working)
+            (values[start:stop],) = upcast_blocks([tensor], start, stop, scratch, working)
     values.flags.writeable = False
     return values.reshape(tensor.spec.shape)
