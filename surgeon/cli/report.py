@@ -12,11 +12,11 @@ from surgeon.base.errors import listed
 from surgeon.base.regions import count, parsed, remainder, split_block
 from surgeon.base.tables import indented, json_text, number, plural, shape_text, shown, table
 from surgeon.base.units import spoken_size
-from surgeon.draft import Tensors, is_wholly_new
+from surgeon.draft import Tensors, is_wholly_new, ties
 from surgeon.draft.registry import OPS
 from surgeon.lazy import ByteRange, LazyTensor
 from surgeon.manifest.stages import is_parameter
-from surgeon.output.layout import OutputFile, ties
+from surgeon.output.layout import OutputFile
 from surgeon.recipe.lineage import Change
 from surgeon.recipe.plan import Plan, StepSummary
 from surgeon.surgery import Opened, Result, layouts

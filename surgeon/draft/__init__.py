@@ -12,6 +12,7 @@ from surgeon.draft.draft import (
     Outside,
     Tensors,
     is_wholly_new,
+    ties,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "Outside",
     "Tensors",
     "is_wholly_new",
+    "ties",
 ]

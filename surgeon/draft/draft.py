@@ -115,6 +115,19 @@ class Draft:
         self.checks.append(check)
 
 
+def ties(tensors: Tensors) -> dict[str, str]:
+    """Return {alias: owner} of tied names; the owner is the first by name.
+
+    So does safetensors' `save_model`, which records the same in the metadata.
+    """
+    if len(set(map(id, tensors.values()))) == len(tensors):
+        return {}
+    owners: dict[int, str] = {}
+    for name in sorted(tensors):
+        owners.setdefault(id(tensors[name]), name)
+    return {name: owner for name in sorted(tensors) if (owner := owners[id(tensors[name])]) != name}
+
+
 def is_wholly_new(tensor: LazyTensor) -> bool:
     """Say whether all of a tensor was created by the recipe."""
     return tensor.new_regions() == (whole(tensor.spec.shape),)

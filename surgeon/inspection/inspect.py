@@ -15,10 +15,10 @@ from surgeon.base import patterns
 from surgeon.base.errors import PlanError, UsageError
 from surgeon.base.tables import number, shape_text, shown, table
 from surgeon.base.units import spoken_size
+from surgeon.draft import ties
 from surgeon.formats import Checkpoint
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.dtypes import DTYPES
-from surgeon.output.layout import ties
 
 # Deeper than any network; a name may have thousands of dots.
 _DEEPEST = 64

@@ -12,9 +12,10 @@ from typing import Any
 from surgeon import __version__
 from surgeon.base.errors import PlanError, SurgeonError
 from surgeon.base.regions import remainder, spelled
+from surgeon.draft import ties
 from surgeon.formats import Checkpoint
 from surgeon.manifest import stages
-from surgeon.output.layout import OutputFile, ties
+from surgeon.output.layout import OutputFile
 from surgeon.recipe import Recipe
 from surgeon.recipe.plan import Plan
 

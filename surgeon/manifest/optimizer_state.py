@@ -18,7 +18,7 @@ import numpy as np
 from surgeon import __version__
 from surgeon.base.errors import SurgeonError, listed
 from surgeon.base.regions import Region, remainder, spelled
-from surgeon.draft import Tensors
+from surgeon.draft import Tensors, ties
 from surgeon.formats import Checkpoint, Record, SavedState, open_optimizer
 from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
 from surgeon.initialisers.places import Bound
@@ -41,7 +41,7 @@ from surgeon.lazy import (
 )
 from surgeon.manifest.optimizer_names import matched, place
 from surgeon.numeric.dtypes import DTYPES
-from surgeon.output.layout import OutputFile, lay_out, ties
+from surgeon.output.layout import OutputFile, lay_out
 
 Bytes = tuple[object, ...]
 _ZEROS = Bound("zeros", lambda start, stop, stream, scratch: np.zeros(stop - start))

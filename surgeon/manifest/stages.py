@@ -20,9 +20,8 @@ from surgeon.base.regions import (
     whole,
     without,
 )
-from surgeon.draft import Tensors
+from surgeon.draft import Tensors, ties
 from surgeon.numeric.dtypes import DTYPES
-from surgeon.output.layout import ties
 
 Json = dict[str, Any]
 # What PyTorch's normalisation layers keep as buffers; offline, only the name tells.

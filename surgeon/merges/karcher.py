@@ -6,8 +6,8 @@ from typing import Annotated
 import numpy as np
 
 from surgeon.merges.shared import Arithmetic, Varying, merge, total_weight
+from surgeon.merges.shared.gram import Vectors, combination, shares_of
 from surgeon.numeric.dtypes import Array
-from surgeon.numeric.gram import Vectors, combination, shares_of
 
 
 @merge(

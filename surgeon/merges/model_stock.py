@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 import numpy as np
 
 from surgeon.merges.shared import Arithmetic, TensorContext, merge
+from surgeon.merges.shared.gram import Vectors, combination, cosines_of, norms_of, shares_of
 from surgeon.numeric.dtypes import Array
-from surgeon.numeric.gram import Vectors, combination, cosines_of, norms_of, shares_of
 
 
 @merge(

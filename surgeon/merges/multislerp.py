@@ -5,8 +5,8 @@ from typing import Annotated
 import numpy as np
 
 from surgeon.merges.shared import Arithmetic, Varying, merge, total_weight
+from surgeon.merges.shared.gram import Vectors, combination, norms_of, shares_of
 from surgeon.numeric.dtypes import Array
-from surgeon.numeric.gram import Vectors, combination, norms_of, shares_of
 
 # Directions whose weighted sum is shorter than this, of what it could be, cancel: its length is the
 # root of a sum of inner products, which are exact to 1e-16 or so.

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from surgeon.base.errors import PlanError
 from surgeon.merges.shared import Arithmetic, TensorContext, Varying, merge, total_weight
-from surgeon.numeric.gram import Granularity, Vectors, along_arc, combination, shares_of
+from surgeon.merges.shared.gram import Granularity, Vectors, along_arc, combination, shares_of
 
 
 @merge(

@@ -10,9 +10,9 @@ import numpy as np
 from surgeon.lazy import Blocks, Operands
 from surgeon.merges.shared import Arithmetic, TensorContext, Varying, merge
 from surgeon.merges.shared.election import Election, election
+from surgeon.merges.shared.moments import root_mean_squares
+from surgeon.merges.shared.selection import Cut, cuts, held_bytes, share
 from surgeon.numeric.dtypes import Array
-from surgeon.numeric.moments import root_mean_squares
-from surgeon.numeric.selection import Cut, cuts, held_bytes, share
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from surgeon.merges.shared import Arithmetic, Varying, merge
-from surgeon.numeric.gram import Vectors, along_arc, combination, shares_of
+from surgeon.merges.shared.gram import Vectors, along_arc, combination, shares_of
 
 
 @merge(

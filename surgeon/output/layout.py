@@ -10,7 +10,7 @@ from json.encoder import encode_basestring
 from operator import itemgetter
 from typing import NamedTuple
 
-from surgeon.draft import MODEL_WEIGHTS, Tensors
+from surgeon.draft import MODEL_WEIGHTS, Tensors, ties
 from surgeon.formats.files import InputFile
 from surgeon.lazy import LazyTensor
 from surgeon.numeric.dtypes import LAYOUT_RANK
@@ -48,19 +48,6 @@ def header_sha256(header: bytes) -> str:
     Over the JSON text of the header, its padding included, without the eight bytes of its length.
     """
     return hashlib.sha256(header[8:]).hexdigest()
-
-
-def ties(tensors: Tensors) -> dict[str, str]:
-    """Return {alias: owner} of tied names; the owner is the first by name.
-
-    So does safetensors' `save_model`, which records the same in the metadata.
-    """
-    if len(set(map(id, tensors.values()))) == len(tensors):
-        return {}
-    owners: dict[int, str] = {}
-    for name in sorted(tensors):
-        owners.setdefault(id(tensors[name]), name)
-    return {name: owner for name in sorted(tensors) if (owner := owners[id(tensors[name])]) != name}
 
 
 def lay_out(tensors: Tensors, metadata: Mapping[str, str], name: str = MODEL_WEIGHTS) -> OutputFile:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from surgeon.draft import Tensors
+from surgeon.draft import Tensors, ties
 from surgeon.formats import Checkpoint, header_of
 from surgeon.formats.files import InputFile
 from surgeon.lazy import Stored
-from surgeon.output.layout import OutputFile, Placed, ties
+from surgeon.output.layout import OutputFile, Placed
 
 
 def untouched(source: Checkpoint, tensors: Tensors) -> list[OutputFile]:

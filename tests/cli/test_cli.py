@@ -392,7 +392,7 @@ def test_a_file_name_that_is_not_utf8(grow: tuple[Path, Path, Path]) -> None:
 
 def test_threads_of_numpy_are_pinned_before_it_is_imported() -> None:
     code = (
-        "import os, sys; os.environ.pop('OMP_NUM_THREADS', None); import surgeon.cli;"
+        "import os, sys; os.environ.pop('OMP_NUM_THREADS', None); import surgeon.cli.commands;"
         "print('numpy' in sys.modules, os.environ['OMP_NUM_THREADS'])"
     )
     environment = {k: v for k, v in os.environ.items() if "NUM_THREADS" not in k}

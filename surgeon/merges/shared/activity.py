@@ -10,8 +10,8 @@ import numpy as np
 
 from surgeon.lazy import Blocks, Operands
 from surgeon.merges.shared import Arithmetic, Varying
+from surgeon.merges.shared.moments import root_mean_squares
 from surgeon.numeric.dtypes import Array
-from surgeon.numeric.moments import root_mean_squares
 
 Epsilon = Annotated[
     float,

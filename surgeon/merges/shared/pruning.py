@@ -17,9 +17,9 @@ from surgeon.base.errors import PlanError
 from surgeon.lazy import Blocks, Operands, step_of
 from surgeon.lazy.random import bits, drawn, drawn_words
 from surgeon.merges.shared import TensorContext, Varying
+from surgeon.merges.shared.selection import Cut, Measure, cuts, held_bytes, share
 from surgeon.numeric.dtypes import Array
 from surgeon.numeric.ranks import BY_RANK_BYTES, KEPT_BYTES, NUMBERS, Chances, numbers_of
-from surgeon.numeric.selection import Cut, Measure, cuts, held_bytes, share
 
 Densities = Annotated[
     list[float],

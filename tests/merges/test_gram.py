@@ -25,7 +25,7 @@ def test_what_is_held_whole_can_be_a_model_of_a_relative_merge(bench: Bench) -> 
 
 IN_A_PROCESS = """
 import numpy as np
-from surgeon.numeric.gram import Vectors, gram
+from surgeon.merges.shared.gram import Vectors, gram
 
 class Two:
     tensors = None, None

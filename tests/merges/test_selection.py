@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from surgeon.lazy import Operands, Scratch, Stored, TensorSpec
-from surgeon.numeric import selection
-from surgeon.numeric.selection import cuts
+from surgeon.merges.shared import selection
+from surgeon.merges.shared.selection import cuts
 
 STORAGE = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 SIZE = 20_000
