@@ -55,7 +55,7 @@ def main() -> None:
     records: Json = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
     if given.check:
         found = [n for g, r in made.items() for n in r if records[g][n]["files"] != r[n]]
-        sys.exit("\n".join(found))
+        sys.exit("\n".join(found) or 0)
     _record(records, made, rounds_once=given.rounds_once)
     RECORDS.write_text(json.dumps(records, indent=1) + "\n")
 
