@@ -1,0 +1,1 @@
+"""What surgeon writes, pinned: recipes through the command line against recorded results."""
