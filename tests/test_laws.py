@@ -152,8 +152,8 @@ def test_mistakes_end_in_lines(op, example):
         try:
             recipe = example.recipe(changed)
             with surgery.opened(recipe, str(example.input), example.models) as opened:
-                report.planned(opened)
-                json_text(report.planned_as_json(opened))
+                report.planned(surgery.output_plan(opened, None))
+                json_text(report.planned_as_json(surgery.output_plan(opened, None)))
         except SurgeonError as error:
             problems += error.problems
     assert all(problem.isprintable() for problem in problems)

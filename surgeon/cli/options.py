@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -64,6 +65,10 @@ optimizer_option = click.option(
     "--optimizer", metavar="FILE[#NAME]",
     help="Where the optimizer's state is that is to go through the same surgery; 'none' leaves "
     "behind the one in INPUT, which is taken where a stage carries it.",
+)  # fmt: skip
+output_option = click.option(
+    "-o", "--output", metavar="OUTPUT", type=click.Path(path_type=Path),
+    help="Where the result goes: a .safetensors file, or a model folder.",
 )  # fmt: skip
 allow_code_option = click.option(
     "--allow-code", is_flag=True,

@@ -17,9 +17,11 @@ from surgeon.draft.registry import OPS
 from surgeon.lazy import ByteRange, LazyTensor
 from surgeon.manifest.stages import is_parameter
 from surgeon.output.layout import OutputFile
+from surgeon.output.opened import Opened
+from surgeon.output.plan import OutputPlan
+from surgeon.output.write import Result
 from surgeon.recipe.lineage import Change
 from surgeon.recipe.plan import Plan, StepSummary
-from surgeon.surgery import Opened, Result, layouts
 
 Json = dict[str, Any]
 # A group of optimizer settings is shown in columns of its own for these, the rest in one.
@@ -48,9 +50,10 @@ def lost(plan: Plan) -> list[str]:
 # apply
 
 
-def applied(opened: Opened, result: Result, seconds: float) -> list[str]:
+def applied(result: Result, seconds: float) -> list[str]:
     """Return what apply did: notes, a line per step, totals."""
-    plan, written = opened.plan, result.written
+    opened, written = result.plan.opened, result.written
+    plan = opened.plan
     lines = [f"note: {shown(note)}" for note in [*opened.notes, *written.notes]]
     lines += [_step_line(index, step) for index, step in enumerate(plan.steps)]
     kinds = [_kind(tensor) for tensor in plan.tensors.values()]
@@ -63,7 +66,7 @@ def applied(opened: Opened, result: Result, seconds: float) -> list[str]:
         f"{spoken_size(total)}: {linked}{spoken_size(written.copied_bytes)} copied, "
         f"{spoken_size(written.computed_bytes)} computed, in {seconds:.1f} s"
     )
-    if result.besides and (changes := result.besides.changes):
+    if changes := result.plan.config_changes:
         lines.append(shown(f"config.json: {', '.join(map(_in_words, changes))}"))
     if result.optimizer:
         lines.append(f"{_state_line(opened)}; in {shown(str(result.optimizer))}")
@@ -136,10 +139,10 @@ def _config_table(opened: Opened) -> str:
             _json(change["before"]) if "before" in change else "",
             _json(change["after"]),
         )
-        for change in opened.besides.changes
+        for change in opened.folder_files.changes
     ]
     parts = [table(("config.json", "before", "after"), rows)] if rows else []
-    return "\n".join([*parts, *(f"note: {shown(note)}" for note in opened.besides.notes)])
+    return "\n".join([*parts, *(f"note: {shown(note)}" for note in opened.folder_files.notes)])
 
 
 def _state_as_json(opened: Opened, file: Path | None = None) -> Json | None:
@@ -188,19 +191,20 @@ def _files_as_json(files: Iterable[OutputFile]) -> list[Json]:
     ]
 
 
-def applied_as_json(opened: Opened, result: Result) -> Json:
+def applied_as_json(result: Result) -> Json:
     """Return what apply did; the same for the same recipe and inputs."""
+    opened = result.plan.opened
     return {
         "output": str(result.output),
         "manifest": str(result.manifest),
-        "files": _files_as_json(result.files),
+        "files": _files_as_json(result.plan.weights),
         "tensors": len(opened.plan.tensors),
         "copied_bytes": result.written.copied_bytes,
         "computed_bytes": result.written.computed_bytes,
         "linked_bytes": result.written.linked_bytes,
         "dropped": lost(opened.plan),
         "optimizer_state": _state_as_json(opened, result.optimizer),
-        "config": _valid(result.besides.changes) if result.besides else [],
+        "config": _valid(result.plan.config_changes),
         "steps": _steps_as_json(opened.plan),
         "notes": [*opened.notes, *result.written.notes],
     }
@@ -209,8 +213,9 @@ def applied_as_json(opened: Opened, result: Result) -> Json:
 # plan
 
 
-def planned(opened: Opened) -> str:
+def planned(output: OutputPlan) -> str:
     """Return what a recipe would do: changed tensors, checks, training stages."""
+    opened = output.opened
     plan = opened.plan
     parts = [_changes_table(opened), _unchanged_line(plan), _config_table(opened)]
     places: dict[str, int] = {}
@@ -351,8 +356,9 @@ def _elements(params: Iterable[str], plan: Plan) -> int:
     return sum(map(of_one, params))
 
 
-def planned_as_json(opened: Opened) -> Json:
+def planned_as_json(output: OutputPlan) -> Json:
     """Return a plan as a document for CI."""
+    opened = output.opened
     recipe, plan = opened.recipe, opened.plan
     tensors: Json = {}
     for name, tensor in plan.tensors.items():
@@ -362,8 +368,6 @@ def planned_as_json(opened: Opened) -> Json:
             "shape": list(tensor.spec.shape),
             "lineage": lineage,
         }
-    # Any folder will do: what is asked for is the shards' names and sizes.
-    folder = Path("out") if recipe.output.keys() & {"shard_size", "config"} else None
     return {
         "recipe": {
             "file": recipe.label,
@@ -376,12 +380,12 @@ def planned_as_json(opened: Opened) -> Json:
         "tensors": tensors,
         "ties": ties(plan.tensors),
         "dropped": lost(plan),
-        "files": _files_as_json(layouts(opened, folder)),
+        "files": _files_as_json(output.weights),
         "checks": [place for place, _ in plan.checks],
         "optimizer": opened.stages.optimizer,
         "optimizer_state": _state_as_json(opened),
-        "config": _valid(opened.besides.changes),
+        "config": _valid(opened.folder_files.changes),
         "teacher": opened.stages.teacher,
         "stages": opened.stages.stages,
-        "notes": [*opened.notes, *opened.besides.notes],
+        "notes": [*opened.notes, *opened.folder_files.notes],
     }

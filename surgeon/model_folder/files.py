@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -29,17 +28,16 @@ _STALE = (
 
 
 @dataclass(frozen=True)
-class Besides:
+class FolderFiles:
     """The files of a model folder that are not its weights, as they will be.
 
-    `source` is the folder they come from, `replaced` its weight files; `left_out` are files that do
-    not go with changed weights, `followed` is the config where there is one to write, and
+    `carried` are the input's own, by the name that they keep in the folder; `left_out` are files
+    that do not go with changed weights, `followed` is the config where there is one to write, and
     `sidecars` are JSON files that a step makes.
     """
 
     label: str
-    source: Path | None
-    replaced: frozenset[str]
+    carried: Mapping[str, Path]
     left_out: tuple[str, ...]
     followed: Followed | None
     sidecars: Mapping[str, Any]
@@ -63,33 +61,45 @@ class Besides:
         if self.followed and self.followed.problems:
             raise PlanError(*self.followed.problems).at(self.label)
 
-    def write(self, folder: Path, ours: set[str]) -> None:
-        """Write these files, but those that surgeon writes itself, into an output folder."""
-        for item in sorted(self.source.iterdir()) if self.source else ():
-            if item.name in {*self.replaced, *self.left_out, *ours} or item.name.startswith("."):
-                continue
-            if item.is_dir():
-                shutil.copytree(item, folder / item.name)
-            else:
-                shutil.copyfile(item, folder / item.name)
+    @property
+    def texts(self) -> dict[str, str]:
+        """What surgeon writes itself beside the weights, by name."""
+        written = {
+            name: json.dumps(value, indent=2, sort_keys=True) + "\n"
+            for name, value in self.sidecars.items()
+        }
         if self.followed and self.changes:
-            (folder / _CONFIG).write_text(self.followed.text, "utf-8")
-        for name, value in self.sidecars.items():
-            (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
+            written[_CONFIG] = self.followed.text
+        return written
 
 
-def besides(recipe: Recipe, source: Checkpoint, plan: Plan) -> Besides:
+def folder_files(recipe: Recipe, source: Checkpoint, plan: Plan) -> FolderFiles:
     """Return what goes along with a plan's tensors into a model folder."""
     if plan.weights_file != MODEL_WEIGHTS:  # what a step made is no model's folder
-        return Besides(recipe.label, None, frozenset(), (), None, plan.sidecars)
-    return Besides(
+        return FolderFiles(recipe.label, {}, (), None, plan.sidecars)
+    left_out = _left_out(source, plan)
+    return FolderFiles(
         label=recipe.label,
-        source=source.folder,
-        replaced=frozenset(path.name for path in source.weight_files),
-        left_out=_left_out(source, plan),
+        carried=_carried(source, left_out),
+        left_out=left_out,
         followed=_followed(recipe, source, plan),
         sidecars=plan.sidecars,
     )
+
+
+def _carried(source: Checkpoint, left_out: Collection[str]) -> dict[str, Path]:
+    """Return the input folder's files that are neither weights nor hidden, nor left out."""
+    if source.folder is None:
+        return {}
+    gone = {*(path.name for path in source.weight_files), *left_out}
+    found = {}
+    for item in sorted(source.folder.iterdir()):
+        if item.name in gone or item.name.startswith("."):
+            continue
+        inside = sorted(path for path in item.rglob("*") if path.is_file()) if item.is_dir() else ()
+        for path in inside if item.is_dir() else (item,):
+            found[str(path.relative_to(source.folder))] = path
+    return found
 
 
 def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:

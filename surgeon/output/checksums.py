@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 try:
     # Several times as fast; the extra "fast".
     from isal.isal_zlib import crc32
 except ImportError:
     from zlib import crc32
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 Algorithm = Literal["crc32", "sha256", "none"]
 
@@ -52,13 +55,20 @@ def crc32_joined(first: int, second: int, second_bytes: int) -> int:
 
 
 class Running:
-    """The checksum of bytes that arrive in order."""
+    """The checksum of bytes that arrive in order, and the running hash of a whole `file`."""
 
-    def __init__(self, algorithm: Algorithm) -> None:
+    def __init__(self, algorithm: Algorithm, file: Hash | None = None) -> None:
         self._crc: int | None = 0 if algorithm == "crc32" else None
         self._hash = hashlib.sha256() if algorithm == "sha256" else None
+        self._file = file
+
+    def __bool__(self) -> bool:
+        """Say whether anybody wants to see the bytes."""
+        return not (self._crc is None and self._hash is None and self._file is None)
 
     def update(self, block: memoryview) -> None:
+        if self._file is not None:
+            self._file.update(block)
         if self._crc is not None:
             self._crc = crc32(block, self._crc)
         elif self._hash is not None:

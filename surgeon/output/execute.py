@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +30,9 @@ from surgeon.numeric.dtypes import DTYPES
 from surgeon.output.checksums import Algorithm, Running, crc32_joined
 from surgeon.output.layout import OutputFile, Placed
 from surgeon.output.workers import parallel_map, worthwhile
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 # Bytes that one worker takes at a time; a multiple of every block.
 _UNIT = 16 << 20
@@ -52,10 +57,18 @@ class Options:
 
 
 @dataclass
-class Written:
-    """What is known once everything is written: totals, and each tensor's checksum."""
+class WrittenFile:
+    """What is known of a file once it is written; `sha256` of those that are hashed whole."""
 
     checksums: dict[str, str] = field(default_factory=dict)
+    sha256: str = ""
+
+
+@dataclass
+class Written:
+    """What is known once everything is written: totals, and each file by its name."""
+
+    files: dict[str, WrittenFile] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     copied_bytes: int = 0
     computed_bytes: int = 0
@@ -69,6 +82,7 @@ class _Unit:
     What is there already, in a linked file, has no descriptor; only its checksum is taken.
     """
 
+    file: OutputFile
     descriptor: int | None
     placed: Placed
     offset: int
@@ -84,6 +98,7 @@ class _Done:
     crc32: int
     sha256: str
     copied_bytes: int
+    file_sha256: str = ""
 
 
 class Executor:
@@ -113,7 +128,7 @@ class Executor:
 
         Those with a `source` are there already.
         """
-        written = Written()
+        written = Written({file.name: _nothing_of(file) for file in files.values()})
         batches: list[list[_Unit]] = []
         for descriptor, file in files.items():
             if file.source is None:
@@ -127,31 +142,34 @@ class Executor:
                     batches += self._batches(None, file)
                 elif self._options.progress:
                     self._options.progress(size_bytes)
-        crcs: dict[str, int] = {}
+        crcs: dict[tuple[str, str], int] = {}
         workers = worthwhile(self._options.workers, sum(map(_work, files.values())))
         for batch, results in zip(
             batches, parallel_map(self._write, batches, workers), strict=True
         ):
             for unit, done in zip(batch, results, strict=True):
-                name = unit.placed.name
-                crcs[name] = crc32_joined(crcs.get(name, 0), done.crc32, done.size_bytes)
-                written.checksums[name] = (
-                    f"sha256:{done.sha256}" if done.sha256 else f"crc32:{crcs[name]:08x}"
+                name, found = unit.placed.name, written.files[unit.file.name]
+                key = (unit.file.name, name)
+                crcs[key] = crc32_joined(crcs.get(key, 0), done.crc32, done.size_bytes)
+                found.checksums[name] = (
+                    f"sha256:{done.sha256}" if done.sha256 else f"crc32:{crcs[key]:08x}"
                 )
+                found.sha256 = done.file_sha256 or found.sha256
                 if unit.descriptor is not None:
                     written.copied_bytes += done.copied_bytes
                     written.computed_bytes += done.size_bytes - done.copied_bytes
                 if self._options.progress:
                     self._options.progress(done.size_bytes)
         if self._options.checksums == "none":
-            written.checksums.clear()
+            for found in written.files.values():
+                found.checksums.clear()
         for descriptor, file in files.items():
             if os.pread(descriptor, len(file.header), 0) != file.header:
                 raise WriteError(f"{file.name}: reads back with another header than was written")
         return written
 
     def verify_records(self, records: Sequence[Record], files: Sequence[OutputFile],
-                       checksums: Mapping[str, str]) -> None:  # fmt: skip
+                       written: Written) -> None:  # fmt: skip
         """Compare what input files say of their bytes with what was read; raises CheckpointError.
 
         That is of those bytes that are in some of the files. A tensor that was copied whole has its
@@ -165,7 +183,7 @@ class Executor:
                 pieces = list(placed.tensor.pieces(0, placed.tensor.spec.count))
                 if len(pieces) == 1 and isinstance(piece := pieces[0], ByteRange):
                     place = (id(piece.file), piece.offset, piece.size_bytes)
-                    known[place] = checksums.get(placed.name, "")
+                    known[place] = written.files[file.name].checksums.get(placed.name, "")
 
         again = [
             record
@@ -202,10 +220,13 @@ class Executor:
     def _batches(self, descriptor: int | None, file: OutputFile) -> Iterator[list[_Unit]]:
         """Yield units in file order, small ones together, so that workers have enough for long."""
         batch: list[_Unit] = []
+        whole = file.is_hashed  # one worker takes all of it, in order
         for placed in file.tensors:
             at_once = is_computed_at_once(placed.tensor)
-            for unit in self._units(descriptor, placed, len(file.header), at_once):
+            for unit in self._units(descriptor, placed, file, at_once):
                 batch.append(unit)
+                if whole:
+                    continue
                 if unit.offset - batch[0].offset >= _UNIT // 2 or len(batch) == _MOST_UNITS:
                     yield batch
                     batch = []
@@ -213,30 +234,39 @@ class Executor:
             yield batch
 
     def _units(
-        self, descriptor: int | None, placed: Placed, header_bytes: int, at_once: bool
+        self, descriptor: int | None, placed: Placed, file: OutputFile, at_once: bool
     ) -> Iterator[_Unit]:
         spec = placed.tensor.spec
-        begin = header_bytes + placed.offset
+        begin = len(file.header) + placed.offset
         per_unit = _UNIT * 8 // DTYPES[spec.dtype].bits
         # A hash takes a tensor's bytes in order, and what is known of one should be found out once.
         if self._options.checksums == "sha256" or at_once or not spec.count:
             per_unit = max(spec.count, 1)
         for start in range(0, max(spec.count, 1), per_unit):
             offset = begin + start * DTYPES[spec.dtype].bits // 8
-            yield _Unit(descriptor, placed, offset, start, min(start + per_unit, spec.count))
+            yield _Unit(file, descriptor, placed, offset, start, min(start + per_unit, spec.count))
 
     def _write(self, batch: list[_Unit]) -> list[_Done]:
-        return [self._write_unit(unit) for unit in batch]
+        file = batch[0].file
+        hashing = hashlib.sha256(file.header) if file.is_hashed else None
+        done = [self._write_unit(unit, hashing) for unit in batch]
+        if hashing:
+            done[-1] = replace(done[-1], file_sha256=hashing.hexdigest())
+        return done
 
-    def _write_unit(self, unit: _Unit) -> _Done:
+    def _write_unit(self, unit: _Unit, hashing: Hash | None) -> _Done:
         self._scratch.forget(unit.placed.tensor)
-        running = Running(self._options.checksums)
+        running = Running(self._options.checksums, hashing)
         offset, copied = unit.offset, 0
         descriptor = unit.descriptor
         pieces = unit.placed.tensor.pieces(unit.start, unit.stop) if unit.stop else ()
         for piece in pieces:
             if isinstance(piece, ByteRange):
-                if descriptor is None or not self._copied_in_kernel(piece, descriptor, offset):
+                if (
+                    running
+                    or descriptor is None
+                    or not self._copied_in_kernel(piece, descriptor, offset)
+                ):
                     self._copy(piece, descriptor, offset, running)
                 offset += piece.size_bytes
                 copied += piece.size_bytes
@@ -261,8 +291,7 @@ class Executor:
 
     def _copied_in_kernel(self, piece: ByteRange, descriptor: int, offset: int) -> bool:
         source = piece.file.fileno()
-        wants_checksums = self._options.checksums != "none"
-        if wants_checksums or source is None or not hasattr(os, "copy_file_range"):
+        if not hasattr(os, "copy_file_range") or source is None:
             return False
         done = 0
         while done < piece.size_bytes:
@@ -317,6 +346,11 @@ def _used(records: Iterable[Record], files: Iterable[OutputFile]) -> list[Record
         return first < len(offsets) and offsets[first] < record.offset + record.size_bytes
 
     return [record for record in records if is_used(record)]
+
+
+def _nothing_of(file: OutputFile) -> WrittenFile:
+    """Return what is known before the first tensor: of a hashed file, the hash of its header."""
+    return WrittenFile(sha256=hashlib.sha256(file.header).hexdigest() if file.is_hashed else "")
 
 
 def _work(file: OutputFile) -> int:

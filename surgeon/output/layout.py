@@ -29,6 +29,7 @@ class OutputFile:
     """One safetensors file to be: its header's bytes and its tensors in file order.
 
     `source` is the input's file that it is, byte for byte, and that it is to be linked to.
+    `is_hashed` asks for the SHA-256 of the whole file.
     """
 
     name: str
@@ -36,6 +37,7 @@ class OutputFile:
     tensors: tuple[Placed, ...]
     size_bytes: int
     source: InputFile | None = None
+    is_hashed: bool = False
 
     @property
     def header_sha256(self) -> str:

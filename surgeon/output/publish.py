@@ -13,8 +13,9 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from surgeon.base.errors import WriteError
 from surgeon.formats.files import InputFile
@@ -69,6 +70,113 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+class Unit(Protocol):
+    """The files of one output, written out of sight, that then appear together."""
+
+    def descriptor(self, name: str) -> int:
+        """Return what a file is written through; it is empty unless it was linked."""
+        ...
+
+    def put(self, name: str, text: str) -> None:
+        """Write a small file whole."""
+        ...
+
+    def carry(self, source: Path, name: str) -> None:
+        """Copy a file of the input; `name` may lie in subfolders."""
+        ...
+
+    def link(self, source: InputFile, name: str) -> bool:
+        """Make a file share an input's bytes on the disk; say whether it could be done."""
+        ...
+
+    def publish(self, obsolete: Path | None) -> None:
+        """Have everything appear; what is obsolete goes last."""
+        ...
+
+
+@contextmanager
+def unit(path: Path, is_folder: bool) -> Iterator[Unit]:
+    """Give what an output's files are written into; nothing appears unless it is published."""
+    with ExitStack() as stack:
+        if is_folder:
+            temporary, publish = stack.enter_context(folder(path))
+            yield _FolderUnit(temporary, publish, stack)
+        else:
+            yield _FileUnit(path.parent, stack)
+
+
+class _FileUnit:
+    """Files that lie side by side, each of which is renamed into place."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
+        self._publishing: list[Callable[[], None]] = []
+
+    def descriptor(self, name: str) -> int:
+        descriptor, publish = self._stack.enter_context(file(self._folder / name))
+        # The first file is the model's: by then, whatever goes with it is there.
+        self._publishing.append(publish)
+        return descriptor
+
+    def put(self, name: str, text: str) -> None:
+        descriptor = self.descriptor(name)
+        _write_text(descriptor, text)
+        os.fsync(descriptor)  # whatever can fail does so before the output is replaced
+
+    def carry(self, source: Path, name: str) -> None:
+        with (
+            source.open("rb") as original,
+            open(self.descriptor(name), "wb", closefd=False) as copy,
+        ):
+            shutil.copyfileobj(original, copy)
+
+    def link(self, source: InputFile, name: str) -> bool:
+        return False  # each is renamed by itself, out of a file that is locked
+
+    def publish(self, obsolete: Path | None) -> None:
+        *tensors, manifest = self._publishing
+        for publish_one in [*reversed(tensors), manifest]:
+            publish_one()
+        # Last: a run that is killed before has lost nothing, and the new manifest names no state.
+        if obsolete:
+            remove(obsolete)
+
+
+class _FolderUnit:
+    """A folder that takes the place of another in one step."""
+
+    def __init__(self, folder: Path, publish: Callable[[], None], stack: ExitStack) -> None:
+        self._folder = folder
+        self._publish = publish
+        self._stack = stack
+
+    def descriptor(self, name: str) -> int:
+        path = self._folder / name
+        mode = "rb" if path.exists() else "xb+"
+        return self._stack.enter_context(path.open(mode, buffering=0)).fileno()
+
+    def put(self, name: str, text: str) -> None:
+        (self._folder / name).write_text(text, "utf-8", "backslashreplace")
+
+    def carry(self, source: Path, name: str) -> None:
+        target = self._folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+    def link(self, source: InputFile, name: str) -> bool:
+        return link(source, self._folder / name)
+
+    def publish(self, obsolete: Path | None) -> None:
+        self._publish()
+
+
+def _write_text(descriptor: int, text: str) -> None:
+    # A file's name may hold bytes that are not UTF-8; what replaces them is JSON's escape of them.
+    with open(descriptor, "w", -1, "utf-8", "backslashreplace", closefd=False) as handle:
+        handle.write(text)
+
+
 @contextmanager
 def file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
     """Give a descriptor to write a file through, and what publishes it once it is complete.
@@ -92,6 +200,42 @@ def file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
         with suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), temporary.stat()):
                 temporary.unlink()
+        os.close(descriptor)
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Give an empty folder to write into, and what publishes it in place of `path`."""
+    path = Path(os.path.realpath(path))
+    temporary = temporary_beside(path)
+
+    def open_it() -> int:
+        temporary.mkdir(exist_ok=True)
+        return os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    descriptor = _locked(temporary, open_it)
+    published = False
+
+    def publish() -> None:
+        nonlocal published
+        for item in temporary.rglob("*"):
+            flush(item)
+        flush(temporary)
+        if path.exists():
+            _exchange(temporary, path)
+            flush(path.parent)
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.rename(path)
+            flush(path.parent)
+        published = True
+
+    try:
+        _empty(temporary)
+        yield temporary, publish
+    finally:
+        if not published:
+            shutil.rmtree(temporary, ignore_errors=True)
         os.close(descriptor)
 
 
@@ -131,42 +275,6 @@ def remove(path: Path) -> None:
             f"{path}: is of an earlier run, and cannot be removed: {reason}; everything else is "
             "complete, and its manifest does not name this file"
         ) from None
-
-
-@contextmanager
-def folder(path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Give an empty folder to write into, and what publishes it in place of `path`."""
-    path = Path(os.path.realpath(path))
-    temporary = temporary_beside(path)
-
-    def open_it() -> int:
-        temporary.mkdir(exist_ok=True)
-        return os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    descriptor = _locked(temporary, open_it)
-    published = False
-
-    def publish() -> None:
-        nonlocal published
-        for item in temporary.rglob("*"):
-            flush(item)
-        flush(temporary)
-        if path.exists():
-            _exchange(temporary, path)
-            flush(path.parent)
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.rename(path)
-            flush(path.parent)
-        published = True
-
-    try:
-        _empty(temporary)
-        yield temporary, publish
-    finally:
-        if not published:
-            shutil.rmtree(temporary, ignore_errors=True)
-        os.close(descriptor)
 
 
 def _empty(folder: Path) -> None:

@@ -27,7 +27,7 @@ from surgeon.output import memory
 from surgeon.output.execute import Options
 from surgeon.recipe import load, ready_made
 from surgeon.recipe.editor_schema import manifest_schema, recipe_schema
-from surgeon.surgery import opened
+from surgeon.surgery import opened, output_plan
 from surgeon.surgery import write as write_output
 from tests.network import Bench, example_tensors, write, write_recipe
 
@@ -151,7 +151,7 @@ def test_a_name_of_many_dots_is_no_problem(tmp_path: Path) -> None:
 def plan_text(bench: Bench, *steps: Any, **rest: Any) -> list[str]:
     recipe = load(str(write_recipe(bench.folder, *steps, **rest)), {})
     with opened(recipe, str(bench.input), bench.models) as made:
-        return report.planned(made).splitlines()
+        return report.planned(output_plan(made, None)).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,11 @@ def test_merges_inside_a_merge_are_told_and_fit_the_schema(example):
     ]
     MANIFESTS.validate(example.operate(*steps).manifest)
     with opened(example.recipe(*steps), str(example.input), example.models) as planned:
-        (line,) = [ln for ln in report.planned(planned).splitlines() if "classifier.bias" in ln]
+        (line,) = [
+            ln
+            for ln in report.planned(output_plan(planned, None)).splitlines()
+            if "classifier.bias" in ln
+        ]
     inner = "m: ties of classifier.bias, other:classifier.bias, third:classifier.bias ("
     assert inner in line
     assert "density [0.5, 0.5])" in line

@@ -370,9 +370,11 @@ def test_infinities_of_a_config_are_shown_by_name(folder: Any, bench: Bench) -> 
     folder(LLAMA | {"limit": [0.0, float("inf")], "rate": float("nan")})
     recipe = bench.recipe(output={"config": {"limit": [0.0, 5.0]}})
     with surgery.opened(recipe, str(bench.input), {}) as opened:
-        (change,) = json.loads(json_text(report.planned_as_json(opened)))["config"]
+        (change,) = json.loads(
+            json_text(report.planned_as_json(surgery.output_plan(opened, None)))
+        )["config"]
         assert change == {"key": "limit", "before": [0.0, "Infinity"], "after": [0.0, 5.0]}
-        assert '[0.0, "Infinity"]  [0.0, 5.0]' in report.planned(opened)
+        assert '[0.0, "Infinity"]  [0.0, 5.0]' in report.planned(surgery.output_plan(opened, None))
 
 
 def test_json_lists_what_changes(folder: Any, bench: Bench) -> None:
@@ -380,8 +382,8 @@ def test_json_lists_what_changes(folder: Any, bench: Bench) -> None:
     steps = [widen(EMBED, rows=2), widen("lm_head", rows=2)]
     changes = [{"key": "vocab_size", "before": 10, "after": 12}]
     with surgery.opened(bench.recipe(*steps), str(bench.input), {}) as opened:
-        assert report.planned_as_json(opened)["config"] == changes
-        assert "vocab_size   10      12" in report.planned(opened)
+        assert report.planned_as_json(surgery.output_plan(opened, None))["config"] == changes
+        assert "vocab_size   10      12" in report.planned(surgery.output_plan(opened, None))
         result = surgery.write(opened, bench.folder / "out", Options(), force=True)
-        assert report.applied_as_json(opened, result)["config"] == changes
-        assert "config.json: vocab_size 10 -> 12" in report.applied(opened, result, 1.0)
+        assert report.applied_as_json(result)["config"] == changes
+        assert "config.json: vocab_size 10 -> 12" in report.applied(result, 1.0)

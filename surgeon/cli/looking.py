@@ -1,0 +1,112 @@
+"""The commands that look at checkpoints: inspect, diff, compare, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from surgeon.base.errors import UsageError
+from surgeon.cli.group import command, default_workers, print_json, say
+from surgeon.cli.options import (
+    json_option,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+@command("inspect", "surgeon inspect model.pt 'layers.*.attention' --stats")
+@click.argument("checkpoint")
+@click.argument("pattern", metavar="[PATTERN]...", nargs=-1)
+@click.option("--tree", is_flag=True, help="Show modules; numbered ones that are alike, once.")
+@click.option("--stats", is_flag=True, help="Read the values: range, mean, norm, zeros, NaN.")
+@json_option
+def _inspect(
+    checkpoint: str, pattern: Sequence[str], tree: bool, stats: bool, as_json: bool
+) -> None:
+    """List the tensors of CHECKPOINT: names, dtypes, shapes, sizes, ties, metadata."""
+    if tree and stats:
+        raise UsageError("--tree and --stats exclude each other")
+    from surgeon.formats import open_checkpoint
+    from surgeon.inspection import inspect as inspection
+
+    opened = open_checkpoint(checkpoint)
+    try:
+        found = inspection.inspected(opened.tensors, pattern, stats=stats)
+        if as_json:
+            print_json(inspection.as_json(opened, found, as_tree=tree))
+        else:
+            say([f"note: {note}" for note in opened.notes])
+            click.echo(inspection.as_text(opened, found, as_tree=tree))
+    finally:
+        opened.close()
+
+
+@command("diff", "surgeon diff before.pt after.safetensors '!head'")
+@click.argument("a")
+@click.argument("b")
+@click.argument("pattern", metavar="[PATTERN]...", nargs=-1)
+@json_option
+@click.pass_context
+def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_json: bool) -> None:
+    """Compare the tensors of two checkpoints; exits with 1 where they differ."""
+    from surgeon.inspection import diff
+
+    found = diff.compare(a, b, pattern)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        click.echo(found.as_text())
+    context.exit(0 if found.equal else 1)
+
+
+@command("compare", "surgeon compare base.safetensors chat.safetensors code.safetensors")
+@click.argument("models", metavar="A B [C]...", nargs=-1, required=True)
+@click.option(
+    "--picture", metavar="FILE", type=click.Path(path_type=Path),
+    help="Draw layers by modules as a heat map, into a .png or .svg file (needs matplotlib).",
+)  # fmt: skip
+@json_option
+def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None:
+    """Say how alike models are, per layer.
+
+    A is what the others come from: shown are how far they moved from it, whether in the same
+    direction, and how often with different signs.
+    """
+    if len(models) < 2:
+        raise UsageError("compare takes two models or more")
+    from surgeon.inspection import compare as comparison
+    from surgeon.inspection import pictures
+
+    if picture:
+        pictures.require_drawable(picture)
+    found = comparison.compare(models, default_workers())
+    if picture:
+        pictures.heat_map(found, picture)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        say([f"note: {note}" for note in found.notes])
+        click.echo(found.as_text())
+
+
+@command("verify", "surgeon verify grown.safetensors")
+@click.argument("output", type=click.Path(path_type=Path))
+@json_option
+@click.pass_context
+def _verify(context: click.Context, output: Path, as_json: bool) -> None:
+    """Hash OUTPUT again and compare with its manifest; exits with 1 where they differ.
+
+    OUTPUT is a .safetensors file, a model folder, or the manifest itself.
+    """
+    from surgeon.inspection.verify import verify
+
+    found = verify(output, default_workers())
+    if as_json:
+        print_json(found.as_json())
+    else:
+        click.echo(found.as_text())
+    context.exit(1 if found.mismatches else 0)

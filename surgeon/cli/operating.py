@@ -1,0 +1,176 @@
+"""The commands that run a recipe, or look at one: apply, plan, validate."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from surgeon.base.errors import UsageError
+from surgeon.cli.group import command, default_workers, print_json, say
+from surgeon.cli.options import (
+    allow_code_option,
+    json_option,
+    model_option,
+    optimizer_option,
+    output_option,
+    set_option,
+    size,
+)
+
+if TYPE_CHECKING:
+    from surgeon.output.opened import Opened
+
+
+@contextmanager
+def _planned(
+    recipe: str, source: str, extra: Sequence[str], named: Mapping[str, str],
+    variables: Mapping[str, Any], optimizer: str | None, *, allow_code: bool,
+) -> Iterator[Opened]:  # fmt: skip
+    from surgeon.recipe import load
+    from surgeon.recipe.locations import bind_models
+    from surgeon.surgery import opened
+
+    loaded = load(recipe, variables)
+    locations = bind_models(loaded, extra, named)
+    with opened(loaded, source, locations, optimizer, allow_code=allow_code) as made:
+        yield made
+
+
+@command("apply", "surgeon apply grow.json model.pt grown.safetensors --set rows=1")
+@click.argument("recipe")
+@click.argument("source", metavar="INPUT")
+@click.argument("paths", metavar="[MODEL]... OUTPUT", nargs=-1)
+@output_option
+@model_option
+@set_option
+@optimizer_option
+@allow_code_option
+@click.option("--force", is_flag=True, help="Replace an output that exists.")
+@click.option(
+    "--link", is_flag=True,
+    help="Into a folder: share the input's shards that nothing touches (reflinks, else hard links)",
+)  # fmt: skip
+@json_option
+@click.option("--quiet", is_flag=True, help="Print nothing but the answer and errors.")
+@click.option(
+    "--checksums", type=click.Choice(["crc32", "sha256", "none"]), default="crc32",
+    show_default=True, help="Which checksum of each tensor the manifest gets.",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Worker processes.  [default: cores, up to 8]"
+)
+@click.option(
+    "--max-memory", metavar="SIZE", callback=size,
+    help="Use fewer workers where they would need more scratch, such as 512MB.",
+)  # fmt: skip
+def _apply(
+    recipe: str, source: str, paths: Sequence[str], output: Path | None, named: dict[str, str],
+    variables: dict[str, Any], optimizer: str | None, allow_code: bool, force: bool,
+    link: bool, as_json: bool, quiet: bool, checksums: Literal["crc32", "sha256", "none"],
+    workers: int | None, max_memory: int | None,
+) -> None:  # fmt: skip
+    """Apply RECIPE to the checkpoint INPUT and write OUTPUT with its manifest.
+
+    OUTPUT is a .safetensors file, or else a model folder. MODELs fill the models that the recipe
+    leaves open, in order. With -o, no path but that is the output.
+    """
+    import time
+
+    from surgeon.cli import report
+    from surgeon.output.execute import Options
+    from surgeon.output.memory import workers_within
+    from surgeon.surgery import write
+
+    models, target = _models_and_output(source, paths, output)
+    began = time.monotonic()
+    with _planned(
+        recipe, source, models, named, variables, optimizer, allow_code=allow_code
+    ) as opened:
+        count = workers or default_workers()
+        if max_memory is not None:
+            count = workers_within(max_memory, opened.written_tensors, count)
+        total = report.written_bytes(opened.written_tensors)
+        with _progress(total, silent=quiet) as progress:
+            options = Options(count, checksums, progress)
+            result = write(opened, target, options, force=force, link=link)
+        if not quiet:
+            say(report.applied(result, time.monotonic() - began))
+        if as_json:
+            print_json(report.applied_as_json(result))
+        else:
+            click.echo(os.fsencode(result.output))
+            click.echo(os.fsencode(result.manifest))
+
+
+def _models_and_output(
+    source: str, paths: Sequence[str], output: Path | None
+) -> tuple[Sequence[str], Path]:
+    """Tell the output from the models; raises UsageError where it can only have been forgotten."""
+    if output is not None:
+        return paths, output
+    if not paths:
+        raise UsageError(f"OUTPUT is missing: after the input {source}, or as -o OUTPUT")
+    return paths[:-1], Path(paths[-1])
+
+
+@contextmanager
+def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
+    """Give what shows progress on a terminal, None where nobody would see it."""
+    if silent or os.environ.get("CI") or not sys.stderr.isatty():
+        yield None
+        return
+    with click.progressbar(length=total_bytes, label="writing", file=sys.stderr) as bar:
+        yield bar.update
+
+
+@command("plan", "surgeon plan grow.json model.pt --set rows=1")
+@click.argument("recipe")
+@click.argument("source", metavar="INPUT")
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@output_option
+@click.option("--force", is_flag=True, help="Plan as if an output that exists were replaced.")
+@model_option
+@set_option
+@optimizer_option
+@allow_code_option
+@json_option
+def _plan(
+    recipe: str, source: str, models: Sequence[str], output: Path | None, force: bool,
+    named: dict[str, str], variables: dict[str, Any], optimizer: str | None, allow_code: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Say what RECIPE would make of INPUT; reads no tensor data.
+
+    With -o OUTPUT, finds everything that `apply` would refuse. Without it, one file is assumed, or
+    a model folder where the recipe's `output` is for one only.
+    """
+    from surgeon.cli import report
+    from surgeon.surgery import output_plan
+
+    with _planned(
+        recipe, source, models, named, variables, optimizer, allow_code=allow_code
+    ) as opened:
+        plan = output_plan(opened, output, force=force)
+        if as_json:
+            print_json(report.planned_as_json(plan))
+        else:
+            say([f"note: {note}" for note in opened.notes])
+            click.echo(report.planned(plan))
+
+
+@command("validate", "surgeon validate grow.json --set layer=fc")
+@click.argument("recipe")
+@set_option
+def _validate(recipe: str, variables: dict[str, Any]) -> None:
+    """Check RECIPE by itself: schema, variables, unknown words."""
+    from surgeon.recipe import load
+
+    loaded = load(recipe, variables)
+    count = len(loaded.steps)
+    click.echo(f"{loaded.label}: valid, {count} step{'' if count == 1 else 's'}")

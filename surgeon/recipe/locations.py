@@ -1,0 +1,43 @@
+"""Where the checkpoints and files are that a recipe names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from surgeon.base.errors import UsageError
+from surgeon.recipe.recipe import Recipe
+
+
+def bind_models(recipe: Recipe, extra: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
+    """Return {model name: location} from the recipe and the command line.
+
+    Raises UsageError where a model that the recipe leaves open is not given.
+    """
+    bound: dict[str, str | None] = {}
+    for name, location in recipe.models.items():
+        bound[name] = beside_recipe(recipe, location) if location is not None else None
+    for name, location in named.items():
+        bound[name] = location
+    waiting = [name for name, location in bound.items() if location is None]
+    for number, location in enumerate(extra):
+        name = waiting[number] if number < len(waiting) else str(number - len(waiting) + 1)
+        if bound.get(name) is not None:
+            raise UsageError(f"model '{name}' is given twice")
+        bound[name] = location
+    missing = [name for name, location in bound.items() if location is None]
+    if missing:
+        raise UsageError(
+            *(f"model '{name}' must be given: --model {name}=PATH" for name in missing)
+        )
+    return {name: location for name, location in bound.items() if location is not None}
+
+
+def beside_recipe(recipe: Recipe, location: str) -> str:
+    """Return where a path of the recipe leads: from the recipe's folder, else from here."""
+    place, _, inside = location.partition("#")
+    for path in (recipe.folder / place, Path(place)):
+        if os.path.exists(path):  # noqa: PTH110 (Path.exists raises for names that are too long)
+            return f"{path}#{inside}" if inside else str(path)
+    return location
