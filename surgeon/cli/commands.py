@@ -370,6 +370,7 @@ def _ops(name: str | None, as_json: bool) -> None:
     from surgeon.cli import catalogue
 
     if name is None:
+        _say([f"note: {note}" for note in catalogue.notes()])
         if as_json:
             _print(catalogue.as_json())
         else:
