@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pkgutil import iter_modules
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from surgeon.base import schema
@@ -109,11 +110,20 @@ class _Ops(Mapping[str, Op]):
         self._files: dict[str, str] = {}
         self._declared: dict[str, Op] = {}
 
-    def add_folder(self, package: str, path: Iterable[str]) -> None:
-        """Register an op for each file in a package, of the file's name."""
-        self._files |= {
-            file.name: f"{package}.{file.name}" for file in iter_modules(path) if not file.ispkg
+    def add_folder(
+        self,
+        package: str,
+        path: Iterable[str],
+        families: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    ) -> None:
+        """Register an op for each file in a package, of the file's name; `families` have more."""
+        files = {
+            name: f"{package}.{file.name}"
+            for file in iter_modules(path)
+            if not file.ispkg
+            for name in families.get(file.name, (file.name,))
         }
+        self._files |= sorted(files.items())
         for op in self._declared.values():
             self._check_name(op)
 
