@@ -11,7 +11,7 @@ import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
 from surgeon.base.errors import UsageError, did_you_mean
 from surgeon.base.schema import Schema
 from surgeon.base.tables import indented, table
-from surgeon.draft.registry import OPS, Op
+from surgeon.draft.registry import OPS, OURS, Op
 from surgeon.initialisers import INITIALISERS
 from surgeon.recipe import read_json, ready_made
 
@@ -20,23 +20,40 @@ _GROUPS = ("structure", "size", "values", "merge", "check")
 
 
 def _ordered() -> list[Op]:
-    return sorted(OPS.values(), key=lambda op: (_GROUPS.index(op.group), op.name))
+    broken = OPS.problems()
+    found = [OPS[name] for name in OPS if OPS.origin(name) == OURS or name not in broken]
+    return sorted(found, key=lambda op: (_GROUPS.index(op.group), op.name))
+
+
+def notes() -> list[str]:
+    """Return what is wrong with ops of other packages; the list of ops leaves these out."""
+    return list(OPS.problems().values())
 
 
 def as_json() -> list[Json]:
     """Return every op in short."""
     return [
-        {"name": op.name, "group": op.group, "summary": op.summary, "paper": op.paper}
+        {
+            "name": op.name,
+            "group": op.group,
+            "summary": op.summary,
+            "paper": op.paper,
+            "origin": OPS.origin(op.name),
+        }
         for op in _ordered()
     ]
 
 
 def table_of_ops() -> str:
-    """Return a row for every op, and the names of the initialisations."""
-    rows = [(op.name, op.group, op.summary, op.paper or "") for op in _ordered()]
+    """Return a row for every op, where others' come from, and the initialisations' names."""
+    ops = _ordered()
+    rows = [(op.name, op.group, op.summary, op.paper or "") for op in ops]
     inits = ", ".join(INITIALISERS)
+    origins = {op.name: OPS.origin(op.name) for op in ops}
+    others = [f"\n'{name}' is from {origin}" for name, origin in origins.items() if origin != OURS]
     return (
         table(("op", "group", "what it does", "paper"), rows)
+        + ("\n" + "".join(others) if others else "")
         + f"\n\ninitialisations (`surgeon ops widen` explains them): {inits}"
     )
 
@@ -63,6 +80,7 @@ def one_as_json(name: str) -> Json:
         "parameters": op.parameters,
         "example": _step(op),
         "paper": op.paper,
+        "origin": OPS.origin(name),
     }
 
 
@@ -91,6 +109,8 @@ def page(name: str) -> str:
         parts.append("initialisations\n" + indented(_initialisations()))
     if op.paper:
         parts.append(f"paper\n  {op.paper}")
+    if (origin := OPS.origin(name)) != OURS:
+        parts.append(f"origin\n  {origin} ({op.module})")
     return "\n\n".join(parts)
 
 

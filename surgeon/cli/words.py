@@ -41,6 +41,7 @@ def _ops(name: str | None, as_json: bool) -> None:
     from surgeon.cli import catalogue
 
     if name is None:
+        say([f"note: {note}" for note in catalogue.notes()])
         if as_json:
             print_json(catalogue.as_json())
         else:

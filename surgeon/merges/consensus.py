@@ -46,7 +46,7 @@ def consensus(
     """
     if at_least > len(weights):
         raise PlanError(f"'at_least' is {at_least} of {len(weights)} model(s)")
-    pruning = largest(at, density)
+    pruning = largest(at, density=density)
     elect = election(at, weights, normalize=True) if mix == "ties" else _add
 
     def combine(blocks: Blocks, statistics: Any, out: Array) -> Array:

@@ -32,7 +32,7 @@ def sce(
         float, Varying(above=0, maximum=1), "the fraction of elements that is kept"
     ] = 1.0,
 ) -> Arithmetic:
-    """Keep where models differ most, weigh by change, erase minorities.
+    """Select by variance, calculate weights, erase minorities.
 
     With the state b as base and dᵢ = xᵢ - b, per tensor: select the max(1, int(select_topk · n))
     elements with the largest variance of dᵢ over the models, of equal ones the first, and never

@@ -16,7 +16,7 @@ from typing import Any
 
 import surgeon.merges
 import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
-from surgeon.base.errors import Hints, UsageError, did_you_mean, listed
+from surgeon.base.errors import Hints, SurgeonError, UsageError, did_you_mean, listed
 from surgeon.draft.registry import COMMON, OPS
 from surgeon.recipe.frame import RECIPE_SCHEMA
 from surgeon.recipe.validation import problems_of
@@ -246,5 +246,10 @@ def _step_problems(step: Any, index: int) -> Iterator[str]:
     if step["op"] not in OPS:
         hint = did_you_mean(step["op"], OPS) or "; `surgeon ops` lists them"
         yield f"{place}.op: there is no op '{step['op']}'{hint}"
+        return
+    try:
+        schema = OPS[step["op"]].step_schema
+    except SurgeonError as error:  # another package's, which cannot be had
+        yield from error.at(f"{place}.op").problems
     else:
-        yield from problems_of(step, OPS[step["op"]].step_schema, place)
+        yield from problems_of(step, schema, place)

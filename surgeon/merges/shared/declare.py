@@ -121,8 +121,8 @@ def merge(
         )
         rewrite.__name__, rewrite.__doc__ = maker.__name__, maker.__doc__
         rewrite.__module__ = maker.__module__
-        name = maker.__name__.rstrip("_")
-        OPS[name] = Op(name, "merge", rewrite, example, paper)
+        name = parameter_name(maker.__name__)
+        OPS.declare(Op(name, "merge", rewrite, example, paper))
         return maker
 
     return decorate

@@ -73,36 +73,36 @@ def task_vector(model: int) -> Measure:
     return measure
 
 
-def unpruned() -> Pruning:
+def unpruned(at: TensorContext) -> Pruning:
     """Keep everything."""
     return Pruning(lambda model, change, start, statistics: None)
 
 
-def largest(at: TensorContext, densities: Sequence[float]) -> Pruning:
+def largest(at: TensorContext, *, density: Densities) -> Pruning:
     """Keep the `density` largest magnitudes of each task vector."""
     count = prod(at.shape)
-    measures = [task_vector(model) for model in range(len(densities))]
-    counts = [[share(density, count)] for density in densities]
-    if all(density == 1 for density in densities):
-        return unpruned()
+    measures = [task_vector(model) for model in range(len(density))]
+    counts = [[share(fraction, count)] for fraction in density]
+    if all(fraction == 1 for fraction in density):
+        return unpruned(at)
 
     def find(operands: Operands) -> list[list[Cut]]:
         return cuts(operands, measures, counts, monotone_in_float32=True)
 
     def prune(model: int, change: Array, start: int, statistics: list[list[Cut]]) -> None:
-        if densities[model] < 1:
+        if density[model] < 1:
             change *= statistics[model][0].kept(np.abs(change), start)
 
-    return Pruning(prune, find, held_bytes=held_bytes(count, len(densities)))
+    return Pruning(prune, find, held_bytes=held_bytes(count, len(density)))
 
 
-def middle(at: TensorContext, densities: Sequence[float], gammas: Sequence[float]) -> Pruning:
+def middle(at: TensorContext, *, density: Densities, gamma: Gammas) -> Pruning:
     """Drop the `gamma` largest magnitudes of each task vector, then keep the `density` next."""
     count = prod(at.shape)
-    measures = [task_vector(model) for model in range(len(densities))]
-    dropped = [int(gamma * count) for gamma in gammas]
+    measures = [task_vector(model) for model in range(len(density))]
+    dropped = [int(fraction * count) for fraction in gamma]
     counts = [
-        [top, top + int(density * count)] for top, density in zip(dropped, densities, strict=True)
+        [top, top + int(fraction * count)] for top, fraction in zip(dropped, density, strict=True)
     ]
 
     def find(operands: Operands) -> list[list[Cut]]:
@@ -113,20 +113,20 @@ def middle(at: TensorContext, densities: Sequence[float], gammas: Sequence[float
         outliers, wanted = (cut.kept(magnitudes, start) for cut in statistics[model])
         change *= np.greater(wanted, outliers)
 
-    return Pruning(prune, find, held_bytes=held_bytes(count, 2 * len(densities)))
+    return Pruning(prune, find, held_bytes=held_bytes(count, 2 * len(density)))
 
 
-def random(at: TensorContext, densities: Sequence[float], rescale: str) -> Pruning:
+def random(at: TensorContext, *, density: Densities, rescale: Rescale = "paper") -> Pruning:
     """Keep each element with probability `density`, independently of all others."""
     count = prod(at.shape)
 
     def choose(model: int, magnitudes: Array, start: int) -> Array:
-        density, stop = densities[model], start + len(magnitudes)
-        if density == 1:
+        chance, stop = density[model], start + len(magnitudes)
+        if chance == 1:
             return np.ones(len(magnitudes), bool)
-        return drawn(at.streams[model], count, start, stop, partial(_bernoulli, density), np.bool_)
+        return drawn(at.streams[model], count, start, stop, partial(_bernoulli, chance), np.bool_)
 
-    return _chosen(at, choose, densities, rescale)
+    return _chosen(at, choose, density, rescale)
 
 
 def _bernoulli(probability: float, generator: np.random.Generator, count: int) -> Array:
@@ -142,7 +142,7 @@ def _bernoulli(probability: float, generator: np.random.Generator, count: int) -
 
 
 def by_rank(
-    at: TensorContext, densities: Sequence[float], epsilons: Sequence[float], rescale: str
+    at: TensorContext, *, density: Densities, epsilon: Epsilons, rescale: Rescale = "paper"
 ) -> Pruning:
     """Keep elements with a probability that grows with the rank of their magnitude in their row.
 
@@ -150,17 +150,17 @@ def by_rank(
     and an element alone in its row has the density. Of equal magnitudes the first has the lowest
     rank. Raises PlanError where it is not within 0 and 1, or is one of them.
     """
-    for density, epsilon in zip(densities, epsilons, strict=True):
-        if density - epsilon <= 0 or density + epsilon >= 1:
+    for chance, reach in zip(density, epsilon, strict=True):
+        if chance - reach <= 0 or chance + reach >= 1:
             raise PlanError(
-                f"density {density:g} ± epsilon {epsilon:g} is not between 0 and 1; make epsilon "
+                f"density {chance:g} ± epsilon {reach:g} is not between 0 and 1; make epsilon "
                 "smaller"
             )
     count = prod(at.shape)
     row = max(1, prod(at.shape[1:]) if len(at.shape) > 1 else count)
     chances = [
-        Chances(density, epsilon if row > 1 else 0.0, row)
-        for density, epsilon in zip(densities, epsilons, strict=True)
+        Chances(chance, reach if row > 1 else 0.0, row)
+        for chance, reach in zip(density, epsilon, strict=True)
     ]
 
     def words(model: int, start: int, size: int) -> Array:
@@ -178,7 +178,7 @@ def by_rank(
     step = min(count, step_of(row))
     if rescale == "paper":
         return Pruning(prune, run=row, held_bytes=BY_RANK_BYTES * step)
-    return _chosen(at, choose, densities, rescale, row, KEPT_BYTES * step)
+    return _chosen(at, choose, density, rescale, row, KEPT_BYTES * step)
 
 
 # Says which elements of a block are kept, of a model's number, magnitudes, and where it begins.

@@ -24,7 +24,12 @@ NormalizeAgreeing = Annotated[bool, "divide by the sum of the weights of the mod
 
 
 def summed(
-    pruning: Pruning, weights: Sequence[float], lambda_: float, normalize: bool
+    at: TensorContext,
+    pruning: Pruning,
+    *,
+    weights: Weights,
+    lambda_: Lambda = 1.0,
+    normalize: Normalize = False,
 ) -> Arithmetic:
     """Return b + λ Σ wᵢ sᵢ, divided by Σ wᵢ where `normalize`, of pruned task vectors sᵢ."""
     total = total_weight(weights) if normalize else 1.0
@@ -55,7 +60,12 @@ def summed(
 
 
 def elected(
-    at: TensorContext, pruning: Pruning, weights: Sequence[float], lambda_: float, normalize: bool
+    at: TensorContext,
+    pruning: Pruning,
+    *,
+    weights: Weights,
+    lambda_: Lambda = 1.0,
+    normalize: NormalizeAgreeing = True,
 ) -> Arithmetic:
     """Return b + λ Σ wᵢ sᵢ over those that agree, divided by their Σ wᵢ where `normalize`."""
     elect = election(at, weights, normalize=normalize)
