@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from surgeon.base.errors import PlanError, UsageError, WriteError, listed
 from surgeon.base.units import parse_size
@@ -16,6 +16,14 @@ from surgeon.draft import ADAPTER_WEIGHTS, Outside, Tensors
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.formats.checkpoint import Record
 from surgeon.manifest import build as manifest
+from surgeon.manifest.model import StateFile, WeightFile, checkpoint_of, text
+from surgeon.manifest.names import (
+    FOLDER_MANIFEST,
+    FOLDER_OPTIMIZER,
+    is_file,
+    manifest_of,
+    optimizer_of,
+)
 from surgeon.model_folder.files import Besides, besides
 from surgeon.ops.shared import torch_module
 from surgeon.output import publish
@@ -29,8 +37,6 @@ if TYPE_CHECKING:
     from surgeon.manifest.optimizer_state import OptimizerState
 
 DEFAULT_SHARD_SIZE = "5GB"
-_FOLDER_MANIFEST = "surgeon.manifest.json"
-_FOLDER_OPTIMIZER = "surgeon.optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -157,8 +163,8 @@ def opened(
             raise PlanError(f"{recipe.label}: no tensor is left to write")
         stages = manifest.resolve(recipe, made, checkpoint, models)
         first = stages.stages[0]
-        is_needed = first["optimizer_state"] == "carry"
-        is_used = any(stage["optimizer_state"] == "carry" for stage in stages.stages)
+        is_needed = first.optimizer_state == "carry"
+        is_used = any(stage.optimizer_state == "carry" for stage in stages.stages)
         state: OptimizerState | None = None
         notes: list[str] = []
         if optimizer is not None or checkpoint.contents is not None:
@@ -169,10 +175,10 @@ def opened(
             )
         if is_needed and state is None:
             raise PlanError(
-                f"{recipe.label}: training: stage '{first['name']}' carries an optimizer's state, "
+                f"{recipe.label}: training: stage '{first.name}' carries an optimizer's state, "
                 "and there is none; --optimizer FILE says where it is"
             )
-        beside: Path | None = _optimizer_of(checkpoint.path)
+        beside: Path | None = optimizer_of(checkpoint.path)
         if beside and beside.exists() and optimizer is None and state is None:
             notes = [*notes, f"{beside} is not carried; --optimizer {beside} does that"]
         else:
@@ -194,7 +200,7 @@ def layouts(opened: Opened, output: Path | None, *, link: bool = False) -> list[
             f"{opened.recipe.label}: output.metadata goes into every file, and --link leaves files "
             "as they are"
         )
-    if output is None or _is_file(output):
+    if output is None or is_file(output):
         for key in ("shard_size", "config"):
             if output is not None and key in opened.recipe.output:
                 raise UsageError(
@@ -219,20 +225,20 @@ def write(
     _require_free(output, force)
     _require_state_is_safe(opened, output)
     files = layouts(opened, output, link=link)
-    if not _is_file(output):
+    if not is_file(output):
         opened.besides.check()
     executor = Executor(options)
     notes = executor.check(opened.plan.checks, sum(file.size_bytes for file in files))
     with publish.writing(output):
-        if _is_file(output):
+        if is_file(output):
             path, written = _write_file(opened, output, files, executor)
         else:
             path, written = _write_folder(opened, output, files, executor)
-    if _is_file(output) and opened.plan.sidecars:
+    if is_file(output) and opened.plan.sidecars:
         files_beside = ", ".join(opened.plan.sidecars)
         notes.append(f"{output} is one file; only a folder as output gets {files_beside}")
-    state = _optimizer_of(output) if opened.state else None
-    folder = None if _is_file(output) else opened.besides
+    state = optimizer_of(output) if opened.state else None
+    folder = None if is_file(output) else opened.besides
     written.notes += notes + (folder.notes if folder else [])
     return Result(output, path, tuple(files), written, state, folder)
 
@@ -245,29 +251,18 @@ def _weights_file(opened: Opened) -> str:
     return opened.plan.weights_file
 
 
-def _is_file(output: Path) -> bool:
-    return output.suffix == ".safetensors"
-
-
-def _optimizer_of(output: Path) -> Path:
-    """Return where the optimizer's state lies that belongs to an output."""
-    if _is_file(output):
-        return output.with_suffix(".optimizer.safetensors")
-    return output / _FOLDER_OPTIMIZER
-
-
 def _require_free(output: Path, force: bool) -> None:
     """Raise where the output exists without `force`, or is of the wrong kind.
 
     An optimizer's state that lies beside it counts: where this run has none, it goes.
     """
-    beside = [output.with_suffix(".manifest.json"), _optimizer_of(output)]
-    for path in (output, *beside) if _is_file(output) else (output,):
+    beside = [manifest_of(output), optimizer_of(output)]
+    for path in (output, *beside) if is_file(output) else (output,):
         if not path.exists() and not path.is_symlink():
             continue
         if not force:
             raise UsageError(f"{path}: exists; --force replaces it")
-        if path.is_dir() == _is_file(output):
+        if path.is_dir() == is_file(output):
             kind = "a folder" if path.is_dir() else "a file"
             raise UsageError(f"{path}: is {kind} and cannot be replaced by the other")
     if not output.absolute().parent.is_dir():
@@ -276,7 +271,7 @@ def _require_free(output: Path, force: bool) -> None:
 
 def _require_state_is_safe(opened: Opened, output: Path) -> None:
     """Raise where the output replaces an optimizer's state that the user may still need."""
-    there, ours = opened.state_beside, _optimizer_of(output)
+    there, ours = opened.state_beside, optimizer_of(output)
     if there is not None and opened.state is None and ours.exists() and there.samefile(ours):
         raise UsageError(
             f"{there}: is the state of the input's optimizer, and would go with the input; "
@@ -287,27 +282,25 @@ def _require_state_is_safe(opened: Opened, output: Path) -> None:
 def _write_file(
     opened: Opened, output: Path, files: Sequence[OutputFile], executor: Executor
 ) -> tuple[Path, Written]:
-    beside = output.with_suffix(".manifest.json")
+    beside = manifest_of(output)
     with ExitStack() as stack:
         descriptor, publish_output = stack.enter_context(publish.file(output))
         written = executor.write({descriptor: files[0]})
         executor.verify_records(_records(opened), files, written.checksums)
         publishing, state = [publish_output], None
         if opened.state:
-            path = _optimizer_of(output)
+            path = optimizer_of(output)
             descriptor, publish_state = stack.enter_context(publish.file(path))
             state = _write_state(opened.state, path.name, descriptor, executor)
             publishing.insert(0, publish_state)
         descriptor, publish_manifest = stack.enter_context(publish.file(beside))
-        _write_text(
-            descriptor, manifest.text(_manifest(opened, output.name, files, written, state))
-        )
+        _write_text(descriptor, _manifest(opened, output.name, files, written, state))
         os.fsync(descriptor)  # whatever can fail does so before the output is replaced
         for publish_one in [*publishing, publish_manifest]:
             publish_one()
         # Last: a run that is killed before has lost nothing, and the new manifest names no state.
         if not opened.state:
-            publish.remove(_optimizer_of(output))
+            publish.remove(optimizer_of(output))
     return beside, written
 
 
@@ -315,7 +308,7 @@ def _write_folder(
     opened: Opened, output: Path, files: Sequence[OutputFile], executor: Executor
 ) -> tuple[Path, Written]:
     with publish.folder(output) as (folder, publish_folder), ExitStack() as stack:
-        opened.besides.write(folder, {_FOLDER_MANIFEST, _FOLDER_OPTIMIZER})
+        opened.besides.write(folder, {FOLDER_MANIFEST, FOLDER_OPTIMIZER})
         descriptors = {}
         copied = []
         for file in files:
@@ -336,31 +329,31 @@ def _write_folder(
             weights = f"{_weights_file(opened)}.index.json"
             (folder / weights).write_text(index_of(files), "utf-8")
         if opened.state:
-            handle = stack.enter_context((folder / _FOLDER_OPTIMIZER).open("xb+", buffering=0))
-            state = _write_state(opened.state, _FOLDER_OPTIMIZER, handle.fileno(), executor)
-        text = manifest.text(_manifest(opened, weights, files, written, state))
-        (folder / _FOLDER_MANIFEST).write_text(text, "utf-8", "backslashreplace")
+            handle = stack.enter_context((folder / FOLDER_OPTIMIZER).open("xb+", buffering=0))
+            state = _write_state(opened.state, FOLDER_OPTIMIZER, handle.fileno(), executor)
+        described = _manifest(opened, weights, files, written, state)
+        (folder / FOLDER_MANIFEST).write_text(described, "utf-8", "backslashreplace")
         publish_folder()
-    return output / _FOLDER_MANIFEST, written
+    return output / FOLDER_MANIFEST, written
 
 
 def _write_state(
     state: OptimizerState, name: str, descriptor: int, executor: Executor
-) -> dict[str, Any]:
+) -> StateFile:
     """Write the optimizer's state; return what the manifest says of it."""
-    file = state.layout(name)
+    file = lay_out(state.tensors, state.metadata, name)
     written = executor.write({descriptor: file})
     executor.verify_records(state.records, [file], written.checksums)
     digest = hashlib.sha256()
     for start in range(0, file.size_bytes, COPY_BUFFER):
         digest.update(os.pread(descriptor, COPY_BUFFER, start))
-    return {"file": name, "sha256": digest.hexdigest(), "parameters": list(state.parameters)}
+    return replace(state.entry(name), sha256=digest.hexdigest())
 
 
-def _write_text(descriptor: int, text: str) -> None:
+def _write_text(descriptor: int, described: str) -> None:
     # A file's name may hold bytes that are not UTF-8; what replaces them is JSON's escape of them.
     with open(descriptor, "w", -1, "utf-8", "backslashreplace", closefd=False) as handle:
-        handle.write(text)
+        handle.write(described)
 
 
 def _manifest(
@@ -368,18 +361,23 @@ def _manifest(
     file: str,
     files: Sequence[OutputFile],
     written: Written,
-    state: dict[str, Any] | None,
-) -> dict[str, Any]:
-    return manifest.build(
+    state: StateFile | None,
+) -> str:
+    inputs = {**opened.outside, "input": opened.input, **opened.models}
+    parts = [
+        WeightFile(file=part.name, size_bytes=part.size_bytes, header_sha256=part.header_sha256)
+        for part in files
+    ]
+    planned = manifest.build(
         opened.recipe,
         opened.plan,
-        {**opened.outside, "input": opened.input, **opened.models},
+        inputs,
         opened.stages,
-        file=file,
-        files=files,
-        checksums=written.checksums,
+        checkpoint=checkpoint_of(file, parts),
         optimizer_state=state,
     )
+    teacher = manifest.teacher_sha256(opened.stages, inputs)
+    return text(planned.with_checksums(written.checksums, teacher=teacher))
 
 
 def _records(opened: Opened) -> list[Record]:

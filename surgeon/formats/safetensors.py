@@ -54,6 +54,14 @@ def header_of(file: InputFile) -> tuple[bytes, dict[str, Any]]:
     return len(header).to_bytes(8, "little") + header, strict_json(header)
 
 
+def header_sha256(header: bytes) -> str:
+    """Return the hash that pins a file's names, shapes, dtypes and layout.
+
+    Over the JSON text of the header, its padding included, without the eight bytes of its length.
+    """
+    return hashlib.sha256(header[8:]).hexdigest()
+
+
 def _header(file: InputFile) -> bytes:
     if file.size_bytes < 8:
         raise ValueError(f"found {file.size_bytes} bytes, expected a header length of 8 bytes")

@@ -39,9 +39,9 @@ from surgeon.lazy import (
     detached,
     walk,
 )
+from surgeon.manifest.model import StateFile
 from surgeon.manifest.optimizer_names import matched, place
 from surgeon.numeric.dtypes import DTYPES
-from surgeon.output.layout import OutputFile, lay_out
 
 Bytes = tuple[object, ...]
 _ZEROS = Bound("zeros", lambda start, stop, stream, scratch: np.zeros(stop - start))
@@ -69,14 +69,18 @@ class OptimizerState:
     reset: Mapping[str, tuple[str, ...]]
     records: tuple[Record, ...]
 
-    def layout(self, name: str) -> OutputFile:
-        """Return the layout of the file that holds it."""
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the metadata of the file says that holds it."""
         described = {"parameters": self.parameters, "numbers": self.numbers}
-        metadata = {
+        return {
             "surgeon": json.dumps({"version": __version__}),
             METADATA: json.dumps(described, ensure_ascii=False),
         }
-        return lay_out(self.tensors, metadata, name)
+
+    def entry(self, file: str) -> StateFile:
+        """Return what the manifest says of the file, but for its hash."""
+        return StateFile(file=file, sha256="", parameters=self.parameters)
 
     @property
     def notes(self) -> list[str]:

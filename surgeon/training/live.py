@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from surgeon.base.errors import Hints
 from surgeon.formats.checkpoint import LONGEST_HEADER
-from surgeon.output.layout import header_sha256
-from surgeon.training.manifest import CheckpointFile, Manifest
+from surgeon.formats.safetensors import header_sha256
+from surgeon.manifest.model import Manifest, WeightFile
 
 _TOGETHER = "; keep the two in one folder"
 _APPLY = "; take the manifest that was written with it, or apply the recipe again"
@@ -67,14 +67,15 @@ def _plain(name: str) -> str:
 def checkpoint_problems(manifest: Manifest) -> Iterator[str]:
     """Say what differs between the manifest and the checkpoint beside it; reads headers only."""
     folder = manifest.path.parent
-    named = {part.file for part in manifest.files}
-    if manifest.file not in named and not (folder / manifest.file).is_file():
-        yield f"{folder / manifest.file}: the checkpoint is not beside its manifest{_TOGETHER}"
-    for part in manifest.files:
+    checkpoint = manifest.checkpoint
+    named = {part.file for part in checkpoint.parts}
+    if checkpoint.file not in named and not (folder / checkpoint.file).is_file():
+        yield f"{folder / checkpoint.file}: the checkpoint is not beside its manifest{_TOGETHER}"
+    for part in checkpoint.parts:
         yield from _file_problems(folder / part.file, part)
 
 
-def _file_problems(path: Path, stated: CheckpointFile) -> Iterator[str]:
+def _file_problems(path: Path, stated: WeightFile) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             size_bytes = path.stat().st_size

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surgeon.base.regions import Region, remainder, spelled, whole, without
+from surgeon.manifest.model import Group, Json, Manifest, StateFile
 from surgeon.training.construct import optimizer_of
 from surgeon.training.cover import Block, ResolvedStage, blocks_of
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held, State, hold
 from surgeon.training.live import Live
-from surgeon.training.manifest import Group, Json, Manifest, StateFile
 from surgeon.training.sharded import alike, index, owned, within
 
 # The keys and values of what is kept once per block.
@@ -181,7 +181,7 @@ def of_run(
     if stated is None or all(stage.optimizer_state == "reset" for stage in manifest.stages):
         return None
     saved = _opened(stated, manifest, live)
-    saved.require_kind(Kind(optimizer, args, Group("default", (), {})), live)
+    saved.require_kind(Kind(optimizer, args, Group(name="default", params=(), settings={})), live)
     return saved
 
 

@@ -53,7 +53,10 @@ def test_load_returns_the_teacher(tmp_path: Path) -> None:
         ({"stages": [WARM_UP, WARM_UP]}, "there are two stages 'warm-up'"),
         ({"stages": [{"groups": []}]}, r"stages\[0\].name: is missing"),
         ({"stages": {}}, "stages: {} is not an array"),
-        ({"tensors": {"a": {"shape": [True], "dtype": "F32"}}}, "tensors.a.shape: True is not an"),
+        (
+            {"tensors": {"a": {"shape": [True], "dtype": "F32"}}},
+            r"tensors.a.shape\[0\]: True is not an",
+        ),
         (
             {"stages": [{**WARM_UP, "optimizer_state": "carri"}]},
             r"stages\[0\].optimizer_state: 'carri' is unknown; did you mean 'carry'\?",
