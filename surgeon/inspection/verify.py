@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from surgeon.base.errors import CheckpointError
+from surgeon.base.strict_json import read_json
 from surgeon.base.tables import plural, shown
 from surgeon.base.units import spoken_size
-from surgeon.formats.checkpoint import strict_json
 from surgeon.formats.files import InputFile
 from surgeon.formats.safetensors import open_safetensors
 from surgeon.lazy import LazyTensor, Stored, TensorSpec
@@ -25,7 +24,7 @@ from surgeon.manifest.model import (
     TensorEntry,
     WeightFile,
     joined_sha256,
-    parsed,
+    read,
 )
 from surgeon.manifest.names import is_file, located, manifest_of, optimizer_of
 from surgeon.output.checksums import Algorithm, Running
@@ -85,17 +84,11 @@ def find_manifest(output: Path) -> Path:
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest; raises CheckpointError where it is none."""
     try:
-        return parsed(Manifest, strict_json(_read(path)), path)
+        return read(Manifest, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def _read(path: Path) -> bytes:
-    file = InputFile(path)
-    try:
-        return file.read(0, file.size_bytes)
-    finally:
-        file.close()
 
 
 def verify(output: Path, workers: int) -> Verified:
@@ -164,11 +157,11 @@ def _check_index(
     if joined_sha256(checkpoint.files) != checkpoint.header_sha256:
         found.mismatches.append(f"{found.manifest}: header_sha256 is not that of its files")
     try:
-        weight_map = json.loads(_read(path))["weight_map"]
+        weight_map = read_json(path)["weight_map"]
         wrong = [name for name, file in weight_map.items() if places.get(name) != file]
-    except CheckpointError as error:
-        found.mismatches += error.problems
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except OSError as error:
+        found.mismatches.append(f"{path}: cannot be read: {error.strerror}")
+    except (ValueError, TypeError, KeyError, AttributeError):
         found.mismatches.append(f"{path}: not an index")
     else:
         found.mismatches += [

@@ -9,11 +9,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from surgeon.base.documents import ALWAYS, Key, Rest, Rule, as_json, read, schema_of
+from surgeon.base import documents
+from surgeon.base.documents import ALWAYS, Key, Rest, Rule, as_json, schema_of
 from surgeon.base.errors import listed
+from surgeon.base.files import read_regular
 from surgeon.base.schema import DRAFT, Schema
+from surgeon.base.strict_json import DEEPEST, parse_object
 
 VERSION = 1
+# 100 000 tensors that a merge made need 40 MB.
+MOST_BYTES = 250_000_000
+# A recipe lies a few levels down in its manifest.
+_DEEPEST = DEEPEST + 20
 Json = Mapping[str, Any]
 
 
@@ -305,8 +312,9 @@ class Manifest:
 Kind = TypeVar("Kind", bound=Manifest)
 
 
-def parsed(kind: type[Kind], found: Mapping[str, Any], path: Path) -> Kind:
-    """Return a manifest from the JSON of a file; raises ValueError with what is wrong with it."""
+def read(kind: type[Kind], path: Path) -> Kind:
+    """Read the manifest at a path, strictly; raises OSError, or ValueError with what is wrong."""
+    found = parse_object(read_regular(path, MOST_BYTES), most_bytes=MOST_BYTES, deepest=_DEEPEST)
     version = found.get("surgeon_manifest")
     if type(version) is not int or version < 1:
         raise ValueError("not a surgeon manifest: it has no 'surgeon_manifest' version")
@@ -315,7 +323,7 @@ def parsed(kind: type[Kind], found: Mapping[str, Any], path: Path) -> Kind:
             f"is manifest version {version}, and this surgeon reads up to {VERSION}; "
             "upgrade surgeon"
         )
-    return replace(read(kind, found), path=path)
+    return replace(documents.read(kind, found), path=path)
 
 
 def manifest_schema() -> Schema:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from surgeon.base.errors import Hints
-from surgeon.formats.checkpoint import LONGEST_HEADER
+from surgeon.base.files import reading
+from surgeon.base.strict_json import MOST_BYTES
 from surgeon.formats.safetensors import header_sha256
 from surgeon.manifest.model import Manifest, WeightFile
 
@@ -77,17 +78,20 @@ def checkpoint_problems(manifest: Manifest) -> Iterator[str]:
 
 def _file_problems(path: Path, stated: WeightFile) -> Iterator[str]:
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             size_bytes = path.stat().st_size
             header = file.read(8)
             length = int.from_bytes(header, "little")
             # Any other length is no header's; the hash of what was read so far then differs.
-            header += file.read(length) if length <= min(size_bytes, LONGEST_HEADER) else b""
+            header += file.read(length) if length <= min(size_bytes, MOST_BYTES) else b""
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             yield f"{path}: the checkpoint is not beside its manifest{_TOGETHER}"
         else:
             yield f"{path}: cannot be read: {(error.strerror or str(error)).lower()}"
+        return
+    except ValueError as error:
+        yield f"{path}: {error}"
         return
     if size_bytes != stated.size_bytes:
         yield f"{path}: has {size_bytes} bytes, and the manifest says {stated.size_bytes}{_APPLY}"

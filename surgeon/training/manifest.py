@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import nn
 
-from surgeon.formats.checkpoint import strict_json
 from surgeon.manifest import model as document
 from surgeon.manifest.names import located
 from surgeon.training.errors import ManifestError
@@ -25,7 +24,7 @@ class Manifest(document.Manifest):
         """
         found = located(Path(path))
         try:
-            return document.parsed(cls, strict_json(found.read_bytes()), found)
+            return document.read(cls, found)
         except OSError as error:
             raise ManifestError(f"{found}: cannot be read: {_reason(error)}") from None
         except ValueError as error:

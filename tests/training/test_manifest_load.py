@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from small import HEAD, group, loaded, network, saved, stage
 
-from surgeon.base.errors import SurgeonError
+from surgeon.base.errors import CheckpointError, SurgeonError
+from surgeon.inspection.verify import verify
 from surgeon.training import Manifest, ManifestError
 
 WARM_UP = stage("warm-up", group("head", HEAD, lr=0.5), duration={"epochs": 5})
@@ -92,3 +94,11 @@ def test_load_ignores_what_later_manifests_add(tmp_path: Path) -> None:
     path = saved(network(), tmp_path, WARM_UP)
     path.write_text(json.dumps({**json.loads(path.read_text()), "later": 1}))
     assert Manifest.load(path).stages[0].name == "warm-up"
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out.manifest.json")
+    with pytest.raises(ManifestError, match=r"out\.manifest\.json: not a regular file"):
+        Manifest.load(tmp_path / "out.safetensors")
+    with pytest.raises(CheckpointError, match=r"out\.manifest\.json: not a regular file"):
+        verify(tmp_path / "out.safetensors", 1)
