@@ -31,6 +31,10 @@ class UsageError(SurgeonError):
     exit_code = 2
 
 
+class MissingError(UsageError):
+    """A file that the command line or the recipe names is not there."""
+
+
 class CheckpointError(SurgeonError):
     """An input checkpoint is unreadable, unsafe or not what it says it is."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,11 @@ def _json_pairs(
 
 
 def _json_or_text(text: str) -> Any:
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
+    from surgeon.base.strict_json import parse_json
 
     try:
-        return json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError):
+        return parse_json(text.encode(errors="surrogateescape"))
+    except ValueError:
         return text
 
 

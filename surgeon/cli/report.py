@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from surgeon.base.documents import as_json
 from surgeon.base.errors import listed
 from surgeon.base.regions import count, parsed, remainder, split_block
 from surgeon.base.tables import indented, json_text, number, plural, shape_text, shown, table
@@ -15,6 +16,8 @@ from surgeon.base.units import spoken_size
 from surgeon.draft import Tensors, is_wholly_new, ties
 from surgeon.draft.registry import OPS
 from surgeon.lazy import ByteRange, LazyTensor
+from surgeon.manifest.build import change_entry
+from surgeon.manifest.model import Stage, TorchClass
 from surgeon.manifest.stages import is_parameter
 from surgeon.output.layout import OutputFile
 from surgeon.output.opened import Opened
@@ -25,7 +28,7 @@ from surgeon.recipe.plan import Plan, StepSummary
 
 Json = dict[str, Any]
 # A group of optimizer settings is shown in columns of its own for these, the rest in one.
-_OWN_COLUMNS = ("name", "params", "lr", "weight_decay")
+_OWN_COLUMNS = ("lr", "weight_decay")
 _VERBS = {"rename": "renamed from", "copy": "copied from", "tie": "tied to"}
 # A value of a config takes no more of a line; labels can be a thousand.
 _WIDEST = 60
@@ -230,16 +233,16 @@ def planned(output: OutputPlan) -> str:
         parts.append(f"optimizer {_called(opened.stages.optimizer)}")
     if teacher := opened.stages.teacher:
         parts.append(
-            f"teacher {shown(teacher['model'])}, temperature {teacher['temperature']}, "
-            f"weight {teacher['weight']}: {', '.join(map(shown, teacher['outputs']))}"
+            f"teacher {shown(teacher.model)}, temperature {teacher.temperature}, "
+            f"weight {teacher.weight}: {', '.join(map(shown, teacher.outputs))}"
         )
     parts += [_stage(stage, plan) for stage in opened.stages.stages]
     return "\n\n".join(part for part in parts if part)
 
 
-def _called(wanted: Mapping[str, Any]) -> str:
-    arguments = ", ".join(f"{key}={value!r}" for key, value in wanted["args"].items())
-    return shown(f"{wanted['class']}({arguments})")
+def _called(wanted: TorchClass) -> str:
+    arguments = ", ".join(f"{key}={value!r}" for key, value in wanted.args.items())
+    return shown(f"{wanted.path}({arguments})")
 
 
 def _changes_table(opened: Opened) -> str:
@@ -318,31 +321,31 @@ def _unchanged_line(plan: Plan) -> str:
     return f"{plural(len(same), 'tensor')} ({spoken_size(size)}) {stay}"
 
 
-def _stage(stage: Json, plan: Plan) -> str:
-    duration = ", ".join(f"{n} {unit}" for unit, n in stage.get("duration", {}).items())
-    title = f"stage {shown(stage['name'])}{f', {duration}' if duration else ''}"
+def _stage(stage: Stage, plan: Plan) -> str:
+    duration = ", ".join(f"{n} {unit}" for unit, n in stage.duration.items())
+    title = f"stage {shown(stage.name)}{f', {duration}' if duration else ''}"
     rows = [
         (
-            group["name"],
-            f"{len(group['params']):,}",
-            f"{_elements(group['params'], plan):,}",
-            number(group.get("lr")),
-            number(group.get("weight_decay")),
-            ", ".join(f"{k}={v!r}" for k, v in group.items() if k not in _OWN_COLUMNS),
+            group.name,
+            f"{len(group.params):,}",
+            f"{_elements(group.params, plan):,}",
+            number(group.settings.get("lr")),
+            number(group.settings.get("weight_decay")),
+            ", ".join(f"{k}={v!r}" for k, v in group.settings.items() if k not in _OWN_COLUMNS),
         )
-        for group in stage["groups"]
+        for group in stage.groups
     ]
-    frozen = stage["frozen"]
+    frozen = stage.frozen
     if frozen:
         rows.append(("(frozen)", f"{len(frozen):,}", f"{_elements(frozen, plan):,}", "", "", ""))
     headers = ("group", "parameters", "elements", "lr", "weight_decay", "settings")
     lines = [title, indented(table(headers, rows, right=headers[1:5]))]
-    if stage["eval_modules"]:
-        lines.append(f"  in eval mode: {', '.join(map(shown, stage['eval_modules']))}")
-    if "scheduler" in stage:
-        lines.append(f"  scheduler {_called(stage['scheduler'])}")
-    for action in stage.get("after", []):
-        lines.append(f"  in the end aligns {', '.join(map(shown, action['align_rows']))}")
+    if stage.eval_modules:
+        lines.append(f"  in eval mode: {', '.join(map(shown, stage.eval_modules))}")
+    if stage.scheduler:
+        lines.append(f"  scheduler {_called(stage.scheduler)}")
+    for action in stage.after:
+        lines.append(f"  in the end aligns {', '.join(map(shown, action.align_rows))}")
     return "\n".join(lines)
 
 
@@ -359,10 +362,10 @@ def _elements(params: Iterable[str], plan: Plan) -> int:
 def planned_as_json(output: OutputPlan) -> Json:
     """Return a plan as a document for CI."""
     opened = output.opened
-    recipe, plan = opened.recipe, opened.plan
+    recipe, plan, stages = opened.recipe, opened.plan, opened.stages
     tensors: Json = {}
     for name, tensor in plan.tensors.items():
-        lineage = [change.as_json() for change in plan.lineage[name]]
+        lineage = [as_json(change_entry(change)) for change in plan.lineage[name]]
         tensors[name] = {
             "dtype": tensor.spec.dtype,
             "shape": list(tensor.spec.shape),
@@ -382,10 +385,10 @@ def planned_as_json(output: OutputPlan) -> Json:
         "dropped": lost(plan),
         "files": _files_as_json(output.weights),
         "checks": [place for place, _ in plan.checks],
-        "optimizer": opened.stages.optimizer,
+        "optimizer": as_json(stages.optimizer) if stages.optimizer else None,
         "optimizer_state": _state_as_json(opened),
         "config": _valid(opened.folder_files.changes),
-        "teacher": opened.stages.teacher,
-        "stages": opened.stages.stages,
+        "teacher": as_json(stages.teacher) if stages.teacher else None,
+        "stages": [as_json(stage) for stage in stages.stages],
         "notes": [*opened.notes, *opened.folder_files.notes],
     }

@@ -56,7 +56,8 @@ def _ops(name: str | None, as_json: bool) -> None:
 @click.option("--manifest", is_flag=True, help="Print the schema of manifests instead.")
 def _schema(manifest: bool) -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from surgeon.recipe.editor_schema import manifest_schema, recipe_schema
+    from surgeon.manifest.model import manifest_schema
+    from surgeon.recipe.editor_schema import recipe_schema
 
     print_json(manifest_schema() if manifest else recipe_schema())
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from surgeon.base.errors import CheckpointError, listed
+from surgeon.base.errors import CheckpointError
 from surgeon.formats.files import InputFile
 from surgeon.lazy import ByteSource, LazyTensor, Sharded, Stored, Strided, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
 
-# 100 MB of JSON takes 8 s and 1.3 GB to parse; 100 000 tensors need 12 MB.
-LONGEST_HEADER = 25_000_000
 # What torch calls the index of a distributed checkpoint, which is a folder.
 DISTRIBUTED = ".metadata"
 # One byte of pickle can make a container of 64 bytes; 100 000 tensors need 12 MB.
@@ -150,51 +147,3 @@ def _spec(dtype: str, *shape: object) -> TensorSpec:
     if product >= 1 << 60:
         raise ValueError(f"found shape {shape}, expected a product that fits in 64 bits")
     return TensorSpec(dtype, shape)  # type: ignore[arg-type]  # checked above
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        seen: set[str] = set()
-        twice = sorted({name for name, _ in pairs if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
-        raise ValueError(f"{listed(twice)} is there twice")
-    return values
-
-
-def _has_more_keys(text: str, value: dict[str, Any]) -> bool:
-    """Say whether JSON may hold more keys than became those of an object and the objects in it.
-
-    Each has a colon. Strings may hold colons too, and objects deeper inside keys: then it is for
-    `_unique` to say, which takes twice as long. JSON in a string, as in our own metadata, is told
-    by its escaped quotes.
-    """
-    in_strings = text.count('\\":') if "\\" in text and "\\\\" not in text else 0
-    found = len(value) + sum([len(item) for item in value.values() if type(item) is dict])
-    return text.count(":") - in_strings != found
-
-
-def _no_constant(word: str) -> object:
-    raise ValueError(f"{word} is not JSON")
-
-
-def strict_json(text: bytes) -> dict[str, Any]:
-    """Return a JSON object; raises ValueError for all that Python's json lets through.
-
-    That is a byte order mark, UTF-16, NaN and infinities, a name twice, lone surrogates, and
-    nesting that exhausts the stack.
-    """
-    if len(text) > LONGEST_HEADER:
-        raise ValueError(f"found {len(text)} bytes of JSON, expected at most {LONGEST_HEADER}")
-    if not text.startswith(b"{"):
-        raise ValueError(f"found {text[:4]!r} where the JSON object should start, expected '{{'")
-    try:
-        decoded = text.decode()
-        # An object, since it starts with a brace.
-        value: dict[str, Any] = json.loads(decoded, parse_constant=_no_constant)
-        if _has_more_keys(decoded, value):
-            json.loads(decoded, object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the JSON is not UTF-8 at byte {error.start}") from None
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
-    return value

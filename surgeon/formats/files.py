@@ -5,13 +5,13 @@ from __future__ import annotations
 import mmap
 import os
 import resource
-import stat
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from surgeon.base.errors import CheckpointError
+from surgeon.base.files import open_regular
 from surgeon.numeric.dtypes import Array
 
 # What a process has open besides its inputs: the output, libraries, pipes.
@@ -24,14 +24,12 @@ class InputFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._descriptor = open_regular(path)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from None
-        status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(self._descriptor)
-            raise CheckpointError(f"{path}: not a regular file")
-        self.size_bytes = status.st_size
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        self.size_bytes = os.fstat(self._descriptor).st_size
 
     def fileno(self) -> int:
         return self._descriptor

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from surgeon.base.errors import CheckpointError, listed
-from surgeon.formats.checkpoint import DISTRIBUTED, LONGEST_HEADER, Checkpoint, at_most, strict_json
-from surgeon.formats.files import InputFile, allow_open_files
+from surgeon.base.files import read_regular
+from surgeon.base.strict_json import MOST_BYTES, parse_object
+from surgeon.formats.checkpoint import DISTRIBUTED, Checkpoint, at_most
+from surgeon.formats.files import allow_open_files
 from surgeon.lazy import LazyTensor
 
 OpenFile = Callable[[Path], Checkpoint]
@@ -90,16 +92,13 @@ def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
 
 def _index(path: Path) -> tuple[dict[str, str], float | None, bytes]:
     """Return the weight map, the total size where it is stated, and the bytes of the index."""
-    file = InputFile(path)
     try:
-        if file.size_bytes > LONGEST_HEADER:
-            raise ValueError(f"found {file.size_bytes} bytes, expected at most {LONGEST_HEADER}")
-        text = file.read(0, file.size_bytes)
-        value = strict_json(text.strip())
+        text = read_regular(path, MOST_BYTES)
+        value = parse_object(text.strip())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    finally:
-        file.close()
     weight_map, metadata = value.get("weight_map"), value.get("metadata", {})
     if not isinstance(weight_map, dict) or not all(type(v) is str for v in weight_map.values()):
         raise CheckpointError(

@@ -10,6 +10,7 @@ import numpy as np
 
 from surgeon.base.errors import CheckpointError, did_you_mean
 from surgeon.base.regions import split_block
+from surgeon.base.strict_json import parse_object
 from surgeon.formats.checkpoint import (
     Checkpoint,
     Contents,
@@ -17,7 +18,6 @@ from surgeon.formats.checkpoint import (
     Opaque,
     Record,
     is_optimizer,
-    strict_json,
 )
 from surgeon.formats.files import InMemory
 from surgeon.lazy import LazyTensor, Stored, TensorSpec
@@ -163,7 +163,7 @@ def state_of_ours(checkpoint: Checkpoint) -> SavedState:
     try:
         if METADATA not in checkpoint.metadata:
             raise ValueError(_OURS)
-        described = strict_json(checkpoint.metadata[METADATA].encode())
+        described = parse_object(checkpoint.metadata[METADATA].encode())
         blocks, numbers = (_names(described.get(key)) for key in ("parameters", "numbers"))
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None

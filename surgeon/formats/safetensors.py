@@ -6,7 +6,8 @@ import hashlib
 from typing import Any
 
 from surgeon.base.errors import CheckpointError
-from surgeon.formats.checkpoint import LONGEST_HEADER, Checkpoint, at_most, spec_of, strict_json
+from surgeon.base.strict_json import MOST_BYTES, parse_object
+from surgeon.formats.checkpoint import Checkpoint, at_most, spec_of
 from surgeon.formats.files import InputFile
 from surgeon.lazy import LazyTensor, Stored, TensorSpec
 
@@ -29,7 +30,7 @@ def open_safetensors(file: InputFile) -> Checkpoint:
     try:
         header = _header(file)
         data_offset = 8 + len(header)
-        entries = strict_json(header)
+        entries = parse_object(header)
         metadata = _metadata(entries.pop("__metadata__", {}))
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
@@ -51,7 +52,15 @@ def open_safetensors(file: InputFile) -> Checkpoint:
 def header_of(file: InputFile) -> tuple[bytes, dict[str, Any]]:
     """Return the bytes before the data of an opened file, and the JSON in them."""
     header = _header(file)
-    return len(header).to_bytes(8, "little") + header, strict_json(header)
+    return len(header).to_bytes(8, "little") + header, parse_object(header)
+
+
+def header_sha256(header: bytes) -> str:
+    """Return the hash that pins a file's names, shapes, dtypes and layout.
+
+    Over the JSON text of the header, its padding included, without the eight bytes of its length.
+    """
+    return hashlib.sha256(header[8:]).hexdigest()
 
 
 def _header(file: InputFile) -> bytes:
@@ -65,8 +74,8 @@ def _header(file: InputFile) -> bytes:
             f"found a header length of {length}, expected at most {file.size_bytes - 8}, "
             "which is where the file ends"
         )
-    if length > LONGEST_HEADER:
-        raise ValueError(f"found a header length of {length}, expected at most {LONGEST_HEADER}")
+    if length > MOST_BYTES:
+        raise ValueError(f"found a header length of {length}, expected at most {MOST_BYTES}")
     return file.read(8, length)
 
 
@@ -75,15 +84,7 @@ def _metadata(value: object) -> dict[str, str]:
         if isinstance(value, dict) and {"dtype", "shape"} <= value.keys():
             raise ValueError("a tensor is called '__metadata__', which is not a tensor's name")
         raise ValueError("found '__metadata__' that is not an object of strings")
-    _check_unicode([*value, *value.values()])
     return value
-
-
-def _check_unicode(texts: list[str]) -> None:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        raise ValueError("found half of a surrogate pair in a name, expected Unicode") from None
 
 
 def _ties(metadata: dict[str, str], tensors: dict[str, LazyTensor]) -> dict[str, str]:
@@ -105,10 +106,6 @@ def _tensors(file: InputFile, entries: dict[str, Any], data_offset: int) -> dict
             problems.append(f"{file.path}: tensor {name!r}: {error}")
     if not problems:
         problems = _gaps(file, found, file.size_bytes - data_offset)
-    try:
-        _check_unicode(list(entries))
-    except ValueError as error:
-        problems.append(f"{file.path}: {error}")
     if problems:
         raise at_most(problems, file.path)
     return {name: Stored(file, data_offset + begin, spec) for begin, _, name, spec in found}

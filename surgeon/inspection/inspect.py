@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from surgeon.base import patterns
 from surgeon.base.errors import PlanError, UsageError
+from surgeon.base.strict_json import parse_json
 from surgeon.base.tables import number, shape_text, shown, table
 from surgeon.base.units import spoken_size
 from surgeon.draft import ties
@@ -306,9 +306,9 @@ def _meant(key: str, text: str) -> str:
     """Return a metadata entry for people; our own one without its braces."""
     if key == "surgeon":
         try:
-            ours = json.loads(text)
+            ours = parse_json(text.encode())
             return shown(f"version {ours['version']}, recipe {ours['recipe_sha256']}")
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             pass  # somebody else's entry of this name
     return shown(text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}...")
 

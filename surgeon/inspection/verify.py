@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from surgeon.base.errors import CheckpointError
+from surgeon.base.strict_json import read_json
 from surgeon.base.tables import plural, shown
 from surgeon.base.units import spoken_size
 from surgeon.formats.files import InputFile
 from surgeon.formats.safetensors import open_safetensors
 from surgeon.lazy import LazyTensor, Stored, TensorSpec
+from surgeon.manifest.model import (
+    CheckpointEntry,
+    Manifest,
+    StateFile,
+    TensorEntry,
+    WeightFile,
+    joined_sha256,
+    read,
+)
+from surgeon.manifest.names import is_file, located, manifest_of, optimizer_of
 from surgeon.output.checksums import Algorithm, Running
 
 Json = dict[str, Any]
-_ALGORITHMS: tuple[Algorithm, ...] = ("crc32", "sha256")
 _BUFFER = 1 << 20
-_FOLDER_MANIFEST = "surgeon.manifest.json"
 
 
 @dataclass
@@ -67,103 +74,49 @@ class Verified:
 
 def find_manifest(output: Path) -> Path:
     """Return the manifest of a file, of a model folder, or the path itself if it is one."""
-    if output.is_dir():
-        path = output / _FOLDER_MANIFEST
-    elif output.name.endswith(".safetensors.index.json"):
-        path = output.with_name(_FOLDER_MANIFEST)
-    elif output.suffix == ".json":
-        path = output
-    else:
-        path = output.with_suffix(".manifest.json")
+    path = located(output)
     if path != output and not path.exists():
         what = "there is no manifest" if output.exists() else "no such file, and no manifest"
         raise CheckpointError(f"{output}: {what} beside it ({path.name})")
     return path
 
 
-def read_manifest(path: Path) -> Json:
-    """Read as much of a manifest as verification looks at; raises CheckpointError."""
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest; raises CheckpointError where it is none."""
     try:
-        manifest = json.loads(_read(path))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path}: not JSON") from None
-    match manifest:
-        case {
-            "surgeon_manifest": 1,
-            "checkpoint": dict(checkpoint),
-            "tensors": dict(tensors),
-        } if (
-            all(_is_file(part) for part in _parts(checkpoint))
-            and all(_is_tensor(entry) for entry in tensors.values())
-            and _is_state(manifest.get("optimizer_state"))
-        ):
-            return dict(manifest)
-    raise CheckpointError(f"{path}: not a manifest of version 1")
-
-
-def _read(path: Path) -> bytes:
-    file = InputFile(path)
-    try:
-        return file.read(0, file.size_bytes)
-    finally:
-        file.close()
-
-
-def _parts(checkpoint: Json) -> list[Any]:
-    parts = checkpoint.get("files", [])
-    return [checkpoint, *parts] if isinstance(parts, list) else [None]
-
-
-def _is_file(part: object) -> bool:
-    match part:
-        case {"file": str(), "bytes": int(), "header_sha256": str()}:
-            return True
-    return False
-
-
-def _is_tensor(entry: object) -> bool:
-    match entry:
-        case {"dtype": str(), "shape": list()}:
-            return True
-    return False
-
-
-def _is_state(entry: object) -> bool:
-    match entry:
-        case None | {"file": str(), "sha256": str()}:
-            return True
-    return False
+        return read(Manifest, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def verify(output: Path, workers: int) -> Verified:
     """Hash an output again and compare; raises CheckpointError where it has no manifest."""
     path = find_manifest(output)
     manifest = read_manifest(path)
-    found = Verified(path, len(manifest["tensors"]))
-    checkpoint = manifest["checkpoint"]
-    parts = checkpoint.get("files", [checkpoint])
-    if len(parts) == 1 and output.suffix == ".safetensors":
-        parts = [{**checkpoint, "file": output.name}]  # both may have been renamed
+    found = Verified(path, len(manifest.tensors))
+    checkpoint, state = manifest.checkpoint, manifest.optimizer_state
+    if path == manifest_of(output) and is_file(output):  # all may have been renamed
+        checkpoint = replace(checkpoint, file=output.name)
+        state = replace(state, file=optimizer_of(output).name) if state else None
     tensors: dict[str, LazyTensor] = {}
     places: dict[str, str] = {}
     files: list[InputFile] = []
     try:
-        for part in parts:
-            file = _open(path, part["file"], found)
+        for part in checkpoint.parts:
+            file = _open(path, part.file, found)
             if file is not None:
                 files.append(file)
                 held = _header_checked(file, part, found)
-                places |= dict.fromkeys(held, part["file"])
+                places |= dict.fromkeys(held, part.file)
                 tensors |= held
-        if "files" in checkpoint:
-            _check_index(path.parent / checkpoint["file"], checkpoint, places, found)
-        if state := manifest.get("optimizer_state"):
-            if output.suffix == ".safetensors":
-                beside = output.with_suffix(".optimizer.safetensors")
-                state = {**state, "file": beside.name}
+        if checkpoint.files:
+            _check_index(path.parent / checkpoint.file, checkpoint, places, found)
+        if state:
             _check_optimizer_state(path, state, found)
-        if len(files) == len(parts):
-            _check_tensors(manifest["tensors"], tensors, found, workers)
+        if len(files) == len(checkpoint.parts):
+            _check_tensors(manifest.tensors, tensors, found, workers)
     finally:
         for file in files:
             file.close()
@@ -171,8 +124,6 @@ def verify(output: Path, workers: int) -> Verified:
 
 
 def _open(manifest: Path, name: str, found: Verified) -> InputFile | None:
-    if name != Path(name).name:
-        raise CheckpointError(f"{manifest}: '{name}' is not the name of a file beside it")
     try:
         return InputFile(manifest.parent / name)
     except CheckpointError as error:
@@ -180,36 +131,37 @@ def _open(manifest: Path, name: str, found: Verified) -> InputFile | None:
         return None
 
 
-def _header_checked(file: InputFile, part: Json, found: Verified) -> dict[str, LazyTensor]:
+def _header_checked(file: InputFile, part: WeightFile, found: Verified) -> dict[str, LazyTensor]:
     """Return the tensors of a file by the names that the manifest has: with those tied to them."""
     found.size_bytes += file.size_bytes
-    if file.size_bytes != part["bytes"]:
+    if file.size_bytes != part.size_bytes:
         found.mismatches.append(
-            f"{file.path}: has {file.size_bytes} bytes, the manifest says {part['bytes']}"
+            f"{file.path}: has {file.size_bytes} bytes, the manifest says {part.size_bytes}"
         )
     try:
         checkpoint = open_safetensors(file)
     except CheckpointError as error:
         found.mismatches += error.problems
         return {}
-    if checkpoint.header_sha256 != part["header_sha256"]:
+    if checkpoint.header_sha256 != part.header_sha256:
         found.mismatches.append(
             f"{file.path}: its header has sha256 {checkpoint.header_sha256}, the manifest says "
-            f"{part['header_sha256']}"
+            f"{part.header_sha256}"
         )
     return checkpoint.tensors
 
 
-def _check_index(path: Path, checkpoint: Json, places: Mapping[str, str], found: Verified) -> None:
-    joined = "".join(part["header_sha256"] for part in checkpoint["files"])
-    if hashlib.sha256(joined.encode()).hexdigest() != checkpoint["header_sha256"]:
+def _check_index(
+    path: Path, checkpoint: CheckpointEntry, places: Mapping[str, str], found: Verified
+) -> None:
+    if joined_sha256(checkpoint.files) != checkpoint.header_sha256:
         found.mismatches.append(f"{found.manifest}: header_sha256 is not that of its files")
     try:
-        weight_map = json.loads(_read(path))["weight_map"]
+        weight_map = read_json(path)["weight_map"]
         wrong = [name for name, file in weight_map.items() if places.get(name) != file]
-    except CheckpointError as error:
-        found.mismatches += error.problems
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except OSError as error:
+        found.mismatches.append(f"{path}: cannot be read: {error.strerror}")
+    except (ValueError, TypeError, KeyError, AttributeError):
         found.mismatches.append(f"{path}: not an index")
     else:
         found.mismatches += [
@@ -217,8 +169,8 @@ def _check_index(path: Path, checkpoint: Json, places: Mapping[str, str], found:
         ]
 
 
-def _check_optimizer_state(manifest: Path, stated: Json, found: Verified) -> None:
-    file = _open(manifest, stated["file"], found)
+def _check_optimizer_state(manifest: Path, stated: StateFile, found: Verified) -> None:
+    file = _open(manifest, stated.file, found)
     if file is None:
         return
     try:
@@ -226,14 +178,17 @@ def _check_optimizer_state(manifest: Path, stated: Json, found: Verified) -> Non
     finally:
         file.close()
     found.size_bytes += file.size_bytes
-    if digest != stated["sha256"]:
+    if digest != stated.sha256:
         found.mismatches.append(
-            f"{file.path}: has sha256 {digest}, the manifest says {stated['sha256']}"
+            f"{file.path}: has sha256 {digest}, the manifest says {stated.sha256}"
         )
 
 
 def _check_tensors(
-    stated: Json, tensors: Mapping[str, LazyTensor], found: Verified, workers: int
+    stated: Mapping[str, TensorEntry],
+    tensors: Mapping[str, LazyTensor],
+    found: Verified,
+    workers: int,
 ) -> None:
     found.mismatches += [
         f"'{name}' is in the manifest only" for name in stated if name not in tensors
@@ -246,9 +201,9 @@ def _check_tensors(
         if name not in tensors:
             continue
         spec = tensors[name].spec
-        if [spec.dtype, list(spec.shape)] != [entry["dtype"], entry["shape"]]:
+        if (spec.dtype, spec.shape) != (entry.dtype, entry.shape):
             found.mismatches.append(
-                f"'{name}' is {spec}, the manifest says {entry['dtype']} {tuple(entry['shape'])}"
+                f"'{name}' is {spec}, the manifest says {entry.dtype} {entry.shape}"
             )
             continue
         for algorithm, digest in _digests(entry):
@@ -268,10 +223,11 @@ def _check_tensors(
                 )
 
 
-def _digests(entry: Json) -> Iterator[tuple[Algorithm, str]]:
-    for algorithm in _ALGORITHMS:
-        if isinstance(digest := entry.get(algorithm), str):
-            yield algorithm, digest
+def _digests(entry: TensorEntry) -> Iterator[tuple[Algorithm, str]]:
+    if entry.crc32 is not None:
+        yield "crc32", entry.crc32
+    if entry.sha256 is not None:
+        yield "sha256", entry.sha256
 
 
 def _hash(tensor: Stored, algorithm: Algorithm) -> str:

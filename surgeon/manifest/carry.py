@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from surgeon.base.errors import PlanError
 from surgeon.draft import Tensors
 from surgeon.formats import Checkpoint
-from surgeon.manifest.names import FOLDER_OPTIMIZER, optimizer_beside
+from surgeon.manifest.model import Stage
+from surgeon.manifest.names import optimizer_of
 from surgeon.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Carried:
 
 def carry(
     recipe: Recipe,
-    stages: Sequence[Mapping[str, Any]],
+    stages: Sequence[Stage],
     optimizer: str | None,
     checkpoint: Checkpoint,
     planned: Tensors,
@@ -40,8 +41,8 @@ def carry(
     What is opened for it is closed with the stack.
     """
     first = stages[0]
-    is_needed = first["optimizer_state"] == "carry"
-    is_used = any(stage["optimizer_state"] == "carry" for stage in stages)
+    is_needed = first.optimizer_state == "carry"
+    is_used = any(stage.optimizer_state == "carry" for stage in stages)
     state: OptimizerState | None = None
     notes: list[str] = []
     if optimizer is not None or checkpoint.contents is not None:
@@ -52,17 +53,11 @@ def carry(
         )
     if is_needed and state is None:
         raise PlanError(
-            f"{recipe.label}: training: stage '{first['name']}' carries an optimizer's state, "
+            f"{recipe.label}: training: stage '{first.name}' carries an optimizer's state, "
             "and there is none; --optimizer FILE says where it is"
         )
-    beside = _state_of(checkpoint.path)
+    beside = optimizer_of(checkpoint.path)
     if not beside.exists() or optimizer is not None or state is not None:
         return Carried(state, tuple(notes), None)
     notes = [*notes, f"{beside} is not carried; --optimizer {beside} does that"]
     return Carried(state, tuple(notes), beside)
-
-
-def _state_of(checkpoint: Path) -> Path:
-    if checkpoint.suffix == ".safetensors":
-        return optimizer_beside(checkpoint)
-    return checkpoint / FOLDER_OPTIMIZER

@@ -1,4 +1,4 @@
-"""Where the manifest and the optimizer's state lie, for a file and for a model folder."""
+"""Where the manifest of an output lies, and the optimizer's state that goes with it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,33 @@ from pathlib import Path
 
 FOLDER_MANIFEST = "surgeon.manifest.json"
 FOLDER_OPTIMIZER = "surgeon.optimizer.safetensors"
+_SUFFIX = ".safetensors"
 
 
-def manifest_beside(file: Path) -> Path:
-    """Return where the manifest of a safetensors file lies."""
-    return file.with_suffix(".manifest.json")
+def is_file(output: Path) -> bool:
+    """Say whether an output is one file; every other one is a model folder."""
+    return output.suffix == _SUFFIX
 
 
-def optimizer_beside(file: Path) -> Path:
-    """Return where the optimizer's state of a safetensors file lies."""
-    return file.with_suffix(".optimizer.safetensors")
+def manifest_of(output: Path) -> Path:
+    """Return where the manifest of an output is written."""
+    return output.with_suffix(".manifest.json") if is_file(output) else output / FOLDER_MANIFEST
+
+
+def optimizer_of(output: Path) -> Path:
+    """Return where the optimizer's state is written that belongs to an output."""
+    if is_file(output):
+        return output.with_suffix(".optimizer.safetensors")
+    return output / FOLDER_OPTIMIZER
+
+
+def located(path: Path) -> Path:
+    """Return the manifest of a file, of a model folder or its index, or the path if it is one."""
+    if path.is_dir():
+        return path / FOLDER_MANIFEST
+    if path.name.endswith(f"{_SUFFIX}.index.json"):
+        return path.with_name(FOLDER_MANIFEST)
+    if path.suffix == ".json":
+        return path
+    beside, in_folder = path.with_suffix(".manifest.json"), path.with_name(FOLDER_MANIFEST)
+    return in_folder if in_folder.exists() and not beside.exists() else beside

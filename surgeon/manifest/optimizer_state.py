@@ -39,6 +39,7 @@ from surgeon.lazy import (
     detached,
     walk,
 )
+from surgeon.manifest.model import StateFile
 from surgeon.manifest.optimizer_names import matched, place
 from surgeon.numeric.dtypes import DTYPES
 
@@ -70,12 +71,16 @@ class OptimizerState:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file that holds it says of it."""
+        """What the metadata of the file says that holds it."""
         described = {"parameters": self.parameters, "numbers": self.numbers}
         return {
             "surgeon": json.dumps({"version": __version__}),
             METADATA: json.dumps(described, ensure_ascii=False),
         }
+
+    def entry(self, file: str) -> StateFile:
+        """Return what the manifest says of the file, but for its hash."""
+        return StateFile(file=file, sha256="", parameters=self.parameters)
 
     @property
     def notes(self) -> list[str]:

@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Any
 
 from surgeon.base import depth, patterns
+from surgeon.base.documents import read
 from surgeon.base.errors import Hints, PlanError
 from surgeon.base.regions import (
     Region,
@@ -21,6 +22,7 @@ from surgeon.base.regions import (
     without,
 )
 from surgeon.draft import Tensors, ties
+from surgeon.manifest.model import After, Group, Stage, TorchClass
 from surgeon.numeric.dtypes import DTYPES
 
 Json = dict[str, Any]
@@ -181,7 +183,7 @@ class Parameters:
         return fewer if len(fewer) < len(regions) else regions
 
 
-def resolve(training: Mapping[str, Any] | None, tensors: Tensors) -> list[Json]:
+def resolve(training: Mapping[str, Any] | None, tensors: Tensors) -> list[Stage]:
     """Return the manifest's stages; raises PlanError with a line for every contradiction."""
     parameters = Parameters(tensors)
     section = training or {}
@@ -190,7 +192,7 @@ def resolve(training: Mapping[str, Any] | None, tensors: Tensors) -> list[Json]:
         wanted = [{"name": "training"}]
     optimizer_args = section.get("optimizer", {}).get("args", {})
     problems: list[str] = []
-    stages: list[Json] = []
+    stages: list[Stage] = []
     names: set[str] = set()
     for stage in wanted:
         place = f"stage '{stage['name']}'"
@@ -226,7 +228,7 @@ def _unfrozen(section: Mapping[str, Any]) -> Iterable[Json]:
         yield stage | ({"duration": sugar["duration"]} if "duration" in sugar else {})
 
 
-def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Json) -> Json:
+def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Json) -> Stage:
     can_move = parameters.with_statistics
     moving = can_move.everything
     if "train" in stage:
@@ -241,7 +243,7 @@ def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Jso
         raise PlanError("nothing is left to train")
     groups, problems = _groups(stage, parameters, trained, frozen)
     aligned = [_aligned(action, parameters, frozen, problems) for action in stage.get("after", [])]
-    described: list[Json] = []
+    described: list[Group] = []
     for settings, cover in groups:
         try:
             described += _described(settings, cover, parameters, optimizer_args)
@@ -249,16 +251,16 @@ def _stage(stage: Mapping[str, Any], parameters: Parameters, optimizer_args: Jso
             problems += error.problems
     if problems:
         raise PlanError(*problems)
-    entry: Json = {"name": stage["name"]}
-    if "duration" in stage:
-        entry["duration"] = stage["duration"]
-    entry["groups"] = described
-    entry["frozen"] = parameters.spelled(frozen)
-    entry["eval_modules"] = _eval_modules(can_move, still)
-    if "scheduler" in stage:
-        entry["scheduler"] = {"args": {}, **stage["scheduler"]}
-    entry["optimizer_state"] = stage.get("optimizer_state", "reset")
-    return entry | ({"after": [{"align_rows": rows} for rows in aligned]} if aligned else {})
+    return Stage(
+        name=stage["name"],
+        duration=stage.get("duration", {}),
+        groups=tuple(described),
+        frozen=tuple(parameters.spelled(frozen)),
+        eval_modules=tuple(_eval_modules(can_move, still)),
+        scheduler=read(TorchClass, stage["scheduler"]) if "scheduler" in stage else None,
+        optimizer_state=stage.get("optimizer_state", "reset"),
+        after=tuple(After(align_rows=tuple(rows)) for rows in aligned),
+    )
 
 
 def _aligned(
@@ -331,7 +333,7 @@ def _tied(spelling: str, parameters: Parameters) -> str:
 
 def _described(
     settings: Json, cover: Cover, parameters: Parameters, optimizer_args: Json
-) -> list[Json]:
+) -> list[Group]:
     """Return a group as the manifest lists it; several where rates differ by layer."""
     place = f"group '{settings['name']}'"
     base = optimizer_args.get("lr")
@@ -348,7 +350,8 @@ def _described(
     own = {key: value for key, value in settings.items() if key not in _NAMES_A_GROUP}
     if "layer_decay" not in settings:
         lr = {} if rate is None else {"lr": rate}
-        return [{"name": settings["name"], "params": parameters.spelled(cover), **lr, **own}]
+        params = tuple(parameters.spelled(cover))
+        return [Group(name=settings["name"], params=params, settings={**lr, **own})]
     if rate is None:
         raise PlanError(f"{place}: layer_decay needs an lr, its own or in optimizer.args")
     factor, container = settings["layer_decay"]["factor"], settings["layer_decay"]["container"]
@@ -359,12 +362,11 @@ def _described(
     for name, regions in cover.regions.items():
         by_distance.setdefault(depth.distance(name, container, layers), {})[name] = regions
     return [
-        {
-            "name": f"{settings['name']} x {factor}^{away}",
-            "params": parameters.spelled(Cover(regions)),
-            "lr": rate * factor**away,
-            **own,
-        }
+        Group(
+            name=f"{settings['name']} x {factor}^{away}",
+            params=tuple(parameters.spelled(Cover(regions))),
+            settings={"lr": rate * factor**away, **own},
+        )
         for away, regions in sorted(by_distance.items())
     ]
 

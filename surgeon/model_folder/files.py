@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.base.errors import PlanError
-from surgeon.draft import MODEL_WEIGHTS
+from surgeon.base.strict_json import read_json
+from surgeon.draft import MODEL_WEIGHTS, Tensors
 from surgeon.formats import Checkpoint
+from surgeon.lazy import TensorSpec
 from surgeon.recipe import Recipe
 from surgeon.recipe.plan import Plan
 
@@ -122,17 +124,27 @@ def _followed(recipe: Recipe, source: Checkpoint, plan: Plan) -> Followed | None
     if path is None and not stated:
         return None
     # Here, since what is known of families of models takes a while to import.
-    from surgeon.model_folder.follow import follow
+    from surgeon.model_folder.follow import Followed, follow
 
     if path is None:
         return follow({}, stated, {}, {})
     try:
-        # Not read strictly: transformers writes infinities.
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        config = None
-    if isinstance(config, dict):
+        config = read_json(path, allow_infinite=True)
+        problem = "" if isinstance(config, dict) else "is no JSON object"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    except ValueError as error:
+        problem = str(error)
+    if not problem:
         return follow(config, stated, source.tensors, plan.tensors)
     if stated:
-        raise PlanError(f"{recipe.label}: output.config: {path} is no JSON object to merge it into")
-    return None
+        raise PlanError(f"{recipe.label}: output.config: {path}: {problem}")
+    if _described(source.tensors) == _described(plan.tensors):
+        return None
+    # Said where a folder is written; one file has no config.
+    hint = "what the steps did cannot be followed in it; mend it, or take it out of the folder"
+    return Followed({}, (), (), (f"{path}: {problem}; {hint}",))
+
+
+def _described(tensors: Tensors) -> dict[str, TensorSpec]:
+    return {name: tensor.spec for name, tensor in tensors.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from surgeon.draft import MODEL_WEIGHTS, Tensors, ties
 from surgeon.formats.files import InputFile
+from surgeon.formats.safetensors import header_sha256
 from surgeon.lazy import LazyTensor
 from surgeon.numeric.dtypes import LAYOUT_RANK
 
@@ -42,14 +42,6 @@ class OutputFile:
     @property
     def header_sha256(self) -> str:
         return header_sha256(self.header)
-
-
-def header_sha256(header: bytes) -> str:
-    """Return the hash that pins a file's names, shapes, dtypes and layout.
-
-    Over the JSON text of the header, its padding included, without the eight bytes of its length.
-    """
-    return hashlib.sha256(header[8:]).hexdigest()
 
 
 def lay_out(tensors: Tensors, metadata: Mapping[str, str], name: str = MODEL_WEIGHTS) -> OutputFile:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,12 +12,9 @@ from surgeon.base.errors import UsageError, WriteError
 from surgeon.base.units import parse_size
 from surgeon.draft import ADAPTER_WEIGHTS
 from surgeon.formats.checkpoint import Record
-from surgeon.manifest.names import (
-    FOLDER_MANIFEST,
-    FOLDER_OPTIMIZER,
-    manifest_beside,
-    optimizer_beside,
-)
+from surgeon.manifest import build
+from surgeon.manifest.model import Manifest, WeightFile, checkpoint_of
+from surgeon.manifest.names import FOLDER_MANIFEST, FOLDER_OPTIMIZER, manifest_of, optimizer_of
 from surgeon.output.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.output.linking import untouched
 from surgeon.output.opened import Opened
@@ -34,8 +31,8 @@ class OutputPlan:
     """What will be there, file by file, and what has to hold before it is.
 
     `folder` is where the files go, each by its name; `is_folder` says that they are a model folder,
-    which appears as one. `weights` are the model's tensor files, `checkpoint` is the name that it
-    goes by: the one file, or its index. `texts` are whole small files, `carried` the input's own.
+    which appears as one. `weights` are the model's tensor files; `manifest` lacks checksums alone.
+    `texts` are whole small files, `carried` the input's own.
     `obsolete` is a state that an earlier run left at the place where this one has none.
     """
 
@@ -44,8 +41,7 @@ class OutputPlan:
     folder: Path
     is_folder: bool
     weights: tuple[OutputFile, ...]
-    checkpoint: str
-    manifest: str
+    manifest: Manifest
     state: OutputFile | None = None
     texts: Mapping[str, str] | None = None
     carried: Mapping[str, Path] | None = None
@@ -108,11 +104,11 @@ class FileOutput:
     path: Path
 
     def require_free(self, opened: Opened, *, force: bool) -> None:
-        beside = (manifest_beside(self.path), optimizer_beside(self.path))
+        beside = (manifest_of(self.path), optimizer_of(self.path))
         for path in (self.path, *beside):
             _require_free(path, force=force, is_folder=False)
         _require_parent(self.path)
-        _require_state_is_safe(opened, optimizer_beside(self.path))
+        _require_state_is_safe(opened, optimizer_of(self.path))
 
     def plan(self, opened: Opened, *, link: bool = False) -> OutputPlan:
         made, path = opened.plan, self.path
@@ -125,19 +121,19 @@ class FileOutput:
                 )
         if link:
             raise UsageError(f"--link is for model folders, and {path} is one file")
-        state = optimizer_beside(path)
+        state = optimizer_of(path)
         notes: tuple[str, ...] = ()
         if made.sidecars:
             beside = ", ".join(made.sidecars)
             notes = (f"{path} is one file; only a folder as output gets {beside}",)
+        weights = (lay_out(made.tensors, made.metadata, path.name),)
         return OutputPlan(
             opened,
             path,
             folder=path.parent,
             is_folder=False,
-            weights=(lay_out(made.tensors, made.metadata, path.name),),
-            checkpoint=path.name,
-            manifest=manifest_beside(path).name,
+            weights=weights,
+            manifest=_manifest(opened, path.name, weights, state.name),
             state=_state_file(opened, state.name),
             obsolete=None if opened.state else state,
             notes=notes,
@@ -177,13 +173,28 @@ class FolderOutput:
             folder=self.path,
             is_folder=True,
             weights=tuple(files),
-            checkpoint=checkpoint,
-            manifest=FOLDER_MANIFEST,
+            manifest=_manifest(opened, checkpoint, files, FOLDER_OPTIMIZER),
             state=_state_file(opened, FOLDER_OPTIMIZER),
             texts=texts,
             carried={name: path for name, path in beside.carried.items() if name not in ours},
             notes=tuple(beside.notes),
         )
+
+
+def _manifest(opened: Opened, checkpoint: str, files: Sequence[OutputFile], state: str) -> Manifest:
+    """Return the manifest but for what only writing tells; `checkpoint` is a file or an index."""
+    parts = [
+        WeightFile(file=file.name, size_bytes=file.size_bytes, header_sha256=file.header_sha256)
+        for file in files
+    ]
+    return build.build(
+        opened.recipe,
+        opened.plan,
+        opened.checkpoints,
+        opened.stages,
+        checkpoint=checkpoint_of(checkpoint, parts),
+        optimizer_state=opened.state.entry(state) if opened.state else None,
+    )
 
 
 def _state_file(opened: Opened, name: str) -> OutputFile | None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from surgeon.base.errors import listed
-from surgeon.manifest import build as manifest
+from surgeon.manifest.build import teacher_sha256
+from surgeon.manifest.model import Manifest, text
+from surgeon.manifest.names import manifest_of
 from surgeon.output import publish
 from surgeon.output.execute import Executor, Options, Written
 from surgeon.output.layout import OutputFile
@@ -26,7 +28,7 @@ class Result:
 
     @property
     def manifest(self) -> Path:
-        return self.plan.folder / self.plan.manifest
+        return manifest_of(self.plan.path)
 
     @property
     def optimizer(self) -> Path | None:
@@ -41,8 +43,8 @@ def write(plan: OutputPlan, options: Options) -> Result:
     with publish.writing(plan.path), publish.unit(plan.path, plan.is_folder) as unit:
         for name, source in (plan.carried or {}).items():
             unit.carry(source, name)
-        for name, text in (plan.texts or {}).items():
-            unit.put(name, text)
+        for name, content in (plan.texts or {}).items():
+            unit.put(name, content)
         files: dict[int, OutputFile] = {}
         copied = []
         for file in plan.tensor_files:
@@ -52,32 +54,21 @@ def write(plan: OutputPlan, options: Options) -> Result:
             files[descriptor] = file if is_linked else replace(file, source=None)
         written = executor.write(files)
         executor.verify_records(plan.records, plan.tensor_files, written)
-        unit.put(plan.manifest, manifest.text(_manifest(plan, written)))
+        unit.put(manifest_of(plan.path).name, text(_completed(plan, written)))
         unit.publish(obsolete=plan.obsolete)
     linked = [f"cannot be linked here, so copied: {listed(copied)}"] if copied else []
     written.notes += [*linked, *notes, *plan.notes]
     return Result(plan, written)
 
 
-def _manifest(plan: OutputPlan, written: Written) -> dict[str, object]:
-    opened = plan.opened
-    checksums = {
-        name: checksum
-        for file in plan.weights
-        for name, checksum in written.files[file.name].checksums.items()
-    }
-    state = None
-    if opened.state and plan.state:
-        digest = written.files[plan.state.name].sha256
-        state = {"file": plan.state.name, "sha256": digest,
-                 "parameters": list(opened.state.parameters)}  # fmt: skip
-    return manifest.build(
-        opened.recipe,
-        opened.plan,
-        opened.checkpoints,
-        opened.stages,
-        file=plan.checkpoint,
-        files=plan.weights,
-        checksums=checksums,
-        optimizer_state=state,
+def _completed(plan: OutputPlan, written: Written) -> Manifest:
+    """Return the manifest with what was found out while writing."""
+    opened, state = plan.opened, plan.state
+    checksums: dict[str, str] = {}
+    for file in plan.weights:
+        checksums |= written.files[file.name].checksums
+    return plan.manifest.with_checksums(
+        checksums,
+        teacher=teacher_sha256(opened.stages, opened.checkpoints),
+        optimizer_state=written.files[state.name].sha256 if state else "",
     )

@@ -1,13 +1,13 @@
-"""The JSON Schemas that editors and other programs get: of recipes, and of manifests."""
+"""The JSON Schema of recipes, for editors and other programs."""
 
 from __future__ import annotations
 
 import surgeon.merges
 import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
+from surgeon.base.schema import DRAFT
 from surgeon.draft.registry import OPS, Op
-from surgeon.recipe.frame import MANIFEST_SCHEMA, RECIPE_SCHEMA, Schema
+from surgeon.recipe.frame import RECIPE_SCHEMA, Schema
 
-_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 # Where variables are filled in; see recipe.py.
 _FILLED = ("models", "seed", "training", "output")
 _VARIABLE: Schema = {
@@ -29,17 +29,12 @@ def recipe_schema() -> Schema:
     }
     properties["steps"] = _or_variable({**properties["steps"], "items": _or_variable(step)})
     return {
-        "$schema": _DRAFT,
+        "$schema": DRAFT,
         "title": "surgeon recipe",
         **RECIPE_SCHEMA,
         "properties": properties,
         "$defs": {"variable": _VARIABLE},
     }
-
-
-def manifest_schema() -> Schema:
-    """Return the schema of manifests."""
-    return {"$schema": _DRAFT, "title": "surgeon manifest", **MANIFEST_SCHEMA}
 
 
 def _when(op: Op) -> Schema:

@@ -29,21 +29,6 @@ class Change(NamedTuple):
     parameters: Mapping[str, Any] = _NOTHING
     into: str = ""
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the change as the manifest spells it, without what is empty."""
-        entry: dict[str, Any] = {"step": self.step, "op": self.op}
-        if self.into:
-            entry["into"] = self.into
-        if self.from_:
-            entry["from"] = list(self.from_)
-        if self.new:
-            entry["new"] = list(self.new)
-        if self.init:
-            entry["init"] = self.init[0] if len(self.init) == 1 else list(self.init)
-        if self.parameters:
-            entry["parameters"] = dict(self.parameters)
-        return entry
-
 
 Changes = tuple[Change, ...]
 Lineage = dict[str, Changes]

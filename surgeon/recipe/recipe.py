@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import surgeon.merges
 import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
-from surgeon.base.errors import Hints, SurgeonError, UsageError, did_you_mean, listed
+from surgeon.base import strict_json
+from surgeon.base.errors import Hints, MissingError, SurgeonError, UsageError, did_you_mean
 from surgeon.draft.registry import COMMON, OPS
 from surgeon.recipe.frame import RECIPE_SCHEMA
 from surgeon.recipe.validation import problems_of
 
-# Ten times the largest recipe that a program would write; a device file never ends.
-_BLOCK, _MOST_BLOCKS = 1_000_000, 100
+# Ten times the largest recipe that a program would write.
+_MOST_BYTES = 100_000_000
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
@@ -65,50 +63,15 @@ class Recipe:
 
 
 def read_json(path: Path, label: str) -> Any:
-    """Read a JSON file strictly: UTF-8, no duplicate keys, no NaN; raises UsageError."""
+    """Read a JSON file strictly; raises UsageError, MissingError where there is none."""
     try:
-        with path.open("rb") as handle:
-            blocks = list(islice(iter(lambda: handle.read(_BLOCK), b""), _MOST_BLOCKS + 1))
-        if len(blocks) > _MOST_BLOCKS:
-            raise UsageError(f"{label}: longer than {_MOST_BLOCKS * _BLOCK:,} bytes")
-        text = b"".join(blocks).decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{label}: not UTF-8 at byte {error.start}") from None
+        return strict_json.read_json(path, most_bytes=_MOST_BYTES)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingError(f"{label}: cannot be read: {error.strerror}") from None
     except OSError as error:
         raise UsageError(f"{label}: cannot be read: {error.strerror}") from None
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            counts = Counter(key for key, _ in pairs)
-            twice = sorted(key for key, number in counts.items() if number > 1)
-            raise UsageError(f"{label}: {listed(twice)} given twice in one object")
-        return found
-
-    def refuse(constant: str) -> Any:
-        raise UsageError(f"{label}: {constant} is not JSON")
-
-    def finite(number: str) -> float:
-        if math.isinf(value := float(number)):
-            raise UsageError(f"{label}: {number} is beyond the largest number")
-        return value
-
-    try:
-        value = json.loads(
-            text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite
-        )
-        json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            f"{label}: line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from None
-    except UnicodeEncodeError:
-        raise UsageError(f"{label}: half of a surrogate pair is not Unicode") from None
-    except ValueError:
-        raise UsageError(f"{label}: a number of thousands of digits") from None
-    except RecursionError:
-        raise UsageError(f"{label}: nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(f"{label}: {error}") from None
 
 
 def load(location: str, overrides: Mapping[str, Any]) -> Recipe:

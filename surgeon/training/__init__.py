@@ -10,11 +10,12 @@
 Nothing else of surgeon imports this package.
 """
 
+from surgeon.manifest.model import Group, Stage, Teacher, TensorEntry, TorchClass
 from surgeon.training.collecting import collect_fisher, collect_gram, update_batch_norm
 from surgeon.training.distillation import Distillation
 from surgeon.training.errors import ManifestError
 from surgeon.training.gradients import Gradients
-from surgeon.training.manifest import Group, Manifest, Stage, Teacher, TensorEntry, TorchClass
+from surgeon.training.manifest import Manifest
 from surgeon.training.report import Report
 from surgeon.training.run import Run
 

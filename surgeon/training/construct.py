@@ -11,9 +11,9 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from surgeon.base.errors import did_you_mean
+from surgeon.manifest.model import Group, Json, TorchClass
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held
-from surgeon.training.manifest import Group, Json, TorchClass
 
 Kind = TypeVar("Kind")
 

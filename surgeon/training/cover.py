@@ -15,9 +15,9 @@ from surgeon.base.regions import (
     split_block,
     whole,
 )
+from surgeon.manifest.model import Group, Manifest, Stage
 from surgeon.training.errors import ManifestError
 from surgeon.training.live import Live, module_problems, owner
-from surgeon.training.manifest import Group, Manifest, Stage
 
 _AFTER = "after: align_rows"
 
@@ -52,7 +52,8 @@ def resolved(manifest: Manifest, live: Live) -> Mapping[str, ResolvedStage]:
         )
         frozen = tuple(_blocks(stage.frozen, "frozen", manifest, live, found))
         aligned = tuple(
-            tuple(_blocks(rows, _AFTER, manifest, live, found)) for rows in stage.align_rows
+            tuple(_blocks(action.align_rows, _AFTER, manifest, live, found))
+            for action in stage.after
         )
         found += module_problems(stage.eval_modules, live)
         stages[stage.name] = ResolvedStage(stage, groups, frozen, aligned)

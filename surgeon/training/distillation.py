@@ -15,11 +15,11 @@ from torch.nn.functional import kl_div, log_softmax
 from surgeon.base.errors import CheckpointError, Hints
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.lazy import LazyTensor, Scratch
+from surgeon.manifest.model import Teacher
 from surgeon.numeric.dtypes import DTYPES
 from surgeon.training.cover import Block
 from surgeon.training.errors import ManifestError
 from surgeon.training.evaluation import keep_in_evaluation
-from surgeon.training.manifest import Teacher
 
 
 class Distillation:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from surgeon.base.errors import Hints
-from surgeon.formats.checkpoint import LONGEST_HEADER
-from surgeon.output.layout import header_sha256
-from surgeon.training.manifest import CheckpointFile, Manifest
+from surgeon.base.files import reading
+from surgeon.base.strict_json import MOST_BYTES
+from surgeon.formats.safetensors import header_sha256
+from surgeon.manifest.model import Manifest, WeightFile
 
 _TOGETHER = "; keep the two in one folder"
 _APPLY = "; take the manifest that was written with it, or apply the recipe again"
@@ -67,26 +68,30 @@ def _plain(name: str) -> str:
 def checkpoint_problems(manifest: Manifest) -> Iterator[str]:
     """Say what differs between the manifest and the checkpoint beside it; reads headers only."""
     folder = manifest.path.parent
-    named = {part.file for part in manifest.files}
-    if manifest.file not in named and not (folder / manifest.file).is_file():
-        yield f"{folder / manifest.file}: the checkpoint is not beside its manifest{_TOGETHER}"
-    for part in manifest.files:
+    checkpoint = manifest.checkpoint
+    named = {part.file for part in checkpoint.parts}
+    if checkpoint.file not in named and not (folder / checkpoint.file).is_file():
+        yield f"{folder / checkpoint.file}: the checkpoint is not beside its manifest{_TOGETHER}"
+    for part in checkpoint.parts:
         yield from _file_problems(folder / part.file, part)
 
 
-def _file_problems(path: Path, stated: CheckpointFile) -> Iterator[str]:
+def _file_problems(path: Path, stated: WeightFile) -> Iterator[str]:
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             size_bytes = path.stat().st_size
             header = file.read(8)
             length = int.from_bytes(header, "little")
             # Any other length is no header's; the hash of what was read so far then differs.
-            header += file.read(length) if length <= min(size_bytes, LONGEST_HEADER) else b""
+            header += file.read(length) if length <= min(size_bytes, MOST_BYTES) else b""
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             yield f"{path}: the checkpoint is not beside its manifest{_TOGETHER}"
         else:
             yield f"{path}: cannot be read: {(error.strerror or str(error)).lower()}"
+        return
+    except ValueError as error:
+        yield f"{path}: {error}"
         return
     if size_bytes != stated.size_bytes:
         yield f"{path}: has {size_bytes} bytes, and the manifest says {stated.size_bytes}{_APPLY}"

@@ -15,10 +15,10 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from surgeon.base.regions import Region, count, spelled, without
+from surgeon.manifest.model import Group, Json
 from surgeon.training.cover import Block
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held, State, hold
-from surgeon.training.manifest import Group, Json
 from surgeon.training.sharded import is_sharded, local
 from surgeon.training.started import Started
 

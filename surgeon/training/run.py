@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from surgeon.base.errors import SurgeonError, did_you_mean
 from surgeon.base.regions import Region, whole
+from surgeon.manifest.model import Group, Manifest, Stage
 from surgeon.training import carry, resume, saved_state
 from surgeon.training.align import align
 from surgeon.training.construct import class_of, optimizer_of, scheduler_of
@@ -24,7 +25,6 @@ from surgeon.training.frozen import fingerprints
 from surgeon.training.gradients import Gradients, gradients_of
 from surgeon.training.held import Held
 from surgeon.training.live import Live, checkpoint_problems, name_problems, seen, tie_problems
-from surgeon.training.manifest import Group, Manifest, Stage
 from surgeon.training.replaced import Holder, refuse_replaced, require_held
 from surgeon.training.report import Report, report_of
 from surgeon.training.row_blocks import RowBlocks, connect, release_all

@@ -16,13 +16,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from surgeon.base.files import reading
 from surgeon.base.regions import Region, remainder, spelled, whole, without
+from surgeon.manifest.model import Group, Json, Manifest, StateFile
 from surgeon.training.construct import optimizer_of
 from surgeon.training.cover import Block, ResolvedStage, blocks_of
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held, State, hold
 from surgeon.training.live import Live
-from surgeon.training.manifest import Group, Json, Manifest, StateFile
 from surgeon.training.sharded import alike, index, owned, within
 
 # The keys and values of what is kept once per block.
@@ -181,7 +182,7 @@ def of_run(
     if stated is None or all(stage.optimizer_state == "reset" for stage in manifest.stages):
         return None
     saved = _opened(stated, manifest, live)
-    saved.require_kind(Kind(optimizer, args, Group("default", (), {})), live)
+    saved.require_kind(Kind(optimizer, args, Group(name="default", params=(), settings={})), live)
     return saved
 
 
@@ -205,7 +206,7 @@ def _opened(stated: StateFile, manifest: Manifest, live: Live) -> SavedState:
     path = manifest.path.parent / stated.file
     try:
         digest = hashlib.sha256()
-        with path.open("rb") as file:
+        with reading(path) as file:
             while block := file.read(_BUFFER):
                 digest.update(block)
         if digest.hexdigest() != stated.sha256:
@@ -219,7 +220,7 @@ def _opened(stated: StateFile, manifest: Manifest, live: Live) -> SavedState:
         raise ManifestError(
             f"optimizer_state: {path} cannot be read: {reason}; {_APPLY_AGAIN}"
         ) from None
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ManifestError(f"optimizer_state: {path}: {error}") from None
     regions: dict[str, list[Region]] = {}
     for part in blocks_of(stated.parameters, "optimizer_state", manifest, live):

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from surgeon.base.regions import spelled
+from surgeon.manifest.model import Group
 from surgeon.training.cover import Block, ResolvedStage
 from surgeon.training.held import Held
-from surgeon.training.manifest import Group
 
 
 @dataclass

@@ -56,7 +56,7 @@ def test_keys_that_are_there_twice_are_found_at_once(bench):
     (bench.folder / "recipe.json").write_text(f'{{"surgeon": 1, "steps": [], "vars": {{{twice}}}}}')
     from surgeon.recipe import load
 
-    with pytest.raises(SurgeonError, match=r"'k0', 'k1', .* and 49995 more given twice"):
+    with pytest.raises(SurgeonError, match=r"'k0', 'k1', .* and 49995 more is there twice"):
         load(str(bench.folder / "recipe.json"), {})
 
 

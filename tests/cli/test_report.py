@@ -23,10 +23,11 @@ from surgeon.inspection import diff
 from surgeon.inspection import inspect as inspection
 from surgeon.inspection.verify import verify
 from surgeon.lazy import BLOCK, Scratch
+from surgeon.manifest.model import manifest_schema
 from surgeon.output import memory
 from surgeon.output.execute import Options
 from surgeon.recipe import load, ready_made
-from surgeon.recipe.editor_schema import manifest_schema, recipe_schema
+from surgeon.recipe.editor_schema import recipe_schema
 from surgeon.surgery import opened, output_plan
 from surgeon.surgery import write as write_output
 from tests.network import Bench, example_tensors, write, write_recipe
@@ -317,7 +318,7 @@ def test_verify_never_leaves_the_folder(example: Bench) -> None:
     manifest["checkpoint"]["file"] = "../out.safetensors"
     path = example.folder / "moved.manifest.json"
     path.write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="is not the name of a file beside it"):
+    with pytest.raises(CheckpointError, match="is not the name of a file beside the manifest"):
         verify(path, 1)
 
 

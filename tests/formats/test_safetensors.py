@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file, save_model
 
 from surgeon.base.errors import CheckpointError
+from surgeon.base.strict_json import parse_object
 from surgeon.formats import open_checkpoint
-from surgeon.formats.checkpoint import strict_json
 from surgeon.lazy import Scratch
 from surgeon.numeric.dtypes import DTYPES
 
@@ -160,10 +160,10 @@ def test_a_key_that_is_there_twice_is_found(pairs):
     objects = [pairs, *(value for _, _, value in pairs if isinstance(value, list))]
     text = as_text(pairs).encode()
     if all(len({key for key, *_ in each}) == len(each) for each in objects):
-        assert strict_json(text) == json.loads(text)
+        assert parse_object(text) == json.loads(text)
     else:
         with pytest.raises(ValueError, match="is there twice"):
-            strict_json(text)
+            parse_object(text)
 
 
 GOOD = json.dumps(entry()).encode()

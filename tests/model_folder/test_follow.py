@@ -335,15 +335,19 @@ def test_one_file_of_a_folder_is_not_held_to_its_config(folder: Any, bench: Benc
     assert bench.output.exists()
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "\udcff"])
-def test_what_is_no_json_object_is_left_alone(folder: Any, bench: Bench, text: str) -> None:
+@pytest.mark.parametrize("text", ["{", "[1]", "\udcff", "\ufeff{}", '{"a": 1, "a": 2}'])
+def test_what_is_no_json_object_is_refused_where_steps_would_change_it(
+    folder: Any, bench: Bench, text: str
+) -> None:
     folder(LLAMA)
     path = bench.input / "config.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    bench.operate(widen(EMBED, rows=2), to=bench.folder / "out")
-    assert (bench.folder / "out" / "config.json").read_bytes() == path.read_bytes()
-    with pytest.raises(PlanError, match="no JSON object to merge it into"):
+    with pytest.raises(PlanError, match=r"config\.json: .*; what the steps did cannot be followed"):
+        bench.operate(widen(EMBED, rows=2), to=bench.folder / "out")
+    with pytest.raises(PlanError, match=r"output\.config: .*config\.json: "):
         bench.operate(to=bench.folder / "out", output={"config": {"a": 1}})
+    bench.operate({"op": "scale", "target": EMBED, "by": 2}, to=bench.folder / "out")
+    assert (bench.folder / "out" / "config.json").read_bytes() == path.read_bytes()
 
 
 STALE = ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "tf_model.h5"]

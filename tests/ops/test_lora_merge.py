@@ -239,6 +239,15 @@ def test_malformed_configuration_is_an_error(bench):
     ]
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.write_text("{")])
+def test_unreadable_configuration_is_that_of_a_checkpoint(bench, make):
+    folder = write_adapter(bench.folder / "adapter", factors("q", 4, 6))
+    (folder / "adapter_config.json").unlink()
+    make(folder / "adapter_config.json")
+    with pytest.raises(CheckpointError, match=r"adapter/adapter_config\.json: (not a reg|line 1)"):
+        bench.given({"q.weight": normal(4, 6)}).plan(step())
+
+
 # --- What cannot be merged ------------------------------------------------------------------------
 
 

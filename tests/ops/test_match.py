@@ -1,6 +1,7 @@
 """match: names and shapes must be exactly another model's."""
 
 import json
+import os
 import re
 import sys
 
@@ -236,3 +237,9 @@ def test_keyword_arguments_need_a_module(bench):
     bench.given(OLD)
     with pytest.raises(UsageError, match="'kwargs' are those of a 'module'"):
         bench.plan(step(shapes={}, kwargs={}))
+
+
+def test_shapes_in_what_is_no_file_are_not_waited_for(bench):
+    os.mkfifo(bench.folder / "shapes.json")
+    with pytest.raises(UsageError, match=r"shapes\.json: not a regular file"):
+        bench.given({"a": torch.ones(1)}).plan({"op": "match", "shapes": "shapes.json"})

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+from surgeon.base.documents import as_json
 from surgeon.base.errors import CheckFailedError, PlanError
 from surgeon.lazy import Stored
+from surgeon.manifest.build import change_entry
 from tests.network import TIES, example_tensors
 
 FC = {"fc.weight": torch.randn(3, 2), "fc.bias": torch.randn(3)}
@@ -15,7 +17,7 @@ WIDEN = {"op": "widen", "target": "fc", "rows": 1}
 
 
 def changes(plan, name):
-    return [change.as_json() for change in plan.lineage[name]]
+    return [as_json(change_entry(change)) for change in plan.lineage[name]]
 
 
 # --- Lineage --------------------------------------------------------------------------------------

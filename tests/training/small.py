@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from surgeon.output.layout import header_sha256
+from surgeon.formats.safetensors import header_sha256
 from surgeon.training import Manifest
 
 Json = dict[str, Any]
@@ -70,6 +70,9 @@ def saved(
     manifest: Json = {
         "surgeon_manifest": 1,
         "checkpoint": checkpoint_entry(path),
+        "recipe": {"sha256": "0", "vars": {}, "text": {}},
+        "inputs": {},
+        "surgeon": "0",
         "tensors": {
             name: {"shape": list(value.shape), "dtype": "F32"} for name, value in tensors.items()
         },

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from small import HEAD, group, loaded, network, saved, stage
 
-from surgeon.base.errors import SurgeonError
+from surgeon.base.errors import CheckpointError, SurgeonError
+from surgeon.inspection.verify import verify
 from surgeon.training import Manifest, ManifestError
 
 WARM_UP = stage("warm-up", group("head", HEAD, lr=0.5), duration={"epochs": 5})
@@ -53,7 +55,10 @@ def test_load_returns_the_teacher(tmp_path: Path) -> None:
         ({"stages": [WARM_UP, WARM_UP]}, "there are two stages 'warm-up'"),
         ({"stages": [{"groups": []}]}, r"stages\[0\].name: is missing"),
         ({"stages": {}}, "stages: {} is not an array"),
-        ({"tensors": {"a": {"shape": [True], "dtype": "F32"}}}, "tensors.a.shape: True is not an"),
+        (
+            {"tensors": {"a": {"shape": [True], "dtype": "F32"}}},
+            r"tensors.a.shape\[0\]: True is not an",
+        ),
         (
             {"stages": [{**WARM_UP, "optimizer_state": "carri"}]},
             r"stages\[0\].optimizer_state: 'carri' is unknown; did you mean 'carry'\?",
@@ -89,3 +94,11 @@ def test_load_ignores_what_later_manifests_add(tmp_path: Path) -> None:
     path = saved(network(), tmp_path, WARM_UP)
     path.write_text(json.dumps({**json.loads(path.read_text()), "later": 1}))
     assert Manifest.load(path).stages[0].name == "warm-up"
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out.manifest.json")
+    with pytest.raises(ManifestError, match=r"out\.manifest\.json: not a regular file"):
+        Manifest.load(tmp_path / "out.safetensors")
+    with pytest.raises(CheckpointError, match=r"out\.manifest\.json: not a regular file"):
+        verify(tmp_path / "out.safetensors", 1)

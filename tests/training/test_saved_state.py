@@ -338,7 +338,7 @@ def test_a_file_that_is_not_the_manifests_is_refused(
         ({"parameters": ["fc.weight[7:9]"]}, "optimizer_state: 'fc.weight[7:9]': [7:9] is empty"),
         ({"sha256": 3}, "optimizer_state.sha256: 3 is not a string"),
         ({"file": "a/b"}, "optimizer_state.file: 'a/b' is not the name of a file"),
-        ({"parameters": [3]}, "optimizer_state.parameters: 3 is not a string"),
+        ({"parameters": [3]}, "optimizer_state.parameters[0]: 3 is not a string"),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_refused(

@@ -9,7 +9,7 @@ from math import sqrt
 from pathlib import PurePath
 from typing import Any
 
-from surgeon.base.errors import PlanError, UsageError
+from surgeon.base.errors import CheckpointError, MissingError, PlanError, UsageError
 from surgeon.draft import Draft, Outside
 from surgeon.lazy import LazyTensor
 
@@ -132,10 +132,10 @@ def _configuration(outside: Outside, location: str, given: Mapping[str, Any]) ->
     for place in (PurePath(location), PurePath(location).parent):
         try:
             found = outside.read_json(str(place / CONFIG))
-        except UsageError as error:
-            if not any("cannot be read" in problem for problem in error.problems):
-                raise
+        except MissingError:
             continue
+        except UsageError as error:
+            raise CheckpointError(*error.problems) from None
         if not isinstance(found, dict):
             raise PlanError(f"{place / CONFIG}: not an object")
         return found

@@ -1,0 +1,44 @@
+"""Opening files that are there to be read: regular ones, of a size that was expected."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+# Not on every system; where there are no FIFOs there is nothing to wait for either.
+_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+
+def open_regular(path: Path) -> int:
+    """Open a file for reading; raises ValueError for a folder, a FIFO or a device, never waits.
+
+    OSError where it cannot be opened.
+    """
+    descriptor = os.open(path, _FLAGS)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("not a regular file")
+    return descriptor
+
+
+def reading(path: Path) -> BinaryIO:
+    """Open a regular file as `open` does; raises as `open_regular`."""
+    return os.fdopen(open_regular(path), "rb")
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """Return the bytes of a regular file; raises ValueError where there are more, or as above."""
+    with reading(path) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        # No more than it has, since a buffer of the asked size is made; one more, should it grow.
+        data = file.read(size_bytes + 1) if size_bytes <= most_bytes else b""
+    if max(size_bytes, len(data)) > most_bytes:
+        raise ValueError(f"longer than {most_bytes:,} bytes")
+    return data
