@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from surgeon.base.errors import CheckpointError, listed
 from surgeon.formats.files import InputFile
-from surgeon.lazy import ByteSource, LazyTensor, Sharded, Stored, Strided, TensorSpec
+from surgeon.lazy import ByteSource, Form, LazyTensor, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
 
 # 100 MB of JSON takes 8 s and 1.3 GB to parse; 100 000 tensors need 12 MB.
@@ -25,8 +25,10 @@ MOST_DIMENSIONS = 32
 # A file that is wrong throughout should not fill the screen.
 _MOST_PROBLEMS = 20
 
-# The forms of a tensor that a torch file holds.
-Held = Stored | Strided | Sharded
+
+def is_tensor(value: object) -> TypeGuard[LazyTensor]:
+    """Say whether what a torch file holds is a tensor, among whatever else there may be."""
+    return isinstance(value, Form)
 
 
 class Record(NamedTuple):
