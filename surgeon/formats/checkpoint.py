@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from surgeon.base.errors import CheckpointError
 from surgeon.formats.files import InputFile
-from surgeon.lazy import ByteSource, LazyTensor, Sharded, Stored, Strided, TensorSpec
+from surgeon.lazy import ByteSource, Form, LazyTensor, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
 
 # What torch calls the index of a distributed checkpoint, which is a folder.
@@ -22,8 +22,10 @@ MOST_DIMENSIONS = 32
 # A file that is wrong throughout should not fill the screen.
 _MOST_PROBLEMS = 20
 
-# The forms of a tensor that a torch file holds.
-Held = Stored | Strided | Sharded
+
+def is_tensor(value: object) -> TypeGuard[LazyTensor]:
+    """Say whether what a torch file holds is a tensor, among whatever else there may be."""
+    return isinstance(value, Form)
 
 
 class Record(NamedTuple):

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from surgeon.base.errors import CheckpointError, did_you_mean, listed
-from surgeon.formats.checkpoint import Held, Opaque, at_most, is_optimizer
-from surgeon.lazy import LazyTensor, Stored
+from surgeon.formats.checkpoint import Opaque, at_most, is_optimizer, is_tensor
+from surgeon.lazy import LazyTensor
 
 _WRAPPERS = ("module.", "_orig_mod.")
 Value = TypeVar("Value")
@@ -76,11 +76,11 @@ def _walk(value: object, inner: str, place: str) -> object:
 
 def _is_weight(value: object) -> bool:
     """A tensor, or what would be one if its form could be used."""
-    return isinstance(value, Held) or (isinstance(value, Opaque) and value.problem != "")
+    return is_tensor(value) or (isinstance(value, Opaque) and value.problem != "")
 
 
 def _is_random_state(value: object) -> bool:
-    return isinstance(value, Stored) and value.spec.dtype == "U8" and len(value.spec.shape) == 1
+    return is_tensor(value) and value.spec.dtype == "U8" and len(value.spec.shape) == 1
 
 
 def _tensor_count(value: object) -> int:
@@ -121,7 +121,7 @@ def _candidates(root: object, name: str) -> Iterator[tuple[str, dict[object, obj
 def _kind(value: object) -> str:
     if isinstance(value, dict):
         return "optimizer state" if is_optimizer(value) else f"dict of {len(value)}"
-    if isinstance(value, Held):
+    if is_tensor(value):
         return f"tensor {value.spec}"
     return value.what if isinstance(value, Opaque) else type(value).__name__
 
@@ -150,7 +150,7 @@ def _tensors(
     for name, value in chosen.items():
         if isinstance(value, Opaque) and value.problem:
             problems.append(f"{place}: tensor {name!r}: {value.problem}")
-        elif not isinstance(value, Held):
+        elif not is_tensor(value):
             left_out.append(f"{name} ({_kind(value)})")
         elif not isinstance(name, str) or not _is_name(name):
             problems.append(f"{place}: tensor {name!r}: found a key that cannot be a tensor's name")

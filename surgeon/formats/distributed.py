@@ -22,10 +22,10 @@ from surgeon.formats.checkpoint import (
     DISTRIBUTED,
     LONGEST_PICKLE,
     Contents,
-    Held,
     Opaque,
     Record,
     at_most,
+    is_tensor,
     plain,
     spec_of,
 )
@@ -303,14 +303,14 @@ class _Parts:
         if not chunks:
             raise ValueError(f"found no chunk of a tensor {item.spec}")
         tensor = _composed(chunks, item.spec.shape, partial(self._tensor, item.spec.dtype))
-        return Sharded(tensor) if isinstance(tensor, Joined) else tensor
+        return Sharded(tensor) if len(chunks) > 1 else tensor
 
     def _tensor(self, dtype: str, chunk: _Chunk) -> LazyTensor:
         tensor = self._read(chunk.place)
         if isinstance(tensor, Opaque) and tensor.problem:
             raise ValueError(tensor.problem)
-        if not isinstance(tensor, Held) or tensor.spec != TensorSpec(dtype, chunk.sizes):
-            what = tensor.spec if isinstance(tensor, Held) else plain(tensor)
+        if not is_tensor(tensor) or tensor.spec != TensorSpec(dtype, chunk.sizes):
+            what = tensor.spec if is_tensor(tensor) else plain(tensor)
             raise ValueError(
                 f"found {what} at {chunk.offsets}, expected {TensorSpec(dtype, chunk.sizes)}"
             )

@@ -14,10 +14,10 @@ from surgeon.base.strict_json import parse_object
 from surgeon.formats.checkpoint import (
     Checkpoint,
     Contents,
-    Held,
     Opaque,
     Record,
     is_optimizer,
+    is_tensor,
 )
 from surgeon.formats.files import InMemory
 from surgeon.lazy import LazyTensor, Stored, TensorSpec
@@ -141,7 +141,7 @@ def _entry(name: str, kept: object, path: Path) -> Entry:
             continue
         if not isinstance(key, str) or not key.isprintable() or "/" in key:
             return Entry(name, {}, problem=f"has a key {key!r:.60}")
-        if isinstance(value, Held):
+        if is_tensor(value):
             values[key] = value
         elif isinstance(value, float) or (isinstance(value, int) and -(2**63) <= value < 2**63):
             values[key] = _number(value, path)

@@ -16,7 +16,7 @@ from surgeon.base.tables import plural, shown
 from surgeon.base.units import spoken_size
 from surgeon.formats.files import InputFile
 from surgeon.formats.safetensors import open_safetensors
-from surgeon.lazy import LazyTensor, Stored, TensorSpec
+from surgeon.lazy import ByteRange, LazyTensor, Stored, TensorSpec
 from surgeon.manifest.model import (
     CheckpointEntry,
     Manifest,
@@ -196,7 +196,7 @@ def _check_tensors(
     found.mismatches += [
         f"'{name}' is not in the manifest" for name in tensors if name not in stated
     ]
-    wanted: dict[tuple[int, Algorithm], tuple[list[str], Stored, str]] = {}
+    wanted: dict[tuple[int, Algorithm], tuple[list[str], LazyTensor, str]] = {}
     for name, entry in stated.items():
         if name not in tensors:
             continue
@@ -208,7 +208,6 @@ def _check_tensors(
             continue
         for algorithm, digest in _digests(entry):
             tensor = tensors[name]
-            assert isinstance(tensor, Stored)  # as all tensors of a safetensors file are
             names, _, _ = wanted.setdefault((id(tensor), algorithm), ([], tensor, digest))
             names.append(name)
     found.hashed = len(wanted)
@@ -230,11 +229,13 @@ def _digests(entry: TensorEntry) -> Iterator[tuple[Algorithm, str]]:
         yield "sha256", entry.sha256
 
 
-def _hash(tensor: Stored, algorithm: Algorithm) -> str:
+def _hash(tensor: LazyTensor, algorithm: Algorithm) -> str:
     running = Running(algorithm)
     buffer = np.empty(min(_BUFFER, tensor.spec.size_bytes), np.uint8).data
-    for start in range(0, tensor.spec.size_bytes, _BUFFER):
-        block = buffer[: min(_BUFFER, tensor.spec.size_bytes - start)]
-        tensor.file.read_into(tensor.offset + start, block)
-        running.update(block)
+    for piece in tensor.pieces(0, tensor.spec.count):
+        assert isinstance(piece, ByteRange)  # as all pieces of a safetensors file are
+        for start in range(0, piece.size_bytes, _BUFFER):
+            block = buffer[: min(_BUFFER, piece.size_bytes - start)]
+            piece.file.read_into(piece.offset + start, block)
+            running.update(block)
     return running.sha256 if algorithm == "sha256" else f"{running.crc32:08x}"

@@ -5,18 +5,14 @@ from surgeon.lazy.base import (
     ByteRange,
     ByteSource,
     Computed,
-    Copied,
-    Fresh,
-    Initialiser,
     LazyTensor,
     Piece,
-    Scratch,
-    Sharded,
-    Stored,
-    Stream,
-    Strided,
+    ScratchBytes,
     TensorSpec,
+    bottom_up,
     detached,
+    is_computed_at_once,
+    transplanted,
     walk,
 )
 from surgeon.lazy.blockwise import (
@@ -27,31 +23,15 @@ from surgeon.lazy.blockwise import (
     step_of,
     upcast_blocks,
 )
-from surgeon.lazy.joined import (
-    Joined,
-    Selected,
-)
+from surgeon.lazy.evaluate import Form
+from surgeon.lazy.joined import Joined, Selected
 from surgeon.lazy.product import Product
 from surgeon.lazy.rearranged import Rearranged
+from surgeon.lazy.same import Copied, Sharded
 from surgeon.lazy.scaled import Scaled
+from surgeon.lazy.scratch import Scratch
+from surgeon.lazy.stored import Fresh, Initialiser, Stored, Stream, Strided
 from surgeon.lazy.whole_tensor import WholeTensor
-
-
-def is_computed_at_once(tensor: LazyTensor) -> bool:
-    """Say whether something has to be known of a tensor before its first element is."""
-    return any(map(_is_known_at_once, walk(tensor)))
-
-
-def _is_known_at_once(form: LazyTensor) -> bool:
-    match form:
-        case Blockwise(statistics=statistics):
-            return statistics is not None
-        case Fresh(initialiser=initialiser):
-            return any(initialiser.at_once_bytes)
-        case Rearranged():
-            return form.is_known_at_once
-    return isinstance(form, WholeTensor)
-
 
 __all__ = [
     "BLOCK",
@@ -61,6 +41,7 @@ __all__ = [
     "ByteSource",
     "Computed",
     "Copied",
+    "Form",
     "Fresh",
     "Initialiser",
     "Joined",
@@ -72,6 +53,7 @@ __all__ = [
     "Rearranged",
     "Scaled",
     "Scratch",
+    "ScratchBytes",
     "Selected",
     "Sharded",
     "Stored",
@@ -79,9 +61,11 @@ __all__ = [
     "Strided",
     "TensorSpec",
     "WholeTensor",
+    "bottom_up",
     "detached",
     "is_computed_at_once",
     "step_of",
+    "transplanted",
     "upcast_blocks",
     "walk",
 ]

@@ -1,30 +1,32 @@
-"""Tensors that are not computed yet: a spec known now, values made when they are written.
+"""What every form of tensor answers; two names bound to one LazyTensor are tied.
 
-Two names bound to one LazyTensor are tied, so forms compare by identity. Blocks travel as flat
-arrays in the dtype's *storage* (see dtypes.py); they are read-only for whoever asked for them.
+So forms compare by identity. Blocks travel as flat arrays, in the dtype's *storage* (see dtypes.py)
+or, on the way from one arithmetic to the next, as unrounded values; they are read-only for whoever
+asked for them.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from surgeon.base.regions import Region, whole
-from surgeon.numeric.dtypes import DTYPES, SPARE, Array, downcast
+from surgeon.base.regions import Region
+from surgeon.lazy.scratch import Scratch
+from surgeon.numeric.dtypes import DTYPES, Array
 
 # Elements per block: a kernel's operands, result and scratch stay in a core's cache (1 MiB for two
 # float32 operands), and calling NumPy takes a tenth of the time.
 BLOCK = 64 * 1024
-# Views that a worker keeps of its scratch; every odd size of a last block needs its own.
-_MOST_VIEWS = 1000
+FLOAT64 = np.dtype(np.float64)
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -93,80 +95,44 @@ class Computed(NamedTuple):
     stop: int
 
 
+class Part(NamedTuple):
+    """Elements that are, unchanged, elements of another tensor."""
+
+    tensor: LazyTensor
+    start: int
+    stop: int
+
+
 Piece = ByteRange | Computed
 
 
-Value = TypeVar("Value")
+class Request(NamedTuple):
+    """Elements that a form needs of another: their storage, or their values in a dtype."""
+
+    tensor: LazyTensor
+    start: int
+    stop: int
+    working: np.dtype[Any] | None = None
 
 
-class Scratch:
-    """Arrays that one worker uses again for every block; `take` never zeroes.
+# A form asks for blocks of its operands, and returns its own.
+Evaluation = Generator[Request, Any, Array]
 
-    Besides, what that worker knows of the tensor at hand: see `known`.
+
+class ScratchBytes(NamedTuple):
+    """What a form takes of a worker's memory; its operands count for themselves.
+
+    `held` stays until the tensor is written; `block` is taken while a block is made, and `under`
+    of it while the operands' blocks are.
     """
 
-    def __init__(self) -> None:
-        self._slots: list[Array] = []
-        self._views: dict[tuple[int, np.dtype[Any] | type, int], Array] = {}
-        self._used = 0
-        self._known: dict[int, tuple[object, Any]] = {}
-
-    def known(self, owner: object, compute: Callable[[Scratch], Value]) -> Value:
-        """Return what `compute` gave for this owner, as long as it is not forgotten."""
-        if id(owner) not in self._known:
-            with self.scope():
-                self._known[id(owner)] = owner, compute(self)
-        value: Value = self._known[id(owner)][1]
-        return value
-
-    def forget(self, tensor: LazyTensor) -> None:
-        """Let go of everything that is known but of what this tensor is made of."""
-        if self._known:
-            needed = {id(form) for form in walk(tensor)}
-            self._known = {key: kept for key, kept in self._known.items() if key in needed}
-
-    def take(self, dtype: np.dtype[Any] | type, count: int) -> Array:
-        """Return an array of `count` elements, valid until the enclosing scope ends."""
-        key = (self._used, dtype, count)
-        view = self._views.get(key)
-        if view is None:
-            if len(self._views) > _MOST_VIEWS:
-                self._views.clear()
-            view = self._views[key] = self._view(np.dtype(dtype), count)
-        self._used += 1
-        return view
-
-    def _view(self, dtype: np.dtype[Any], count: int) -> Array:
-        size_bytes = dtype.itemsize * count
-        if self._used == len(self._slots):
-            self._slots.append(np.empty(size_bytes, np.uint8))
-        elif self._slots[self._used].nbytes < size_bytes:
-            self._slots[self._used] = np.empty(size_bytes, np.uint8)
-            self._views = {key: v for key, v in self._views.items() if key[0] != self._used}
-        return self._slots[self._used][:size_bytes].view(dtype)
-
-    def scope(self) -> _Scope:
-        """Give back, at the end of a `with`, what was taken inside."""
-        return _Scope(self)
-
-
-class _Scope:
-    """Not a generator: there are several in each block."""
-
-    __slots__ = ("_before", "_scratch")
-
-    def __init__(self, scratch: Scratch) -> None:
-        self._scratch = scratch
-
-    def __enter__(self) -> None:
-        self._before = self._scratch._used
-
-    def __exit__(self, *failure: object) -> None:
-        self._scratch._used = self._before
+    held: int
+    block: int
+    under: int
 
 
 class LazyTensor(Protocol):
-    """What every form answers; the executor asks for nothing else."""
+    """A tensor not computed yet: whatever anybody asks of one is a member here."""
 
     @property
     def spec(self) -> TensorSpec: ...
@@ -176,179 +142,92 @@ class LazyTensor(Protocol):
         """The tensors that this one is made of."""
         ...
 
+    def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
+        """Return the same form over other operands of the same specs."""
+        ...
+
+    # Its bytes
+
+    @property
+    def byte_origin(self) -> tuple[object, ...]:
+        """What tensors share that stand for the same bytes of an input file, as after `untie`."""
+        ...
+
+    def locate(self, start: int, stop: int) -> Iterator[Piece | Part]:
+        """Say where elements start to stop are: in files, in an operand, or still to be made."""
+        ...
+
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Elements start to stop as byte ranges of input files, or as work to be done."""
+        ...
+
+    # Its values
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether rounding to the dtype changes nothing; else it waits until a tensor is stored."""
+        ...
+
+    @property
+    def is_computed_at_once(self) -> bool:
+        """Whether something has to be known of the tensor before its first element is."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """The elements that are best asked for at once."""
+        ...
+
+    @property
+    def scratch_bytes(self) -> ScratchBytes:
+        """The most memory that writing it takes."""
+        ...
+
+    def prepare(self, scratch: Scratch) -> None:
+        """Find out what has to be known; its operands' turn was before."""
+        ...
+
+    def evaluate(
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
+    ) -> Array | Evaluation:
+        """Make elements start to stop: their storage, or where rounding waits, values too."""
         ...
 
     def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
         """The storage of elements start to stop, flat."""
         ...
 
+    def values(
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] = FLOAT64
+    ) -> Array:
+        """Elements start to stop, flat, upcast to `working`; what is computed is not rounded."""
+        ...
+
+    # What was done to it
+
     def new_regions(self) -> tuple[Region, ...]:
         """The disjoint regions that a recipe created."""
         ...
 
-
-class Stream(NamedTuple):
-    """A random stream of its own: keyed by recipe seed, step and tensor name, never by order."""
-
-    seed: int
-    step: str
-    name: str
-
-    def generator(self, chunk: int) -> np.random.Generator:
-        """Return the generator of one chunk; chunks are independent, so blocks may be too."""
-        text = f"surgeon 1\0{self.seed}\0{self.step}\0{self.name}"
-        key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
-        return np.random.Generator(np.random.Philox(key=key, counter=chunk << 128))
-
-
-class Initialiser(Protocol):
-    """Named initial values; see initialisers/."""
-
     @property
-    def name(self) -> str: ...
-
-    @property
-    def at_once_bytes(self) -> tuple[int, int]:
-        """Bytes per element that stay until it is written, and that are used meanwhile."""
+    def initialisers(self) -> tuple[str, ...] | None:
+        """The names of what made values that no input has; None where it creates nothing."""
         ...
 
     @property
-    def operands(self) -> tuple[LazyTensor, ...]: ...
-
-    def values(
-        self, spec: TensorSpec, start: int, stop: int, stream: Stream, scratch: Scratch
-    ) -> Array:
-        """Elements start to stop of a tensor of this spec, as float64 or float32."""
+    def about(self) -> Mapping[str, Any]:
+        """The parameters that its arithmetic was made with, to be shown."""
         ...
 
-
-# Not frozen, which takes four times as long to make: a checkpoint may have 100 000 of them.
-@dataclass(eq=False, slots=True)
-class Stored:
-    """Bytes that lie in an input file."""
-
-    file: ByteSource
-    offset: int
-    spec: TensorSpec
-    operands: tuple[LazyTensor, ...] = ()
-
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        bits = DTYPES[self.spec.dtype].bits
-        yield ByteRange(self.file, self.offset + start * bits // 8, (stop - start) * bits // 8)
-
-    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
-        bits = DTYPES[self.spec.dtype].bits
-        first, last = start * bits // 8, stop * bits // 8
-        buffer = scratch.take(np.uint8, last - first)
-        self.file.read_into(self.offset + first, buffer.data)
-        return buffer.view(DTYPES[self.spec.dtype].storage)
-
-    def new_regions(self) -> tuple[Region, ...]:
-        return ()
-
-
-@dataclass(frozen=True, eq=False)
-class Strided:
-    """A view with strides (in elements) over stored bytes: transposed, expanded, overlapping.
-
-    `storage` is the flat run of elements that the view reaches, from its first one.
-    """
-
-    storage: Stored
-    strides: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    @cached_property
-    def spec(self) -> TensorSpec:
-        return TensorSpec(self.storage.spec.dtype, self.shape)
+    @property
+    def is_move(self) -> bool:
+        """Whether each element is one of its operands', moved and changed in nothing."""
+        ...
 
     @property
-    def operands(self) -> tuple[LazyTensor, ...]:
-        return (self.storage,)
-
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        yield Computed(self, start, stop)
-
-    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
-        out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
-        index = np.arange(start, stop)
-        address = np.zeros(stop - start, np.int64)
-        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            index, digit = np.divmod(index, size)
-            address += digit * stride
-        # Mapped, since a block of a transposed view reaches over all of its storage.
-        mapped = self.storage.file.mapped(self.storage.offset, self.storage.spec.size_bytes)
-        np.take(mapped.view(out.dtype), address, out=out)
-        return out
-
-    def new_regions(self) -> tuple[Region, ...]:
-        return ()
-
-
-@dataclass(frozen=True, eq=False)
-class Fresh:
-    """Values that an initialiser makes."""
-
-    spec: TensorSpec
-    initialiser: Initialiser
-    stream: Stream
-
-    @property
-    def operands(self) -> tuple[LazyTensor, ...]:
-        return self.initialiser.operands
-
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        yield Computed(self, start, stop)
-
-    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
-        out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
-        with scratch.scope():
-            values = self.initialiser.values(self.spec, start, stop, self.stream, scratch)
-            spare = scratch.take(np.uint32, SPARE * (stop - start))
-            downcast(values, self.spec.dtype, out, spare)
-        return out
-
-    def new_regions(self) -> tuple[Region, ...]:
-        return (whole(self.spec.shape),)
-
-
-@dataclass(frozen=True, eq=False)
-class _Same:
-    """The values of another tensor, under an identity of its own."""
-
-    source: LazyTensor
-
-    @cached_property
-    def spec(self) -> TensorSpec:
-        return self.source.spec
-
-    @property
-    def operands(self) -> tuple[LazyTensor, ...]:
-        return (self.source,)
-
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        return self.source.pieces(start, stop)
-
-    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
-        return self.source.elements(start, stop, scratch)
-
-
-@dataclass(frozen=True, eq=False)
-class Sharded(_Same):
-    """A tensor that lies in several parts in the input, and is one for all that a recipe says."""
-
-    def new_regions(self) -> tuple[Region, ...]:
-        return ()
-
-
-@dataclass(frozen=True, eq=False)
-class Copied(_Same):
-    """The values of another tensor, created by the recipe."""
-
-    def new_regions(self) -> tuple[Region, ...]:
-        return (whole(self.spec.shape),)
+    def is_in_place(self) -> bool:
+        """Whether each element is made of that in the same place of its one operand."""
+        ...
 
 
 def walk(tensor: LazyTensor) -> Iterator[LazyTensor]:
@@ -361,6 +240,48 @@ def walk(tensor: LazyTensor) -> Iterator[LazyTensor]:
             seen.add(id(form))
             yield form
             pending.extend(reversed(form.operands))
+
+
+def bottom_up(tensor: LazyTensor) -> Iterator[LazyTensor]:
+    """Yield everything that a tensor is made of, each once after its operands, and itself last."""
+    seen: set[int] = set()
+    pending = [(tensor, False)]
+    while pending:
+        form, is_last = pending.pop()
+        if is_last:
+            yield form
+        elif id(form) not in seen:
+            seen.add(id(form))
+            pending.append((form, True))
+            pending += [(operand, False) for operand in reversed(form.operands)]
+
+
+def is_computed_at_once(tensor: LazyTensor) -> bool:
+    """Say whether something has to be known of a tensor, or below, before its first element is."""
+    return any(form.is_computed_at_once for form in walk(tensor))
+
+
+def transplanted(tensor: LazyTensor, leaf: Callable[[LazyTensor], LazyTensor]) -> LazyTensor:
+    """Return the same moves over other leaves: over what `leaf` gives for all that is no move.
+
+    What is changed in place has moved nothing, and is changed no more.
+    """
+    made: dict[int, LazyTensor] = {}
+    pending = [tensor]
+    while pending:
+        form = pending[-1]
+        sources = form.operands if form.is_move or form.is_in_place else ()
+        if waiting := [source for source in sources if id(source) not in made]:
+            pending += reversed(waiting)
+            continue
+        pending.pop()
+        if id(form) not in made:
+            found = tuple(made[id(source)] for source in sources)
+            if form.is_in_place:
+                (made[id(form)],) = found
+            else:
+                made[id(form)] = form.rebuilt(found) if form.is_move else leaf(form)
+    return made[id(tensor)]
 
 
 def detached(tensor: LazyTensor) -> LazyTensor:

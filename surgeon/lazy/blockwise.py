@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,13 +12,29 @@ import numpy as np
 from surgeon.base.regions import Region
 from surgeon.lazy.base import (
     BLOCK,
+    FLOAT64,
     Computed,
+    Evaluation,
     LazyTensor,
     Piece,
-    Scratch,
+    Request,
+    ScratchBytes,
     TensorSpec,
 )
-from surgeon.numeric.dtypes import DTYPES, LARGEST, SPARE, Array, downcast, upcast, working_dtype
+from surgeon.lazy.evaluate import Form, common_working, evaluated
+from surgeon.lazy.scratch import Scratch
+from surgeon.numeric.blas import one_thread
+from surgeon.numeric.dtypes import (
+    DTYPES,
+    LARGEST,
+    SPARE,
+    Array,
+    downcast,
+    rounding_bytes,
+)
+
+# A kernel's own arrays beside its operands and its result: one for each operand, and these.
+_KERNEL_ARRAYS = 2
 
 
 class Blocks(list[Array]):
@@ -71,37 +88,21 @@ def upcast_blocks(
     working: np.dtype[Any] | None = None,
 ) -> Blocks:
     """Return elements start to stop of each tensor, upcast to `working` (their common dtype)."""
-    if working is None:
-        working = working_dtype(*(tensor.spec.dtype for tensor in tensors))
-    return Blocks((_raised_block(t, start, stop, scratch, working) for t in tensors), start)
-
-
-def _raised_block(
-    tensor: LazyTensor, start: int, stop: int, scratch: Scratch, working: np.dtype[Any]
-) -> Array:
-    dtype = tensor.spec.dtype
-    if DTYPES[dtype].storage == working:
-        return tensor.elements(start, stop, scratch)
-    block = scratch.take(working, stop - start)
-    with scratch.scope():
-        stored = tensor.elements(start, stop, scratch)
-        if dtype == "BF16" and working == np.float64:
-            narrow = scratch.take(np.float32, stop - start)
-            np.copyto(block, upcast(stored, dtype, narrow))
-        else:
-            upcast(stored, dtype, block)
-    return block
+    dtype = working or common_working(tensors)
+    return Blocks([evaluated(Request(t, start, stop, dtype), scratch) for t in tensors], start)
 
 
 @dataclass(frozen=True, eq=False)
-class Blockwise:
+class Blockwise(Form):
     """Arithmetic element by element, once a few numbers per tensor are known.
 
-    `working` is the dtype to compute in, by default the operands' own. Where a result does not fit
-    into the spec's dtype, `explain` is given the operands, to raise what is wrong with them. The
-    kernel gets whole runs of `run` elements, such as rows, one after the other. `held_bytes` is the
-    most that statistics and kernel take besides a few arrays of a block. `about` holds the
-    parameters that the arithmetic was made with, to be shown.
+    Operands that are computed too are not rounded before; nor is this, until it is stored, or with
+    `rounds` (a cast) for whatever is made of it. `working` is the dtype to compute in, by default
+    the operands' own; what is not rounded is float64. Where a result does not fit into the spec's
+    dtype, `explain` is given the operands, to raise what is wrong with them. The kernel gets whole
+    runs of `run` elements, such as rows, one after the other. `held_bytes` is the most that
+    statistics and kernel take besides a few arrays of a block. `about` holds the parameters that
+    the arithmetic was made with, to be shown.
     """
 
     spec: TensorSpec
@@ -113,47 +114,116 @@ class Blockwise:
     run: int = 1
     held_bytes: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
+    rounds: bool = False
+
+    is_move = False
+    initialisers = None
+
+    def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
+        return replace(self, operands=operands)
+
+    @property
+    def byte_origin(self) -> tuple[object, ...]:
+        return (id(self),)
+
+    @property
+    def is_in_place(self) -> bool:
+        return len(self.operands) == 1 and self.operands[0].spec.shape == self.spec.shape
+
+    @property
+    def is_exact(self) -> bool:
+        dtype = DTYPES[self.spec.dtype]
+        return self.rounds or dtype.kind != "float" or dtype.bits == 64
+
+    @property
+    def is_computed_at_once(self) -> bool:
+        return self.statistics is not None
 
     @property
     def step(self) -> int:
-        """The elements that are best asked for at once."""
         return step_of(self.run)
 
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+    @property
+    def scratch_bytes(self) -> ScratchBytes:
+        count, own = min(self.spec.count, self.step), DTYPES[self.spec.dtype].storage.itemsize
+        width = max(self._computing.itemsize, 4)
+        operands = len(self.operands)
+        arrays = (2 * operands + 1 + _KERNEL_ARRAYS) * width + own + rounding_bytes(self.spec.dtype)
+        return ScratchBytes(self.held_bytes, count * arrays, count * width * (operands - 1))
+
+    def locate(self, start: int, stop: int) -> Iterator[Piece]:
         yield Computed(self, start, stop)
 
-    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+    @cached_property
+    def _computing(self) -> np.dtype[Any]:
+        """The dtype to compute in: what rounds float32 alone is not exact on unrounded values."""
+        common = common_working(self.operands)
+        return common if common == FLOAT64 else self.working or common
+
+    def evaluate(
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
+    ) -> Evaluation:
         first, last = start // self.run * self.run, -(-stop // self.run) * self.run
-        stored = scratch.take(DTYPES[self.spec.dtype].storage, last - first)
-        with scratch.scope():
-            values, fits = self._values(first, last, scratch, self.working)
+        computing = self._computing if working is None else FLOAT64
+        with scratch.scope() as scope:
+            largest = LARGEST.get(self.spec.dtype) if working is None else LARGEST["F64"]
+            values, fits = yield from self._values(first, last, scratch, computing, largest)
             if not fits and self.explain and values.dtype == np.float32:
                 # Sums of float32 may overflow although their mean does not.
-                values, fits = self._values(first, last, scratch, np.dtype(np.float64))
-            spare = scratch.take(np.uint32, SPARE * (last - first))
-            downcast(values, self.spec.dtype, stored, spare, finite=fits)
-        return stored[start - first : stop - first] if self.run > 1 else stored
+                values, fits = yield from self._values(first, last, scratch, FLOAT64, largest)
+            if working is None:
+                made = scratch.take(DTYPES[self.spec.dtype].storage, last - first)
+                with scratch.scope():
+                    spare = scratch.take(np.uint32, SPARE * (last - first))
+                    downcast(values, self.spec.dtype, made, spare, finite=fits)
+            elif values.dtype == working:
+                made = values
+            else:
+                made = scratch.take(working, last - first)
+                np.copyto(made, values, casting="same_kind")
+            scope.keep(made)
+        return made[start - first : stop - first] if self.run > 1 else made
 
     def _values(
-        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
-    ) -> tuple[Array, bool]:
-        """Return the kernel's values, and whether they are finite and fit into the dtype."""
+        self,
+        start: int,
+        stop: int,
+        scratch: Scratch,
+        working: np.dtype[Any],
+        largest: float | None,
+    ) -> Generator[Request, Array, tuple[Array, bool]]:
+        """Return the kernel's values, and whether they are finite and at most so large."""
         statistics = scratch.known(self, self._known) if self.statistics else None
-        blocks = upcast_blocks(self.operands, start, stop, scratch, working)
+        blocks = Blocks((), start)
+        for operand in self.operands:
+            blocks.append((yield Request(operand, start, stop, working)))
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-            values = self.kernel(blocks, statistics, scratch.take(blocks[0].dtype, stop - start))
-        if DTYPES[self.spec.dtype].kind != "float" or not len(values):
+            values = self.kernel(blocks, statistics, scratch.take(working, stop - start))
+        if largest is None or not len(values):
             return values, True
-        largest = LARGEST[self.spec.dtype]
         high, low = float(np.maximum.reduce(values)), float(np.minimum.reduce(values))
         fits = high <= largest and low >= -largest  # false for NaN
         if not fits and self.explain and values.dtype != np.float32:
             self.explain(blocks)
         return values, fits
 
+    def prepare(self, scratch: Scratch) -> None:
+        if self.statistics and self.spec.count:
+            scratch.known(self, self._known)
+
     def _known(self, scratch: Scratch) -> Any:
         operands = Operands(self.operands, scratch, self.step)
-        return self.statistics(operands) if self.statistics else None
+        if not self.statistics:
+            return None
+        with one_thread():
+            return self.statistics(operands)
 
     def new_regions(self) -> tuple[Region, ...]:
+        return self._new_regions
+
+    def __post_init__(self) -> None:
+        _ = self._new_regions
+
+    @cached_property
+    def _new_regions(self) -> tuple[Region, ...]:
         return self.operands[0].new_regions() if len(self.operands) == 1 else ()

@@ -7,11 +7,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from surgeon.base.regions import Region, intersection, whole
-from surgeon.lazy.base import BLOCK, Computed, LazyTensor, Piece, Scratch, TensorSpec
+from surgeon.lazy.base import (
+    BLOCK,
+    NOTHING,
+    Computed,
+    Evaluation,
+    LazyTensor,
+    Part,
+    Request,
+    ScratchBytes,
+    TensorSpec,
+)
+from surgeon.lazy.evaluate import Form
+from surgeon.lazy.scratch import Scratch
 from surgeon.numeric.dtypes import DTYPES, Array
 
 # Reading this many runs of a row one by one takes as long as reading the row.
@@ -35,12 +48,51 @@ def _spans(start: int, stop: int, row: int) -> Iterator[tuple[int, int, int, int
             start = end * row
 
 
+class Move(Form):
+    """Elements of other tensors, each as it is there.
+
+    What it says is known at once, of operands that know it: asked later, a chain of thousands of
+    moves would ask on and on.
+    """
+
+    step = BLOCK
+    is_computed_at_once = False
+    is_move = True
+    is_in_place = False
+    about = NOTHING
+    initialisers = None
+
+    def __post_init__(self: LazyTensor) -> None:
+        _ = self.spec, self.is_exact, self.new_regions()
+
+    @cached_property
+    def is_exact(self: LazyTensor) -> bool:
+        return all(operand.is_exact for operand in self.operands)
+
+    @property
+    def byte_origin(self) -> tuple[object, ...]:
+        return (id(self),)
+
+    @property
+    def scratch_bytes(self: LazyTensor) -> ScratchBytes:
+        block = min(self.spec.count, BLOCK) * width_of(self)
+        return ScratchBytes(0, block, block)
+
+
+def width_of(tensor: LazyTensor) -> int:
+    """Return the bytes of an element on its way: of what is stored, or not rounded yet."""
+    return DTYPES[tensor.spec.dtype].storage.itemsize if tensor.is_exact else 8
+
+
 @dataclass(frozen=True, eq=False)
-class Joined:
+class Joined(Move):
     """Parts one after the other along a dimension."""
 
     parts: tuple[LazyTensor, ...]
     dim: int
+
+    def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
+        return Joined(operands, self.dim)
 
     @cached_property
     def spec(self) -> TensorSpec:
@@ -60,7 +112,7 @@ class Joined:
                 yield part, length, low, high
             offset += length
 
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+    def locate(self, start: int, stop: int) -> Iterator[Computed | Part]:
         row = prod(self.spec.shape[self.dim :])
         if start == stop:
             return
@@ -69,11 +121,13 @@ class Joined:
             return
         first = start // row
         for part, length, low, high in self._within(start - first * row, stop - first * row):
-            yield from part.pieces(first * length + low, first * length + high)
+            yield Part(part, first * length + low, first * length + high)
 
-    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+    def evaluate(
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
+    ) -> Evaluation:
         row = prod(self.spec.shape[self.dim :])
-        out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
+        out: Array = scratch.take(working or DTYPES[self.spec.dtype].storage, stop - start)
         filled = 0
         for first, end, inside, upto in _spans(start, stop, row):
             size = (end - first) * (upto - inside)
@@ -82,13 +136,18 @@ class Joined:
             for part, length, low, high in self._within(inside, upto):
                 with scratch.scope():
                     # Either whole rows of the part (low = 0, high = length) or one row in part.
-                    values = part.elements(first * length + low, (end - 1) * length + high, scratch)
+                    low_end, high_end = first * length + low, (end - 1) * length + high
+                    values = yield Request(part, low_end, high_end, working)
                     block[:, column : column + high - low] = values.reshape(end - first, -1)
                 column += high - low
             filled += size
         return out
 
     def new_regions(self) -> tuple[Region, ...]:
+        return self._new_regions
+
+    @cached_property
+    def _new_regions(self) -> tuple[Region, ...]:
         sizes = [part.spec.shape[self.dim] for part in self.parts]
         return tuple(
             _shifted(region, self.dim, offset)
@@ -103,12 +162,16 @@ def _shifted(region: Region, dim: int, offset: int) -> Region:
 
 
 @dataclass(frozen=True, eq=False)
-class Selected:
+class Selected(Move):
     """Ranges of another tensor along a dimension, in the order given."""
 
     source: LazyTensor
     dim: int
     ranges: tuple[tuple[int, int], ...]
+
+    def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
+        (source,) = operands
+        return Selected(source, self.dim, self.ranges)
 
     @cached_property
     def spec(self) -> TensorSpec:
@@ -128,7 +191,7 @@ class Selected:
                 yield first * inner + low, first * inner + high
             offset += length
 
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+    def locate(self, start: int, stop: int) -> Iterator[Computed | Part]:
         row = prod(self.spec.shape[self.dim :])
         if start == stop:
             return
@@ -137,11 +200,13 @@ class Selected:
             return
         first, source_row = start // row, prod(self.source.spec.shape[self.dim :])
         for low, high in self._within(start - first * row, stop - first * row):
-            yield from self.source.pieces(first * source_row + low, first * source_row + high)
+            yield Part(self.source, first * source_row + low, first * source_row + high)
 
-    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+    def evaluate(
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
+    ) -> Evaluation:
         row, source_row = (prod(t.spec.shape[self.dim :]) for t in (self, self.source))
-        out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
+        out: Array = scratch.take(working or DTYPES[self.spec.dtype].storage, stop - start)
         filled = 0
         for first, end, inside, upto in _spans(start, stop, row):
             runs = list(self._within(inside, upto))
@@ -150,8 +215,9 @@ class Selected:
                 for line in range(first, end):
                     for low, high in runs:
                         with scratch.scope():
-                            out[filled : filled + high - low] = self.source.elements(
-                                line * source_row + low, line * source_row + high, scratch
+                            low_end, high_end = line * source_row + low, line * source_row + high
+                            out[filled : filled + high - low] = yield Request(
+                                self.source, low_end, high_end, working
                             )
                         filled += high - low
                 continue
@@ -161,14 +227,18 @@ class Selected:
                 size = count * (upto - inside)
                 block = out[filled : filled + size].reshape(count, upto - inside)
                 with scratch.scope():
-                    source = self.source.elements(
-                        line * source_row, (line + count) * source_row, scratch
-                    ).reshape(count, source_row)
+                    begin, end_of_rows = line * source_row, (line + count) * source_row
+                    block_of = yield Request(self.source, begin, end_of_rows, working)
+                    source = block_of.reshape(count, source_row)
                     np.concatenate([source[:, low:high] for low, high in runs], axis=1, out=block)
                 filled += size
         return out
 
     def new_regions(self) -> tuple[Region, ...]:
+        return self._new_regions
+
+    @cached_property
+    def _new_regions(self) -> tuple[Region, ...]:
         found: list[Region] = []
         offset = 0
         for start, stop in self.ranges:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from surgeon.base.regions import Region
-from surgeon.lazy.base import BLOCK, Computed, LazyTensor, Piece, Scratch, TensorSpec
+from surgeon.lazy.base import (
+    BLOCK,
+    NOTHING,
+    Computed,
+    LazyTensor,
+    Piece,
+    ScratchBytes,
+    TensorSpec,
+)
+from surgeon.lazy.evaluate import Form
+from surgeon.lazy.scratch import Scratch
 from surgeon.lazy.whole_tensor import read_whole
+from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import Array
 from surgeon.numeric.matrices import product
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
+class Product(Form):
     """`left @ right` (transposed, if said) as float64 in another shape of as many elements.
 
     Dimensions after the second of `left`, and after the first of `right`, count as one. The
@@ -27,7 +40,19 @@ class Product:
     right: LazyTensor
     is_transposed: bool = False
 
-    @property
+    step = BLOCK
+    is_exact = True
+    is_computed_at_once = False
+    is_move = False
+    is_in_place = False
+    about = NOTHING
+    initialisers = None
+
+    def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
+        left, right = operands
+        return replace(self, left=left, right=right)
+
+    @cached_property
     def spec(self) -> TensorSpec:
         return TensorSpec("F64", self.shape)
 
@@ -36,15 +61,25 @@ class Product:
         return (self.left, self.right)
 
     @property
-    def held_bytes(self) -> int:
-        """The most bytes that stay in memory while it is written."""
-        factors = sum(factor.spec.count for factor in self.operands)
-        return 8 * (factors + max(BLOCK, self.spec.count // self.shape[0]))
+    def byte_origin(self) -> tuple[object, ...]:
+        return (id(self),)
 
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+    @property
+    def scratch_bytes(self) -> ScratchBytes:
+        factors = sum(factor.spec.count for factor in self.operands)
+        strip = max(BLOCK, self.spec.count // self.shape[0]) if self.spec.count else 0
+        return ScratchBytes(8 * (factors + strip), 8 * min(self.spec.count, BLOCK), 0)
+
+    def locate(self, start: int, stop: int) -> Iterator[Piece]:
         yield Computed(self, start, stop)
 
-    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+    def prepare(self, scratch: Scratch) -> None:
+        if self.spec.count:
+            scratch.known(self, self._strips)
+
+    def evaluate(
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
+    ) -> Array:
         strips = scratch.known(self, self._strips)
         out = scratch.take(np.float64, stop - start)
         size = strips.rows * strips.columns
@@ -79,5 +114,6 @@ class _Strips:
         """Return the elements of rows `number * rows` and following, flat."""
         if self._kept is None or self._kept[0] != number:
             rows = self._left[number * self.rows : (number + 1) * self.rows]
-            self._kept = number, product(rows, self._right).reshape(-1)
+            with one_thread():
+                self._kept = number, product(rows, self._right).reshape(-1)
         return self._kept[1]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +15,17 @@ from surgeon.lazy.base import (
     BLOCK,
     ByteRange,
     Computed,
-    Copied,
+    Evaluation,
     LazyTensor,
-    Piece,
-    Scratch,
-    Strided,
+    Part,
+    Request,
+    ScratchBytes,
     TensorSpec,
 )
-from surgeon.lazy.joined import Joined, Selected
+from surgeon.lazy.joined import Joined, Move, Selected, width_of
+from surgeon.lazy.same import Copied, Sharded
+from surgeon.lazy.scratch import Scratch
+from surgeon.lazy.stored import Strided
 from surgeon.numeric.dtypes import DTYPES, Array
 
 # Bytes of the result that are made, and kept, at a time: as many as a worker writes in one go. A
@@ -44,7 +48,7 @@ class _Held:
 
 
 @dataclass(frozen=True, eq=False)
-class Rearranged:
+class Rearranged(Move):
     """Another tensor with its dimensions in another order, then with another shape.
 
     `order` lists the source's dimensions. Where nothing moves, it is the source's bytes.
@@ -53,6 +57,10 @@ class Rearranged:
     source: LazyTensor
     order: tuple[int, ...]
     shape: tuple[int, ...]
+
+    def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
+        (source,) = operands
+        return Rearranged(source, self.order, self.shape)
 
     @cached_property
     def spec(self) -> TensorSpec:
@@ -76,47 +84,50 @@ class Rearranged:
     @cached_property
     def _strip(self) -> int:
         """The elements of a strip."""
-        size = max(STRIP // DTYPES[self.spec.dtype].storage.itemsize, 1)
+        size = max(STRIP // width_of(self), 1)
         return size if _is_at_hand(self.source) else max(size, -(-self.spec.count // _PASSES))
 
     @property
-    def is_known_at_once(self) -> bool:
+    def is_computed_at_once(self) -> bool:  # type: ignore[override]
         """Whether one worker makes it all, since several would do the same for their parts."""
-        return self.moves and self._strip > STRIP // DTYPES[self.spec.dtype].storage.itemsize
+        return self.moves and self._strip > STRIP // width_of(self)
 
     @property
-    def held_bytes(self) -> int:
-        """The bytes that are kept between blocks, and taken to make them."""
+    def scratch_bytes(self) -> ScratchBytes:
         if not self.moves:
-            return 0
-        size = DTYPES[self.spec.dtype].storage.itemsize
+            return ScratchBytes(0, 0, 0)
+        size = width_of(self)
+        block = min(self.spec.count, BLOCK) * size
         # A block for each selection that cuts the strip out of the source.
-        blocks = min(self.spec.count, BLOCK) * (len(self.order) + 1)
-        return (min(self.spec.count, self._strip) + blocks) * size
+        held = min(self.spec.count, self._strip) * size + block * (len(self.order) + 1)
+        return ScratchBytes(held, block, block)
 
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        if self.moves:
-            yield Computed(self, start, stop)
-        else:
-            yield from self.source.pieces(start, stop)
+    def locate(self, start: int, stop: int) -> Iterator[Computed | Part]:
+        yield Computed(self, start, stop) if self.moves else Part(self.source, start, stop)
 
-    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+    def evaluate(
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
+    ) -> Evaluation:
         if not self.moves:
-            return self.source.elements(start, stop, scratch)
-        storage = DTYPES[self.spec.dtype].storage
-        out = scratch.take(storage, stop - start)
-        held = scratch.known(self, lambda _: _Held(-1, np.empty(0, storage)))
+            block: Array = yield Request(self.source, start, stop, working)
+            return block
+        dtype = working or DTYPES[self.spec.dtype].storage
+        out: Array = scratch.take(dtype, stop - start)
+        strips: dict[np.dtype[Any], _Held] = scratch.known(self, lambda _: {})
+        held = strips.setdefault(dtype, _Held(-1, np.empty(0, dtype)))
         filled = 0
         while filled < len(out):
             number, inside = divmod(start + filled, self._strip)
             if number != held.number:
-                self._make(held, number, scratch)
+                yield from self._make(held, number, scratch, working)
             part = held.values[inside : inside + len(out) - filled]
             out[filled : filled + len(part)] = part
             filled += len(part)
         return out
 
-    def _make(self, held: _Held, number: int, scratch: Scratch) -> None:
+    def _make(
+        self, held: _Held, number: int, scratch: Scratch, working: np.dtype[Any] | None
+    ) -> Generator[Request, Any, None]:
         """Make a strip in the place of the one before."""
         first, last = number * self._strip, min((number + 1) * self._strip, self.spec.count)
         if len(held.values) != last - first:
@@ -125,11 +136,16 @@ class Rearranged:
         back = np.argsort(self.order)
         for box in boxes([self.source.spec.shape[axis] for axis in self.order], first, last):
             out = held.values[filled : filled + count(box)].reshape(_sizes(box))
-            _fill(out.transpose(back), self.source, tuple(box[axis] for axis in back), scratch)
+            source_box = tuple(box[axis] for axis in back)
+            yield from _fill(out.transpose(back), self.source, source_box, scratch, working)
             filled += out.size
         held.number = number
 
     def new_regions(self) -> tuple[Region, ...]:
+        return self._new_regions
+
+    @cached_property
+    def _new_regions(self) -> tuple[Region, ...]:
         regions = self.source.new_regions()
         if not self.spec.count:
             return (whole(self.shape),) if regions else ()
@@ -143,14 +159,18 @@ class Rearranged:
 
 def _is_at_hand(tensor: LazyTensor) -> bool:
     """Say whether any box of a tensor is copied from files, with nothing computed for it."""
-    match tensor:
-        case Joined(parts=parts):
-            return all(map(_is_at_hand, parts))
-        case Copied(source=source) | Selected(source=source):
-            return _is_at_hand(source)
-        case Rearranged() if tensor.is_permutation:
-            return _is_at_hand(tensor.source)
-    return _is_in_file(tensor)
+    pending = [tensor]
+    while pending:
+        match form := pending.pop():
+            case _ if _is_in_file(form):
+                continue
+            case Joined() | Copied() | Sharded() | Selected():
+                pending += form.operands
+            case Rearranged() if form.is_permutation:
+                pending += form.operands
+            case _:
+                return False
+    return True
 
 
 def _is_in_file(tensor: LazyTensor) -> bool:
@@ -173,52 +193,55 @@ def _mapped(tensor: LazyTensor) -> Array:
     return mapped.view(storage).reshape(tensor.spec.shape)
 
 
-def _fill(out: Array, tensor: LazyTensor, box: Region, scratch: Scratch) -> None:
+def _fill(
+    out: Array, tensor: LazyTensor, box: Region, scratch: Scratch, working: np.dtype[Any] | None
+) -> Generator[Request, Any, None]:
     """Fill an array, of whatever strides, with a box of a tensor."""
-    match tensor:
-        case _ if _is_in_file(tensor):
-            _copy(out, _mapped(tensor)[_slices(box)])
-        case Copied(source=source):
-            _fill(out, source, box, scratch)
-        case Rearranged(source=source, order=order) if tensor.is_permutation:
-            back = np.argsort(order)
-            _fill(out.transpose(back), source, tuple(box[axis] for axis in back), scratch)
-        case Joined(parts=parts, dim=dim):
-            sizes = [part.spec.shape[dim] for part in parts]
-            _fill_along(out, dim, box, [(p, 0, n) for p, n in zip(parts, sizes, strict=True)],
-                        scratch)  # fmt: skip
-        case Selected(source=source, dim=dim, ranges=ranges):
-            _fill_along(out, dim, box, [(source, *side) for side in ranges], scratch)
-        case _:
-            _stream(out, tensor, box, scratch)
+    pending = [(out, tensor, box)]
+    while pending:
+        out, tensor, box = pending.pop()
+        match tensor:
+            case _ if working is None and _is_in_file(tensor):
+                _copy(out, _mapped(tensor)[_slices(box)])
+            case Copied(source=source) | Sharded(source=source):
+                pending.append((out, source, box))
+            case Rearranged(source=source, order=order) if tensor.is_permutation:
+                back = np.argsort(order)
+                pending.append((out.transpose(back), source, tuple(box[axis] for axis in back)))
+            case Joined(parts=parts, dim=dim):
+                ranges = [(part, 0, part.spec.shape[dim]) for part in parts]
+                pending += _along(out, dim, box, ranges)
+            case Selected(source=source, dim=dim, ranges=sides):
+                pending += _along(out, dim, box, [(source, *side) for side in sides])
+            case _:
+                yield from _stream(out, tensor, box, scratch, working)
 
 
-def _fill_along(
-    out: Array,
-    dim: int,
-    box: Region,
-    ranges: Sequence[tuple[LazyTensor, int, int]],
-    scratch: Scratch,
-) -> None:
-    """Fill a box of ranges of tensors that follow each other along a dimension."""
+def _along(
+    out: Array, dim: int, box: Region, ranges: Sequence[tuple[LazyTensor, int, int]]
+) -> Iterator[tuple[Array, LazyTensor, Region]]:
+    """Cut a box of ranges of tensors that follow each other along a dimension into theirs."""
     begin, offset = box[dim][0], 0
     for tensor, start, stop in ranges:
         low, high = max(begin, offset), min(box[dim][1], offset + stop - start)
         if low < high:
             window = out[(*[slice(None)] * dim, slice(low - begin, high - begin))]
             side = (low - offset + start, high - offset + start)
-            _fill(window, tensor, (*box[:dim], side, *box[dim + 1 :]), scratch)
+            yield window, tensor, (*box[:dim], side, *box[dim + 1 :])
         offset += stop - start
 
 
-def _stream(out: Array, tensor: LazyTensor, box: Region, scratch: Scratch) -> None:
+def _stream(
+    out: Array, tensor: LazyTensor, box: Region, scratch: Scratch, working: np.dtype[Any] | None
+) -> Generator[Request, Any, None]:
     """Fill a box from a tensor that is computed, in its own order."""
     for axis in reversed(range(len(box))):
         if box[axis] != (0, tensor.spec.shape[axis]):
             tensor = Selected(tensor, axis, (box[axis],))
     for start in range(0, out.size, BLOCK):
         with scratch.scope():
-            values = tensor.elements(start, min(start + BLOCK, out.size), scratch)
+            stop = min(start + BLOCK, out.size)
+            values: Array = yield Request(tensor, start, stop, working)
             taken = 0
             for part in boxes(out.shape, start, start + len(values)):
                 block = values[taken : taken + count(part)].reshape(_sizes(part))

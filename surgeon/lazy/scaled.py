@@ -3,32 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from surgeon.base.regions import Region
-from surgeon.lazy.base import Computed, LazyTensor, Piece, Scratch, TensorSpec
-from surgeon.lazy.blockwise import upcast_blocks
-from surgeon.numeric.dtypes import DTYPES, SPARE, Array, downcast
+from surgeon.lazy.base import (
+    BLOCK,
+    FLOAT64,
+    NOTHING,
+    Computed,
+    Evaluation,
+    LazyTensor,
+    Piece,
+    Request,
+    ScratchBytes,
+    TensorSpec,
+)
+from surgeon.lazy.evaluate import Form
+from surgeon.lazy.scratch import Scratch
+from surgeon.numeric.dtypes import DTYPES, SPARE, Array, downcast, rounding_bytes
 
-_FLOAT64 = np.dtype(np.float64)
+# Values and products as float64, a float32 below them, the index of each factor and the factors.
+_SCALED = 4 * 8 + 4
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled:
+class Scaled(Form):
     """A tensor of floats, entry i along `dim` multiplied by `factors[i]` (float64).
 
-    Products are computed in float64 and rounded once. Factors are at most 1 in magnitude, so none
-    of them overflows.
+    Products are computed in float64, and rounded where they are stored. Factors are at most 1 in
+    magnitude, so none of them overflows.
     """
 
     source: LazyTensor
     dim: int
     factors: Array
 
-    @property
+    step = BLOCK
+    is_computed_at_once = False
+    is_move = False
+    is_in_place = True
+    about = NOTHING
+    initialisers = None
+
+    def __post_init__(self) -> None:
+        _ = self.spec, self._new_regions
+
+    def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
+        (source,) = operands
+        return replace(self, source=source)
+
+    @cached_property
     def spec(self) -> TensorSpec:
         return self.source.spec
 
@@ -36,22 +65,48 @@ class Scaled:
     def operands(self) -> tuple[LazyTensor, ...]:
         return (self.source,)
 
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+    @property
+    def byte_origin(self) -> tuple[object, ...]:
+        return (id(self),)
+
+    @property
+    def is_exact(self) -> bool:
+        dtype = DTYPES[self.spec.dtype]
+        return dtype.kind != "float" or dtype.bits == 64
+
+    @property
+    def scratch_bytes(self) -> ScratchBytes:
+        own = DTYPES[self.spec.dtype].storage.itemsize
+        each = own + _SCALED + rounding_bytes(self.spec.dtype)
+        return ScratchBytes(0, min(self.spec.count, BLOCK) * each, 0)
+
+    def locate(self, start: int, stop: int) -> Iterator[Piece]:
         yield Computed(self, start, stop)
 
-    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
-        out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
+    def evaluate(
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
+    ) -> Evaluation:
         inner = prod(self.spec.shape[self.dim + 1 :])
-        with scratch.scope():
-            (block,) = upcast_blocks([self.source], start, stop, scratch, _FLOAT64)
+        with scratch.scope() as scope:
+            block: Array = yield Request(self.source, start, stop, FLOAT64)
             entry = np.arange(start, stop)
             entry //= inner
             entry %= len(self.factors)
             values = self.factors[entry]
             with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
                 np.multiply(block, values, out=values)
-            downcast(values, self.spec.dtype, out, scratch.take(np.uint32, SPARE * (stop - start)))
-        return out
+            made = scratch.take(working or DTYPES[self.spec.dtype].storage, stop - start)
+            with scratch.scope():
+                if working is None:
+                    spare = scratch.take(np.uint32, SPARE * (stop - start))
+                    downcast(values, self.spec.dtype, made, spare)
+                else:
+                    np.copyto(made, values, casting="same_kind")
+            return scope.keep(made)
 
     def new_regions(self) -> tuple[Region, ...]:
+        return self._new_regions
+
+    @cached_property
+    def _new_regions(self) -> tuple[Region, ...]:
         return self.source.new_regions()

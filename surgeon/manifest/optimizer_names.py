@@ -11,7 +11,6 @@ from surgeon.draft import Tensors
 from surgeon.formats import SavedState
 from surgeon.formats.containers import unwrapped
 from surgeon.formats.optimizers import Entry
-from surgeon.lazy import LazyTensor, Sharded, Stored, Strided
 from surgeon.manifest.stages import is_parameter
 
 Match = tuple[str, Region, Entry]
@@ -20,18 +19,6 @@ _WITH_NAMES = (
     "save the state of an optimizer that was made with model.named_parameters(), or leave it out "
     "with --optimizer none"
 )
-
-
-def place(form: LazyTensor) -> tuple[object, ...]:
-    """Return what forms share that stand for the same bytes of the input, as after `untie`."""
-    match form:
-        case Stored(file=file, offset=offset, spec=spec):
-            return id(file), offset, spec
-        case Strided(storage=storage, strides=strides, shape=shape):
-            return (*place(storage), strides, shape)
-        case Sharded(source=source):
-            return (id(source),)
-    return (id(form),)
 
 
 def matched(saved: SavedState, tensors: Tensors, *, ordered: bool) -> tuple[list[Match], list[str]]:
@@ -90,7 +77,7 @@ def _parameters(tensors: Tensors) -> dict[str, Shape]:
     first: dict[tuple[object, ...], str] = {}
     for name, tensor in tensors.items():
         if is_parameter(name, tensor.spec.dtype):
-            first.setdefault(place(tensor), name)
+            first.setdefault(tensor.byte_origin, name)
     return {name: tensors[name].spec.shape for name in first.values()}
 
 
@@ -161,7 +148,7 @@ def _twice(found: Iterable[Match], tensors: Tensors) -> Iterator[str]:
     """Say which parameters have state twice."""
     taken: dict[tuple[object, ...], list[Region]] = {}
     for name, region, _ in found:
-        regions = taken.setdefault(place(tensors[name]), [])
+        regions = taken.setdefault(tensors[name].byte_origin, [])
         if any(intersection(region, other) for other in regions):
             yield f"'{name}' has state twice, under this name or one that is tied to it"
         regions.append(region)

@@ -9,7 +9,7 @@ tensors.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -23,24 +23,17 @@ from surgeon.formats import Checkpoint, Record, SavedState, open_optimizer
 from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
 from surgeon.initialisers.places import Bound
 from surgeon.lazy import (
-    Blockwise,
     Copied,
     Fresh,
-    Joined,
     LazyTensor,
-    Rearranged,
-    Scaled,
-    Selected,
-    Sharded,
-    Stored,
     Stream,
-    Strided,
     TensorSpec,
     detached,
+    transplanted,
     walk,
 )
 from surgeon.manifest.model import StateFile
-from surgeon.manifest.optimizer_names import matched, place
+from surgeon.manifest.optimizer_names import matched
 from surgeon.numeric.dtypes import DTYPES
 
 Bytes = tuple[object, ...]
@@ -196,7 +189,7 @@ def carried(saved: SavedState, checkpoint: Checkpoint, planned: Tensors) -> Opti
     found, unknown = matched(saved, given, ordered=checkpoint.contents is not None)
     for name, region, entry in found:
         source = _source(given[name].spec.shape, region, entry)
-        sources.setdefault(place(given[name]), []).append(source)
+        sources.setdefault(given[name].byte_origin, []).append(source)
     carrying = _Carrying(sources, reset={_UNKNOWN: unknown} if unknown else {})
     aliases = ties(planned)
     for name, tensor in planned.items():
@@ -212,27 +205,9 @@ def carried(saved: SavedState, checkpoint: Checkpoint, planned: Tensors) -> Opti
     )
 
 
-def mapped(tensor: LazyTensor, leaf: Callable[[LazyTensor], LazyTensor]) -> LazyTensor:
-    """Return the same tree of moves over other leaves.
-
-    Every form that moves elements belongs here; all others are leaves. Arithmetic on one tensor
-    alone, as a cast or a scale, moves nothing: what is kept of a tensor has a dtype of its own.
-    """
-    match tensor:
-        case Joined(parts=parts, dim=dim):
-            return Joined(tuple(mapped(part, leaf) for part in parts), dim)
-        case Selected(source=source, dim=dim, ranges=ranges):
-            return Selected(mapped(source, leaf), dim, ranges)
-        case Rearranged(source=source, order=order, shape=shape):
-            return Rearranged(mapped(source, leaf), order, shape)
-        case Blockwise(operands=(operand,)) | Scaled(source=operand):
-            return mapped(operand, leaf)
-    return leaf(tensor)
-
-
 def _carry(name: str, tensor: LazyTensor, carrying: _Carrying) -> None:
     """Add what there is for a planned tensor."""
-    if untouched := carrying.sources.get(place(tensor)):
+    if untouched := carrying.sources.get(tensor.byte_origin):
         parts = [(source, [source.region]) for source in untouched]
         problem = next((s.entry.problem for s in untouched if s.entry.problem), "")
         if problem:
@@ -243,8 +218,8 @@ def _carry(name: str, tensor: LazyTensor, carrying: _Carrying) -> None:
             _add(name, tensor.spec.shape, kept, parts, carrying)
         return
     leaves: list[LazyTensor] = []
-    mapped(tensor, lambda leaf: leaves.append(leaf) or leaf)  # type: ignore[func-returns-value]
-    places = dict.fromkeys(map(place, leaves))
+    transplanted(tensor, lambda leaf: leaves.append(leaf) or leaf)  # type: ignore[func-returns-value]
+    places = dict.fromkeys(leaf.byte_origin for leaf in leaves)
     sources = [source for key in places for source in carrying.sources.get(key, ())]
     reasons = [_COMBINED] if any(_combines(leaf, carrying.sources) for leaf in leaves) else []
     usable: list[_Source] = []
@@ -266,20 +241,20 @@ def _carry(name: str, tensor: LazyTensor, carrying: _Carrying) -> None:
 
 def _combines(leaf: LazyTensor, sources: Mapping[Bytes, Sequence[_Source]]) -> bool:
     """Say whether a leaf is computed of something that has state."""
-    if isinstance(leaf, Stored | Strided | Sharded | Fresh | Copied):
+    if leaf.initialisers is not None or leaf.byte_origin in sources:
         return False
-    return any(place(form) in sources for form in walk(leaf))
+    return any(form.byte_origin in sources for form in walk(leaf))
 
 
 def _regions(tensor: LazyTensor, source: _Source, carrying: _Carrying) -> list[Region]:
     """Return the regions of a planned tensor whose elements have the state of one source."""
 
     def leaf(form: LazyTensor) -> LazyTensor:
-        if source in carrying.sources.get(place(form), ()):
+        if source in carrying.sources.get(form.byte_origin, ()):
             return _Partly(form, tuple(remainder(form.spec.shape, [source.region])))
         return Copied(form)
 
-    return remainder(tensor.spec.shape, mapped(tensor, leaf).new_regions())
+    return remainder(tensor.spec.shape, transplanted(tensor, leaf).new_regions())
 
 
 def _moment(
@@ -288,12 +263,12 @@ def _moment(
     dtype = usable[0].moments[key].spec.dtype
 
     def leaf(form: LazyTensor) -> LazyTensor:
-        for source in carrying.sources.get(place(form), ()):
+        for source in carrying.sources.get(form.byte_origin, ()):
             if source in usable:
                 return source.moments[key]
         return Fresh(TensorSpec(dtype, form.spec.shape), _ZEROS, Stream(0, "", key))
 
-    return mapped(tensor, leaf)
+    return transplanted(tensor, leaf)
 
 
 def _add(

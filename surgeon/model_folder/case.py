@@ -9,7 +9,6 @@ from typing import Any
 
 from surgeon.base import patterns
 from surgeon.draft import Tensors
-from surgeon.lazy import LazyTensor, Stored
 from surgeon.model_folder.families import Family
 
 Json = dict[str, Any]
@@ -78,11 +77,6 @@ def numbered(segment: str, names: Iterable[str]) -> dict[str, set[int]]:
                 container = ".".join(parts[: place + 1])
                 found.setdefault(container, set()).add(int(parts[place + 1]))
     return found
-
-
-def identity(tensor: LazyTensor) -> object:
-    """Return what two tensors share that are the same bytes, also after `untie`."""
-    return (id(tensor.file), tensor.offset) if isinstance(tensor, Stored) else id(tensor)
 
 
 def listed(names: Sequence[str]) -> str:

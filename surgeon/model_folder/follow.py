@@ -10,7 +10,7 @@ from typing import Any
 
 from surgeon.draft import Tensors
 from surgeon.lazy import walk
-from surgeon.model_folder.case import Case, Json, identity, listed, matching
+from surgeon.model_folder.case import Case, Json, listed, matching
 from surgeon.model_folder.families import COMMON, FAMILIES
 from surgeon.model_folder.labels import follow_labels
 from surgeon.model_folder.sizes import follow_grid, follow_sizes
@@ -171,14 +171,14 @@ def _layer_sources(case: Case, container: str) -> list[int | None]:
         return int(number) if found and number.isdigit() else None
 
     known = {
-        identity(tensor): layer
+        tensor.byte_origin: layer
         for name, tensor in case.before.items()
         if (layer := layer_of(name)) is not None
     }
     found: dict[int, set[int]] = {}
     for name, tensor in case.after.items():
         if (layer := layer_of(name)) is not None:
-            origins = [known.get(identity(form)) for form in walk(tensor)]
+            origins = [known.get(form.byte_origin) for form in walk(tensor)]
             found.setdefault(layer, set()).update(o for o in origins if o is not None)
     return [next(iter(found[n])) if len(found[n]) == 1 else None for n in sorted(found)]
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from math import prod
 
-from surgeon.lazy import Blockwise, Fresh, Joined, LazyTensor, Selected
-from surgeon.model_folder.case import Case, Json, identity, sized
+import numpy as np
+
+from surgeon.initialisers.places import Bound
+from surgeon.lazy import Fresh, LazyTensor, Scratch, Stream, TensorSpec, transplanted
+from surgeon.model_folder.case import Case, Json, sized
+from surgeon.numeric.dtypes import Array
 
 # Where a config names neither labels nor their number, transformers takes this for granted.
 _DEFAULT_LABELS = 2
+# In the place of a row's number: it was created, or nobody knows what it was.
+_NEW, _UNKNOWN = -1, -2
+_ANY = Stream(0, "", "")
 
 
 def follow_labels(case: Case) -> None:
@@ -62,26 +71,38 @@ def _rows(case: Case, name: str, old_count: int) -> list[int | None]:
 
 
 def _old_rows(tensor: LazyTensor, old: LazyTensor) -> list[int | None] | None:
-    """Return which row of `old` each row is, None for new rows; None where that is not known."""
-    if identity(tensor) == identity(old):
-        return list(range(old.spec.shape[0]))
-    match tensor:
-        case Fresh():
-            return [None] * tensor.spec.shape[0]
-        case Selected(source=source, dim=dim, ranges=ranges):
-            rows = _old_rows(source, old)
-            if dim or rows is None:
-                return rows
-            return [rows[index] for start, stop in ranges for index in range(start, stop)]
-        case Joined(parts=parts, dim=dim):
-            found = [_old_rows(part, old) for part in parts]
-            if dim:
-                return found[0]
-            joined = [row for rows in found if rows is not None for row in rows]
-            return None if None in found else joined
-        case Blockwise(operands=(source,)) if source.spec.shape == tensor.spec.shape:
-            return _old_rows(source, old)
-    return None
+    """Return which row of `old` each row is, None for new rows; None where that is not known.
+
+    That is what the moves that the tensor went through do to the numbers of the rows.
+    """
+    if not tensor.spec.count:
+        return None
+
+    def numbers(form: LazyTensor) -> LazyTensor:
+        spec = TensorSpec("I64", form.spec.shape)
+        if form.byte_origin == old.byte_origin:
+            return Fresh(spec, Bound("rows", partial(_rows_at, prod(spec.shape[1:]))), _ANY)
+        number = _NEW if form.initialisers else _UNKNOWN
+        return Fresh(spec, Bound("rows", partial(_all_alike, number)), _ANY)
+
+    found, scratch = transplanted(tensor, numbers), Scratch()
+    row = prod(tensor.spec.shape[1:])
+    rows: list[int | None] = []
+    for number in range(tensor.spec.shape[0]):
+        with scratch.scope():
+            (origin,) = found.elements(number * row, number * row + 1, scratch).tolist()
+        if origin == _UNKNOWN:
+            return None
+        rows.append(None if origin == _NEW else origin)
+    return rows
+
+
+def _rows_at(row: int, start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
+    return np.arange(start, stop) // row
+
+
+def _all_alike(number: int, start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
+    return np.full(stop - start, number)
 
 
 def _followed(labels: Sequence[str], rows: Sequence[int | None]) -> list[str]:

@@ -62,13 +62,14 @@ def _converted(name: str, tensor: LazyTensor, dtype: str, overflow: str) -> Lazy
     """Return the tensor in another dtype; what does not fit is found when it is written."""
     spec = TensorSpec(dtype, tensor.spec.shape)
     if DTYPES[dtype].kind != "float":
-        return Blockwise(spec, partial(_whole_numbers, name, dtype), (tensor,))
-    kernel = partial(_saturated, dtype) if overflow == "saturate" else _as_they_are
+        kernel = partial(_whole_numbers, name, dtype)
+        return Blockwise(spec, kernel, (tensor,), rounds=True)
+    as_floats = partial(_saturated, dtype) if overflow == "saturate" else _as_they_are
     # Integers reach 2^64, which is less than BF16's and F32's largest value.
-    overflows = LARGEST.get(tensor.spec.dtype, 2.0**64) > LARGEST[dtype]
+    overflows = not tensor.is_exact or LARGEST.get(tensor.spec.dtype, 2.0**64) > LARGEST[dtype]
     must_fit = overflow == "error" and overflows
     explain = partial(_require_within, name, dtype) if must_fit else None
-    return Blockwise(spec, kernel, (tensor,), explain=explain)
+    return Blockwise(spec, as_floats, (tensor,), explain=explain, rounds=True)
 
 
 def _whole_numbers(

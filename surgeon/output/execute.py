@@ -16,16 +16,7 @@ import numpy as np
 from surgeon.base.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.draft import Check
 from surgeon.formats.checkpoint import Record
-from surgeon.lazy import (
-    BLOCK,
-    Blockwise,
-    ByteRange,
-    Computed,
-    Scratch,
-    Stored,
-    is_computed_at_once,
-    walk,
-)
+from surgeon.lazy import ByteRange, Computed, Scratch, is_computed_at_once, walk
 from surgeon.numeric.dtypes import DTYPES
 from surgeon.output.checksums import Algorithm, Running, crc32_joined
 from surgeon.output.layout import OutputFile, Placed
@@ -255,7 +246,7 @@ class Executor:
         return done
 
     def _write_unit(self, unit: _Unit, hashing: Hash | None) -> _Done:
-        self._scratch.forget(unit.placed.tensor)
+        self._scratch.forget(walk(unit.placed.tensor))
         running = Running(self._options.checksums, hashing)
         offset, copied = unit.offset, 0
         descriptor = unit.descriptor
@@ -311,7 +302,7 @@ class Executor:
 
     def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
         scratch, start = self._scratch, piece.start
-        step = piece.tensor.step if isinstance(piece.tensor, Blockwise) else BLOCK
+        step = piece.tensor.step
         while start < piece.stop:
             stop = min(start + step - start % step, piece.stop)
             with scratch.scope():
@@ -336,8 +327,9 @@ def _used(records: Iterable[Record], files: Iterable[OutputFile]) -> list[Record
     used: dict[int, list[int]] = {}
     for placed in (placed for file in files for placed in file.tensors):
         for form in walk(placed.tensor):
-            if isinstance(form, Stored):
-                used.setdefault(id(form.file), []).append(form.offset)
+            for piece in form.locate(0, form.spec.count) if not form.operands else ():
+                if isinstance(piece, ByteRange):
+                    used.setdefault(id(piece.file), []).append(piece.offset)
     starts = {file: sorted(offsets) for file, offsets in used.items()}
 
     def is_used(record: Record) -> bool:
@@ -354,7 +346,9 @@ def _nothing_of(file: OutputFile) -> WrittenFile:
 
 
 def _work(file: OutputFile) -> int:
-    computed = sum(not isinstance(placed.tensor, Stored) for placed in file.tensors)
+    computed = sum(
+        bool(tensor.operands) or tensor.initialisers is not None for _, tensor, _ in file.tensors
+    )
     return file.size_bytes + _PER_COMPUTED * computed
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from surgeon.draft import Tensors, ties
 from surgeon.formats import Checkpoint, header_of
 from surgeon.formats.files import InputFile
-from surgeon.lazy import Stored
+from surgeon.lazy import ByteRange
 from surgeon.output.layout import OutputFile, Placed
 
 
@@ -42,6 +42,7 @@ def _names(tensors: Tensors) -> Mapping[str, tuple[int, frozenset[str]]]:
 
 def _placed(file: InputFile, name: str, tensors: Tensors, header_bytes: int) -> Placed:
     tensor = tensors[name]
-    assert isinstance(tensor, Stored)  # as all tensors of a safetensors file are
-    assert tensor.file is file
-    return Placed(name, tensor, tensor.offset - header_bytes)
+    (piece,) = tensor.pieces(0, tensor.spec.count)  # as all tensors of a safetensors file have
+    assert isinstance(piece, ByteRange)
+    assert piece.file is file
+    return Placed(name, tensor, piece.offset - header_bytes)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from surgeon.base.regions import spelled
 from surgeon.draft import Draft, Tensors
-from surgeon.lazy import Blockwise, Copied, Fresh, LazyTensor, WholeTensor
+from surgeon.lazy import LazyTensor
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -132,7 +132,7 @@ class _Step:
             from_=tuple(source for source in [*here, *others] if source != name or model),
             new=tuple(spelled(name, region, tensor.spec.shape) for region in new),
             init=tuple(dict.fromkeys(inits or ())),
-            parameters=tensor.about if isinstance(tensor, Blockwise | WholeTensor) else _NOTHING,
+            parameters=tensor.about,
             into=model,
         )
         earlier = self._tracer.lineage[parent] if parent else ()
@@ -162,8 +162,7 @@ class _Step:
             if id(form) in self._elsewhere:
                 others[self._elsewhere[id(form)]] = None
                 continue
-            if isinstance(form, Fresh | Copied):
-                inits = inits or []
-                inits += [form.initialiser.name] if isinstance(form, Fresh) else []
+            if form.initialisers is not None:
+                inits = [*(inits or ()), *form.initialisers]
             pending.extend(form.operands)
         return list(here), list(others), inits

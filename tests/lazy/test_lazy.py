@@ -376,7 +376,7 @@ def opened(shape: tuple[int, ...], order: tuple[int, ...], *new: int) -> Rearran
 )
 def test_what_moves_nothing_is_byte_ranges(tensor: Rearranged) -> None:
     assert [type(piece) for piece in tensor.pieces(0, tensor.spec.count)] == [ByteRange]
-    assert tensor.held_bytes == 0
+    assert tensor.scratch_bytes == (0, 0, 0)
     np.testing.assert_array_equal(
         tensor.elements(0, tensor.spec.count, Scratch()), range(tensor.spec.count)
     )
@@ -408,7 +408,7 @@ def test_a_transposed_computed_matrix_is_computed_eight_times_at_most(
     assert sum(seen) <= 8 * 4000
     assert max(seen) <= 64
     assert is_computed_at_once(tensor)
-    assert tensor.held_bytes == (500 + 3 * 64) * 4
+    assert tensor.scratch_bytes.held == (500 + 3 * 64) * 4
 
 
 def test_a_transposed_matrix_put_together_of_stored_ones_is_mapped(
@@ -491,9 +491,9 @@ def test_what_is_known_of_a_tensor_is_computed_once_until_it_is_forgotten() -> N
         return scratch.known(one, lambda _: computed.append(1) or len(computed))
 
     assert [ask(), ask()] == [1, 1]
-    scratch.forget(Joined((other, one), 0))
+    scratch.forget(walk(Joined((other, one), 0)))
     assert ask() == 1
-    scratch.forget(other)
+    scratch.forget(walk(other))
     assert ask() == 2
 
 

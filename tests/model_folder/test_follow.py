@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,8 @@ from surgeon.base.errors import PlanError, UsageError
 from surgeon.base.tables import json_text
 from surgeon.cli import report
 from surgeon.formats import open_checkpoint
-from surgeon.lazy import Selected
+from surgeon.formats.files import InMemory
+from surgeon.lazy import Selected, Stored, Strided, TensorSpec, detached
 from surgeon.model_folder.follow import follow
 from surgeon.output.execute import Options
 from tests.network import Bench, write
@@ -252,6 +255,14 @@ def test_labels_of_rows_that_moved_move_along(folder: Any, bench: Bench) -> None
     opened.close()
     assert followed.config["id2label"] == {"0": "emu", "1": "cat"}
     assert followed.config["label2id"] == {"emu": 0, "cat": 1}
+
+
+def test_labels_of_a_strided_classifier_are_known_after_untie() -> None:
+    flat = Stored(InMemory(Path("x"), np.zeros(96, np.uint8)), 0, TensorSpec("F32", (24,)))
+    before: Any = {"classifier.weight": Strided(flat, (1, 3), (3, 8))}
+    rows = Selected(detached(before["classifier.weight"]), 0, ((2, 3), (0, 1)))
+    followed = follow(BERT, {}, before, {"classifier.weight": rows})
+    assert followed.config["id2label"] == {"0": "emu", "1": "cat"}
 
 
 def test_labels_are_written_in_the_order_of_their_numbers(folder: Any, bench: Bench) -> None:

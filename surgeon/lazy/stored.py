@@ -1,0 +1,241 @@
+"""Tensors that are made of no other: bytes of input files, and values of initialisers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from surgeon.base.regions import Region, whole
+from surgeon.lazy.base import (
+    BLOCK,
+    NOTHING,
+    ByteRange,
+    ByteSource,
+    Computed,
+    LazyTensor,
+    Piece,
+    ScratchBytes,
+    TensorSpec,
+)
+from surgeon.lazy.evaluate import Form
+from surgeon.lazy.scratch import Scratch
+from surgeon.numeric.blas import one_thread
+from surgeon.numeric.dtypes import DTYPES, SPARE, Array, downcast, rounding_bytes
+
+# Per element of a block. An initialiser: float64 values, the chunk they are drawn in, what of it
+# was rejected. An index into a strided view: five int64.
+_FRESH, _STRIDED = 4 * 8, 5 * 8
+
+
+# Not frozen, which takes four times as long to make: a checkpoint may have 100 000 of them.
+@dataclass(eq=False, slots=True)
+class Stored(Form):
+    """Bytes that lie in an input file."""
+
+    file: ByteSource
+    offset: int
+    spec: TensorSpec
+    operands: tuple[LazyTensor, ...] = ()
+
+    step = BLOCK
+    is_exact = True
+    is_computed_at_once = False
+    is_move = False
+    is_in_place = False
+    about = NOTHING
+    initialisers = None
+
+    def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
+        return self
+
+    @property
+    def byte_origin(self) -> tuple[object, ...]:
+        return id(self.file), self.offset, self.spec
+
+    @property
+    def scratch_bytes(self) -> ScratchBytes:
+        return ScratchBytes(0, _block_bytes(self.spec), 0)
+
+    def locate(self, start: int, stop: int) -> Iterator[Piece]:
+        bits = DTYPES[self.spec.dtype].bits
+        yield ByteRange(self.file, self.offset + start * bits // 8, (stop - start) * bits // 8)
+
+    def evaluate(
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
+    ) -> Array:
+        bits = DTYPES[self.spec.dtype].bits
+        first, last = start * bits // 8, stop * bits // 8
+        buffer = scratch.take(np.uint8, last - first)
+        self.file.read_into(self.offset + first, buffer.data)
+        return buffer.view(DTYPES[self.spec.dtype].storage)
+
+    def new_regions(self) -> tuple[Region, ...]:
+        return ()
+
+
+def _block_bytes(spec: TensorSpec, more: int = 0) -> int:
+    return min(spec.count, BLOCK) * (DTYPES[spec.dtype].storage.itemsize + more)
+
+
+@dataclass(frozen=True, eq=False)
+class Strided(Form):
+    """A view with strides (in elements) over stored bytes: transposed, expanded, overlapping.
+
+    `storage` is the flat run of elements that the view reaches, from its first one.
+    """
+
+    storage: Stored
+    strides: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    step = BLOCK
+    is_exact = True
+    is_computed_at_once = False
+    is_move = False
+    is_in_place = False
+    about = NOTHING
+    initialisers = None
+
+    @cached_property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.storage.spec.dtype, self.shape)
+
+    @property
+    def operands(self) -> tuple[LazyTensor, ...]:
+        return (self.storage,)
+
+    def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
+        (storage,) = operands
+        assert isinstance(storage, Stored)
+        return Strided(storage, self.strides, self.shape)
+
+    @property
+    def byte_origin(self) -> tuple[object, ...]:
+        return (*self.storage.byte_origin, self.strides, self.shape)
+
+    @property
+    def scratch_bytes(self) -> ScratchBytes:
+        return ScratchBytes(0, _block_bytes(self.spec, _STRIDED), 0)
+
+    def locate(self, start: int, stop: int) -> Iterator[Piece]:
+        yield Computed(self, start, stop)
+
+    def evaluate(
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
+    ) -> Array:
+        out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
+        index = np.arange(start, stop)
+        address = np.zeros(stop - start, np.int64)
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            index, digit = np.divmod(index, size)
+            address += digit * stride
+        # Mapped, since a block of a transposed view reaches over all of its storage.
+        mapped = self.storage.file.mapped(self.storage.offset, self.storage.spec.size_bytes)
+        np.take(mapped.view(out.dtype), address, out=out)
+        return out
+
+    def new_regions(self) -> tuple[Region, ...]:
+        return ()
+
+
+class Stream(NamedTuple):
+    """A random stream of its own: keyed by recipe seed, step and tensor name, never by order."""
+
+    seed: int
+    step: str
+    name: str
+
+    def generator(self, chunk: int) -> np.random.Generator:
+        """Return the generator of one chunk; chunks are independent, so blocks may be too."""
+        text = f"surgeon 1\0{self.seed}\0{self.step}\0{self.name}"
+        key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+        return np.random.Generator(np.random.Philox(key=key, counter=chunk << 128))
+
+
+class Initialiser(Protocol):
+    """Named initial values; see initialisers/."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def at_once_bytes(self) -> tuple[int, int]:
+        """Bytes per element that stay until it is written, and that are used meanwhile."""
+        ...
+
+    @property
+    def operands(self) -> tuple[LazyTensor, ...]: ...
+
+    def values(
+        self, spec: TensorSpec, start: int, stop: int, stream: Stream, scratch: Scratch
+    ) -> Array:
+        """Elements start to stop of a tensor of this spec, as float64 or float32."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fresh(Form):
+    """Values that an initialiser makes: those that its dtype has."""
+
+    spec: TensorSpec
+    initialiser: Initialiser
+    stream: Stream
+
+    step = BLOCK
+    is_exact = True
+    is_move = False
+    is_in_place = False
+    about = NOTHING
+
+    @property
+    def operands(self) -> tuple[LazyTensor, ...]:
+        return self.initialiser.operands
+
+    @property
+    def initialisers(self) -> tuple[str, ...]:
+        return (self.initialiser.name,)
+
+    def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
+        if operands == self.operands:
+            return self
+        raise TypeError("an initialiser's values are of the tensors that it was made for")
+
+    @property
+    def byte_origin(self) -> tuple[object, ...]:
+        return (id(self),)
+
+    @property
+    def is_computed_at_once(self) -> bool:
+        return any(self.initialiser.at_once_bytes)
+
+    @property
+    def scratch_bytes(self) -> ScratchBytes:
+        block = _block_bytes(self.spec, _FRESH + rounding_bytes(self.spec.dtype))
+        return ScratchBytes(self.spec.count * sum(self.initialiser.at_once_bytes), block, block)
+
+    def locate(self, start: int, stop: int) -> Iterator[Piece]:
+        yield Computed(self, start, stop)
+
+    def prepare(self, scratch: Scratch) -> None:
+        if self.operands and self.spec.count:
+            with scratch.scope():
+                self.evaluate(0, 1, scratch, None)
+
+    def evaluate(
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
+    ) -> Array:
+        out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
+        with scratch.scope():
+            with one_thread():
+                values = self.initialiser.values(self.spec, start, stop, self.stream, scratch)
+            spare = scratch.take(np.uint32, SPARE * (stop - start))
+            downcast(values, self.spec.dtype, out, spare)
+        return out
+
+    def new_regions(self) -> tuple[Region, ...]:
+        return (whole(self.spec.shape),)
