@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "jsonschema": {"recipe", "manifest"},
     "shutil": {"model_folder", "output", "formats"},
     "mmap": {"formats.files"},
-    "torch": {"formats.torch_legacy", "ops.shared.torch_module"},
+    "torch": {"ops.shared.torch_module"},
 }
 MAY_TOUCH_FILES = {"formats", "output", "manifest", "recipe", "model_folder", "surgery"}
 OS_CALLS = {"open", "read", "pread", "preadv", "write", "pwrite", "ftruncate", "rename", "replace",

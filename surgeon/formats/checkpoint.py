@@ -38,16 +38,19 @@ class Record(NamedTuple):
     crc32: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Opaque:
     """What a torch file holds besides tensors and plain values; none of its code is run.
 
     `problem` says why a tensor of the file, or an array, cannot be used; it is empty for objects
-    that hold no weights, such as an argparse.Namespace.
+    that hold no weights, such as an argparse.Namespace. `state` are the attributes of a
+    torch.nn.Module, and `items` what an object of a class that extends dict holds.
     """
 
     what: str
     problem: str = ""
+    state: dict[str, object] | None = None
+    items: dict[object, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Contents:
     """Everything that a torch file holds: plain containers, scalars, LazyTensors and Opaques.
 
     `origins` are the records of the storages that the tensors lie in, where the file states them.
-    A distributed checkpoint is a folder of several files.
+    A distributed checkpoint is a folder of several files. `notes` are for the user.
     """
 
     path: Path
@@ -95,6 +98,7 @@ class Contents:
     origins: Mapping[LazyTensor, Record]
     close: Callable[[], None]
     weight_files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 def is_optimizer(value: Mapping[object, object]) -> bool:

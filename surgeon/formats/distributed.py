@@ -109,6 +109,9 @@ class _MetadataWorld:
     def extend(self, value: object, items: Sequence[object]) -> None:
         raise TypeError
 
+    def update(self, value: object, items: Sequence[tuple[object, object]]) -> None:
+        raise TypeError
+
     def storage(self, identity: object) -> object:
         raise TypeError
 

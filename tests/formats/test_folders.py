@@ -238,28 +238,6 @@ def test_cycles_and_shared_dicts_are_walked_once(tmp_path):
     assert "w" in open_checkpoint(str(saved(tmp_path, value))).tensors
 
 
-@pytest.mark.parametrize(
-    ("prefix", "removed"),
-    [
-        ("module.", "module."),
-        ("_orig_mod.module.", "_orig_mod.module."),
-        ("module.module.", "module.module."),
-        ("model.", ""),
-    ],
-)
-def test_wrapper_prefixes_are_removed_and_reported(tmp_path, prefix, removed):
-    path = saved(tmp_path, {f"{prefix}{name}": tensor for name, tensor in STATE.items()})
-    checkpoint = open_checkpoint(str(path))
-    assert list(checkpoint.tensors) == [f"{prefix.removeprefix(removed)}{name}" for name in STATE]
-    notes = (f"removed the prefix {removed!r} that all names share",) if removed else ()
-    assert checkpoint.notes == notes
-
-
-def test_prefixes_that_not_all_names_share_stay(tmp_path):
-    path = saved(tmp_path, {"module.w": X, "w": X + 1})
-    assert list(open_checkpoint(str(path)).tensors) == ["module.w", "w"]
-
-
 def test_prefixes_are_removed_from_aliases_and_shards_too(tmp_path):
     shards = {A: {"module.a": X}, B: {"module.b": X}}
     checkpoint = open_checkpoint(str(sharded(tmp_path, shards)))
