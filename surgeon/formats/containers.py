@@ -21,8 +21,8 @@ class _Candidate(NamedTuple):
 
     name: str
     value: Container
-    # Mostly tensors, some of them more than a number.
-    is_clear: bool
+    # 2 for mostly tensors, 1 where there are as many numbers beside them, 0 for numbers alone.
+    rank: int
 
 
 def choose(value: object, inner: str, place: str) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
@@ -38,9 +38,10 @@ def choose(value: object, inner: str, place: str) -> tuple[dict[str, LazyTensor]
     except ValueError as error:
         raise CheckpointError(f"{place}: {error}") from None
     # What is half of numbers is a model's only where there is nothing better.
-    candidates = [c for c in candidates if c.is_clear] or candidates
+    best = max((candidate.rank for candidate in candidates), default=0)
+    candidates = [candidate for candidate in candidates if candidate.rank == best]
     if not candidates and inner and (mapping := _mapping(root)) and _tensor_count(mapping):
-        candidates = [_Candidate(inner, mapping, True)]
+        candidates = [_Candidate(inner, mapping, 2)]
     if not candidates:
         raise CheckpointError(f"{place}: found no dict of tensors{_inside(root)}")
     if len(candidates) > 1:
@@ -128,23 +129,22 @@ def _tensor_count(value: object) -> int:
 def _candidate(name: str, value: Container) -> _Candidate | None:
     """Return a dict of tensors under names, if it is one.
 
-    At least half of it is tensors, not all of them random generators' states. It is clear where
-    more are, and not all of them numbers, such as the scores of a callback under paths of files.
+    At least half of it is tensors, not all of them random generators' states, nor the scores that
+    a callback keeps under paths of files.
     """
-    count = _tensor_count(value)
-    if not count or not all(isinstance(key, str) for key in value):
+    weights = {key: item for key, item in value.items() if _is_weight(item)}
+    if not weights or not all(isinstance(key, str) for key in value):
         return None
     # What torch.nn.Module.get_extra_state returned may be anything, once per layer.
-    extra = sum(str(key).endswith("_extra_state") for key in value)
+    entries = len(value) - sum(str(key).endswith("_extra_state") for key in value)
     inner = max((_tensor_count(item) for item in value.values()), default=0)
-    if count * 2 < len(value) - extra or count <= inner:
+    if len(weights) * 2 < entries or len(weights) <= inner:
         return None
     if all(map(_is_random_state, value.values())):
         return None
-    is_clear = count * 2 > len(value) - extra and not all(
-        _is_number(item) for item in value.values() if _is_weight(item)
-    )
-    return _Candidate(name, value, is_clear)
+    if all(map(_is_number, weights.values())):
+        return None if any("/" in str(key) for key in weights) else _Candidate(name, value, 0)
+    return _Candidate(name, value, 2 if len(weights) * 2 > entries else 1)
 
 
 def _candidates(root: object, name: str) -> Iterator[_Candidate]:

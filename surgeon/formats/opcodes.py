@@ -19,7 +19,7 @@ _LONGEST_INTEGER = 255
 # Takes a few seconds; 100 000 tensors take 5 million.
 _MOST_OPCODES = 40_000_000
 # In bytes, of objects of their own and of their places in what holds them.
-_NUMBER, _TEXT, _TUPLE, _LIST, _DICT, _SET, _CALL, _MEMO = 40, 64, 64, 72, 80, 232, 160, 100
+_NUMBER, _TEXT, _TUPLE, _LIST, _DICT, _SET, _CALL = 40, 64, 64, 72, 80, 232, 100
 _ITEM, _ENTRY, _FIRST_ENTRY = 8, 40, 160
 
 Handler = Callable[[Machine, int], int]
@@ -175,33 +175,31 @@ def _pop_mark(machine: Machine, place: int) -> int:
 
 @_on(b"q")  # BINPUT
 def _put(machine: Machine, place: int) -> int:
-    machine.memo[machine.data[place]] = machine.stack[-1]
+    machine.remember(machine.data[place])
     return place + 1
 
 
 @_on(b"r")  # LONG_BINPUT
 def _put_long(machine: Machine, place: int) -> int:
-    machine.spend(_MEMO)
-    machine.memo[_INT32.unpack_from(machine.data, place)[0]] = machine.stack[-1]
+    machine.remember(_INT32.unpack_from(machine.data, place)[0])
     return place + 4
 
 
 @_on(b"\x94")
 def _memoize(machine: Machine, place: int) -> int:
-    machine.spend(_MEMO)
-    machine.memo[len(machine.memo)] = machine.stack[-1]
+    machine.remember(len(machine.memo))
     return place
 
 
 @_on(b"h")  # BINGET
 def _get(machine: Machine, place: int) -> int:
-    machine.stack.append(machine.memo[machine.data[place]])
+    machine.stack.append(machine.remembered(machine.data[place]))
     return place + 1
 
 
 @_on(b"j")  # LONG_BINGET
 def _get_long(machine: Machine, place: int) -> int:
-    machine.stack.append(machine.memo[_INT32.unpack_from(machine.data, place)[0]])
+    machine.stack.append(machine.remembered(_INT32.unpack_from(machine.data, place)[0]))
     return place + 4
 
 
@@ -214,8 +212,10 @@ def _integer1(machine: Machine, place: int) -> int:
 def _push_number(code: bytes, form: struct.Struct) -> None:
     @_on(code)
     def handler(machine: Machine, place: int) -> int:
-        machine.spend(_NUMBER)
-        machine.stack.append(form.unpack_from(machine.data, place)[0])
+        value = form.unpack_from(machine.data, place)[0]
+        if value.__class__ is not int or not -6 < value < 257:  # those Python has already
+            machine.spend(_NUMBER)
+        machine.stack.append(value)
         return place + form.size
 
 

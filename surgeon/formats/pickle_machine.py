@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 _LONGEST_LINE = 4096
-# What a pickle may become in memory. One byte makes a list of 64 bytes; one that describes tensors
-# becomes six times as large, with all that it keeps in its memo.
-_MEMORY_FLOOR, _MEMORY_PER_BYTE, _MEMORY_CEILING = 80_000_000, 6, 640_000_000
+# What a pickle may become in memory. One byte makes a list of 72 bytes; one that describes tensors
+# becomes ten times as large, with all that it keeps in its memo.
+_MEMORY_FLOOR, _MEMORY_PER_BYTE, _MEMORY_CEILING = 80_000_000, 24, 400_000_000
+# What an entry of the memo takes, in a list and in a dict.
+_IN_ORDER, _OUT_OF_ORDER = 10, 100
 
 
 class World(Protocol):
@@ -51,7 +53,9 @@ class Machine:
         self.world = world
         self.stack: list[object] = []
         self.marks: list[int] = []
-        self.memo: dict[int, object] = {}
+        # By number; picklers count from 0, and what does not is in a dict.
+        self.memo: list[object] = []
+        self._scattered: dict[int, object] = {}
         self._limit = min(_MEMORY_FLOOR + _MEMORY_PER_BYTE * len(data), _MEMORY_CEILING)
         self._left = self._limit
 
@@ -64,6 +68,23 @@ class Machine:
                 "of objects, which no checkpoint's description does; save the tensors without the "
                 "rest"
             )
+
+    def remember(self, number: int) -> None:
+        """Keep the value on top of the stack under a number."""
+        if number == len(self.memo):
+            self.spend(_IN_ORDER)
+            self.memo.append(self.stack[-1])
+        elif 0 <= number < len(self.memo):
+            self.memo[number] = self.stack[-1]
+        else:
+            self.spend(_OUT_OF_ORDER)
+            self._scattered[number] = self.stack[-1]
+
+    def remembered(self, number: int) -> object:
+        """Return the value that is kept under a number."""
+        if number < len(self.memo):
+            return self.memo[number]
+        return self._scattered[number]
 
     def since_mark(self) -> list[object]:
         start = self.marks.pop()
