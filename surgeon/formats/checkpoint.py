@@ -60,7 +60,8 @@ class Checkpoint:
     Names of one tied tensor share one LazyTensor. `header_sha256` is over the safetensors header,
     over data.pkl, or over the header hashes of a folder's weight files in order. `shards` maps
     names to weight files where there are several; `contents` is all that a torch file holds;
-    `safetensors` are the files whose tensors have the names that those have there.
+    `safetensors` are the files whose tensors have the names that those have there. `left_behind`
+    are the names, in `folder`, of weights that were not read: other formats, strays, other runs.
     Nothing may be read after `close`.
     """
 
@@ -76,6 +77,7 @@ class Checkpoint:
     shards: dict[str, str] = field(default_factory=dict)
     contents: Contents | None = None
     safetensors: tuple[InputFile, ...] = ()
+    left_behind: tuple[str, ...] = ()
     closers: tuple[Callable[[], None], ...] = ()
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from surgeon.formats.checkpoint import (
     plain,
     spec_of,
 )
-from surgeon.formats.files import InMemory, InputFile, Window, allow_open_files
+from surgeon.formats.files import InMemory, InputFile, Window
 from surgeon.lazy import Joined, LazyTensor, Sharded, Stored, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
 
@@ -136,7 +136,6 @@ def open_distributed(folder: Path, read: ReadPickle, read_archive: ReadArchive) 
     finally:
         metadata.close()
     with ExitStack() as stack:
-        allow_open_files(len({chunk.place.file for item in items for chunk in item.chunks}))
         parts = _Parts(folder, stack, read_archive)
         root = _Container()
         problems = []

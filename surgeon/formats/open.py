@@ -14,7 +14,14 @@ from surgeon.base.errors import CheckpointError
 from surgeon.formats.checkpoint import Checkpoint, Contents, Opaque, Record
 from surgeon.formats.containers import choose
 from surgeon.formats.files import InputFile, Window
-from surgeon.formats.folders import is_distributed, open_folder, open_index
+from surgeon.formats.folders import (
+    in_folder,
+    is_distributed,
+    leaves_folder,
+    model_folder_of,
+    open_folder,
+    open_index,
+)
 from surgeon.formats.foreign import foreign, is_foreign
 from surgeon.formats.optimizers import SavedState, state_in, state_of_ours
 from surgeon.formats.safetensors import has_header, header_of, open_safetensors
@@ -73,7 +80,7 @@ def _open(path: Path, inner: str) -> Checkpoint:
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: no such file")
     if not _is_folder(path):
-        checkpoint = _open_file(path, inner)
+        checkpoint = _named(path, inner)
     elif is_distributed(path):
         contents = _distributed(path)
         with _closed_on_failure(contents):
@@ -83,6 +90,15 @@ def _open(path: Path, inner: str) -> Checkpoint:
     else:
         checkpoint = open_folder(path, _open_file)
     return _unwrapped(checkpoint)
+
+
+def _named(path: Path, inner: str) -> Checkpoint:
+    """Open a file; of one that is a model folder's the folder is known, and goes along."""
+    folder = model_folder_of(path)
+    if folder is not None and (problem := leaves_folder(path)):
+        raise CheckpointError(problem)
+    checkpoint = _open_file(path, inner)
+    return checkpoint if folder is None else in_folder(checkpoint, folder)
 
 
 def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
