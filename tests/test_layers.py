@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "jsonschema": {"recipe", "manifest"},
     "shutil": {"model_folder", "output", "formats"},
     "mmap": {"formats.files"},
-    "torch": {"formats.torch_legacy", "ops.shared.torch_module"},
+    "torch": {"ops.shared.torch_module"},
 }
 # numeric.blas looks for the library that NumPy came with.
 MAY_TOUCH_FILES = {"base.files", "formats", "output", "manifest", "recipe", "model_folder",

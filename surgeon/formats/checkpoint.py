@@ -37,16 +37,19 @@ class Record(NamedTuple):
     crc32: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Opaque:
     """What a torch file holds besides tensors and plain values; none of its code is run.
 
     `problem` says why a tensor of the file, or an array, cannot be used; it is empty for objects
-    that hold no weights, such as an argparse.Namespace.
+    that hold no weights, such as an argparse.Namespace. `state` are the attributes of a
+    torch.nn.Module, and `items` what an object of a class that extends dict holds.
     """
 
     what: str
     problem: str = ""
+    state: dict[str, object] | None = None
+    items: dict[object, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Checkpoint:
     Names of one tied tensor share one LazyTensor. `header_sha256` is over the safetensors header,
     over data.pkl, or over the header hashes of a folder's weight files in order. `shards` maps
     names to weight files where there are several; `contents` is all that a torch file holds;
-    `safetensors` are the files whose tensors have the names that those have there.
+    `safetensors` are the files whose tensors have the names that those have there. `left_behind`
+    are the names, in `folder`, of weights that were not read: other formats, strays, other runs.
     Nothing may be read after `close`.
     """
 
@@ -72,6 +76,7 @@ class Checkpoint:
     shards: dict[str, str] = field(default_factory=dict)
     contents: Contents | None = None
     safetensors: tuple[InputFile, ...] = ()
+    left_behind: tuple[str, ...] = ()
     closers: tuple[Callable[[], None], ...] = ()
 
     def close(self) -> None:
@@ -84,7 +89,7 @@ class Contents:
     """Everything that a torch file holds: plain containers, scalars, LazyTensors and Opaques.
 
     `origins` are the records of the storages that the tensors lie in, where the file states them.
-    A distributed checkpoint is a folder of several files.
+    A distributed checkpoint is a folder of several files. `notes` are for the user.
     """
 
     path: Path
@@ -94,6 +99,7 @@ class Contents:
     origins: Mapping[LazyTensor, Record]
     close: Callable[[], None]
     weight_files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 def is_optimizer(value: Mapping[object, object]) -> bool:

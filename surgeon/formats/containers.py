@@ -1,16 +1,28 @@
-"""Find the dict of tensors in what a torch file holds, and take wrapper prefixes off its names."""
+"""Find the dict of tensors in what a torch file holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from typing import NamedTuple
 
 from surgeon.base.errors import CheckpointError, did_you_mean, listed
 from surgeon.formats.checkpoint import Opaque, at_most, is_optimizer, is_tensor
+from surgeon.formats.modules import has_hooks, is_module, state_dict
 from surgeon.lazy import LazyTensor
 
-_WRAPPERS = ("module.", "_orig_mod.")
-Value = TypeVar("Value")
+# Deeper than what anybody nests; a name of a million keys would be as long.
+_DEEPEST = 100
+
+Container = dict[object, object]
+
+
+class _Candidate(NamedTuple):
+    """A dict of tensors, and what names it after the '#'."""
+
+    name: str
+    value: Container
+    # 2 for mostly tensors, 1 where there are as many numbers beside them, 0 for numbers alone.
+    rank: int
 
 
 def choose(value: object, inner: str, place: str) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
@@ -19,57 +31,80 @@ def choose(value: object, inner: str, place: str) -> tuple[dict[str, LazyTensor]
     Also returns notes for the user. Raises CheckpointError, each line of it beginning with `place`,
     where there is no such dict, more than one, or where some of its tensors cannot be used.
     """
-    notes = []
+    notes: list[str] = []
     root = _walk(value, inner, place) if inner else value
-    candidates = list(_candidates(root, inner))
-    if not candidates and inner and isinstance(root, dict) and _tensor_count(root):
-        candidates = [(inner, root)]
+    try:
+        candidates = list(_candidates(root, inner))
+    except ValueError as error:
+        raise CheckpointError(f"{place}: {error}") from None
+    # What is half of numbers is a model's only where there is nothing better.
+    best = max((candidate.rank for candidate in candidates), default=0)
+    candidates = [candidate for candidate in candidates if candidate.rank == best]
+    if not candidates and inner and (mapping := _mapping(root)) and _tensor_count(mapping):
+        candidates = [_Candidate(inner, mapping, 2)]
     if not candidates:
         raise CheckpointError(f"{place}: found no dict of tensors{_inside(root)}")
     if len(candidates) > 1:
-        raise CheckpointError(
-            *(f"{place}#{name}: found one of {len(candidates)} dicts of tensors; name the one "
-              "that is meant" for name, _ in candidates)
+        raise at_most(
+            [f"{place}#{c.name}: found one of {len(candidates)} dicts of tensors; name the one "
+             "that is meant" for c in candidates], place
         )  # fmt: skip
-    ((name, chosen),) = candidates
-    if name != inner:
-        notes.append(f"took the tensors in {name!r}")
-    return _tensors(chosen, place, notes), tuple(notes)
+    (chosen,) = candidates
+    if chosen.name != inner:
+        notes.append(f"took the tensors in {chosen.name!r}")
+    notes += _about_module(_walk(value, chosen.name, place) if chosen.name else value)
+    return _tensors(chosen.value, place, notes), tuple(notes)
 
 
-def unwrapped(names: Mapping[str, Value]) -> tuple[dict[str, Value], str]:
-    """Return the mapping with the wrapper prefixes that all names share taken off, and them."""
-    removed = ""
-    while names and (
-        wrapper := next((w for w in _WRAPPERS if all(_starts(n, removed + w) for n in names)), "")
-    ):
-        removed += wrapper
-    if not removed:
-        return dict(names), ""
-    return {name[len(removed) :]: value for name, value in names.items()}, removed
+def _about_module(value: object) -> list[str]:
+    if not isinstance(value, Opaque) or not is_module(value):
+        return []
+    notes = [
+        f"read the tensors of a pickled {value.what!r} by its structure, under the names that "
+        "state_dict() gives them; none of its code ran"
+    ]
+    if has_hooks(value):
+        notes.append("the module changes its state_dict() by code of its own, which did not run: "
+                     "names may differ")  # fmt: skip
+    return notes
 
 
-def _starts(name: str, prefix: str) -> bool:
-    return name.startswith(prefix) and len(name) > len(prefix)
+def _mapping(value: object) -> Container | None:
+    """Return what is a dict, or stands for one; raises ValueError as `state_dict` does."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, Opaque):
+        return state_dict(value) if is_module(value) else value.items
+    return None
+
+
+def _entries(value: object) -> list[tuple[object, object]]:
+    """Return keys and values of a container; those of a list or a tuple are its indices."""
+    if isinstance(value, list | tuple):
+        return [(index, item) for index, item in enumerate(value) if _is_container(item)]
+    mapping = value.items if isinstance(value, Opaque) else value
+    return list(mapping.items()) if isinstance(mapping, dict) else []
+
+
+def _is_container(value: object) -> bool:
+    return isinstance(value, dict | list | tuple) or (
+        isinstance(value, Opaque) and (is_module(value) or value.items is not None)
+    )
 
 
 def _walk(value: object, inner: str, place: str) -> object:
-    """Follow dotted keys into nested dicts; of keys with dots the longest is tried first."""
+    """Follow dotted keys into nested containers; of keys with dots the longest is tried first."""
     pending: list[tuple[object, str]] = [(value, inner)]
     known: set[str] = set()
     while pending:
         within, rest = pending.pop()
         if not rest:
             return within
-        if not isinstance(within, dict):
-            continue
         done = inner[: len(inner) - len(rest)]
-        keys = [key for key, item in within.items() if isinstance(item, dict)]
-        known.update(f"{done}{key}" for key in keys)
-        fitting = [key for key in map(str, keys) if f"{rest}.".startswith(f"{key}.")]
-        texts = {str(key): item for key, item in within.items()}
-        for key in sorted(fitting, key=len):
-            pending.append((texts[key], rest[len(key) + 1 :]))
+        inside = {str(key): item for key, item in _entries(within) if _is_container(item)}
+        known.update(f"{done}{key}" for key in inside)
+        fitting = [key for key in inside if f"{rest}.".startswith(f"{key}.")]
+        pending += [(inside[key], rest[len(key) + 1 :]) for key in sorted(fitting, key=len)]
     hint = did_you_mean(inner, known)
     raise CheckpointError(f"{place}: found no dict {inner!r}{hint or _inside(value)}")
 
@@ -83,39 +118,54 @@ def _is_random_state(value: object) -> bool:
     return is_tensor(value) and value.spec.dtype == "U8" and len(value.spec.shape) == 1
 
 
+def _is_number(value: object) -> bool:
+    return is_tensor(value) and not value.spec.shape
+
+
 def _tensor_count(value: object) -> int:
     return sum(map(_is_weight, value.values())) if isinstance(value, dict) else 0
 
 
-def _is_state_dict(value: dict[object, object]) -> bool:
-    """Mostly tensors under names, not all of them random generators' states, and few beside."""
-    count = _tensor_count(value)
+def _candidate(name: str, value: Container) -> _Candidate | None:
+    """Return a dict of tensors under names, if it is one.
+
+    At least half of it is tensors, not all of them random generators' states, nor the scores that
+    a callback keeps under paths of files.
+    """
+    weights = {key: item for key, item in value.items() if _is_weight(item)}
+    if not weights or not all(isinstance(key, str) for key in value):
+        return None
     # What torch.nn.Module.get_extra_state returned may be anything, once per layer.
-    extra = sum(isinstance(key, str) and key.endswith("_extra_state") for key in value)
+    entries = len(value) - sum(str(key).endswith("_extra_state") for key in value)
     inner = max((_tensor_count(item) for item in value.values()), default=0)
-    return (
-        count * 2 > len(value) - extra
-        and count > inner
-        and all(isinstance(key, str) for key in value)
-        and not all(map(_is_random_state, value.values()))
-    )
+    if len(weights) * 2 < entries or len(weights) <= inner:
+        return None
+    if all(map(_is_random_state, value.values())):
+        return None
+    if all(map(_is_number, weights.values())):
+        return None if any("/" in str(key) for key in weights) else _Candidate(name, value, 0)
+    return _Candidate(name, value, 2 if len(weights) * 2 > entries else 1)
 
 
-def _candidates(root: object, name: str) -> Iterator[tuple[str, dict[object, object]]]:
+def _candidates(root: object, name: str) -> Iterator[_Candidate]:
     """Yield the dicts of tensors, each once, without what is inside another or in an optimizer."""
     seen: set[int] = set()
-    pending = [(name, root)]
+    pending = [(name, root, 0)]
     while pending:
-        name, value = pending.pop()
-        if not isinstance(value, dict) or id(value) in seen or is_optimizer(value):
+        name, value, depth = pending.pop()
+        if not _is_container(value) or id(value) in seen or depth > _DEEPEST:
             continue
         seen.add(id(value))
-        if _is_state_dict(value):
-            yield name, value
-        else:
+        mapping = _mapping(value)
+        if mapping is not None and is_optimizer(mapping):
+            continue
+        if mapping is not None and (found := _candidate(name, mapping)):
+            yield found
+        elif not is_module(value):
             pending += reversed(
-                [(f"{name}.{key}" if name else str(key), item) for key, item in value.items()]
-            )
+                [(f"{name}.{key}" if name else str(key), item, depth + 1)
+                 for key, item in _entries(value) if _is_container(item)]
+            )  # fmt: skip
 
 
 def _kind(value: object) -> str:

@@ -29,7 +29,7 @@ from surgeon.formats.checkpoint import (
     plain,
     spec_of,
 )
-from surgeon.formats.files import InMemory, InputFile, Window, allow_open_files
+from surgeon.formats.files import InMemory, InputFile, Window
 from surgeon.lazy import Joined, LazyTensor, Sharded, Stored, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
 
@@ -109,6 +109,9 @@ class _MetadataWorld:
     def extend(self, value: object, items: Sequence[object]) -> None:
         raise TypeError
 
+    def update(self, value: object, items: Sequence[tuple[object, object]]) -> None:
+        raise TypeError
+
     def storage(self, identity: object) -> object:
         raise TypeError
 
@@ -133,7 +136,6 @@ def open_distributed(folder: Path, read: ReadPickle, read_archive: ReadArchive) 
     finally:
         metadata.close()
     with ExitStack() as stack:
-        allow_open_files(len({chunk.place.file for item in items for chunk in item.chunks}))
         parts = _Parts(folder, stack, read_archive)
         root = _Container()
         problems = []

@@ -1,51 +1,107 @@
-"""Input files that are read by position."""
+"""Input files that are read by position; noticed where they change meanwhile."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import resource
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from surgeon.base.errors import CheckpointError
-from surgeon.base.files import open_regular
 from surgeon.numeric.dtypes import Array
 
 # What a process has open besides its inputs: the output, libraries, pipes.
 _OTHER_FILES = 64
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class InputFile:
-    """A regular file, open for positional reads; never blocks on a FIFO or a device."""
+    """A regular file, open for positional reads; never blocks on a FIFO or a device.
+
+    Where there are more files than a process may have open, it is opened again for each read.
+    Raises CheckpointError where another file, or another content, has taken its place.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._descriptor = open_regular(path)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from None
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from None
-        self.size_bytes = os.fstat(self._descriptor).st_size
+        self._descriptor: int | None = _opened(path)
+        status = os.fstat(self._descriptor)
+        self.size_bytes = status.st_size
+        self._modified = status.st_mtime_ns
+        self._identity = status.st_dev, status.st_ino
+        self._lock = threading.Lock()
+        # Where to find it again; empty for a file that stays open.
+        self._again = "" if _POOL.has_room() else os.path.abspath(path)  # noqa: PTH100 (bytes stay)
+        if self._again:
+            _POOL.rest(self)
 
-    def fileno(self) -> int:
+    def fileno(self) -> int | None:
+        """The file descriptor; None where the file does not stay open."""
+        if self._again or self._descriptor is None:
+            return None
+        self._check(self._descriptor)
         return self._descriptor
+
+    @contextmanager
+    def descriptor(self) -> Iterator[int]:
+        """Give a file descriptor for as long as a `with` takes."""
+        if not self._again:
+            assert self._descriptor is not None
+            self._check(self._descriptor)
+            yield self._descriptor
+            return
+        with self._lock:
+            kept = self._descriptor
+            descriptor = _opened(self.path, self._again) if kept is None else kept
+            try:
+                self._check(descriptor)
+                yield descriptor
+            finally:
+                if kept is None:
+                    os.close(descriptor)
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError where the file is no longer what it was when it was opened."""
+        with self.descriptor():
+            pass
+
+    def _check(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        is_same = (status.st_size, status.st_mtime_ns) == (self.size_bytes, self._modified)
+        if is_same and (not self._again or (status.st_dev, status.st_ino) == self._identity):
+            return
+        raise CheckpointError(
+            f"{self.path}: was changed while it was read: it had {self.size_bytes} bytes, and has "
+            f"{status.st_size}; run again once nothing writes to it"
+        )
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` on; raises CheckpointError where the file ends early."""
+        if self._again:
+            with self.descriptor() as descriptor:
+                self._fill(descriptor, offset, buffer)
+        else:
+            assert self._descriptor is not None
+            self._fill(self._descriptor, offset, buffer)
+
+    def _fill(self, descriptor: int, offset: int, buffer: memoryview) -> None:
         filled = 0
         while filled < len(buffer):
             try:
                 rest = [buffer[filled:] if filled else buffer]
-                got = os.preadv(self._descriptor, rest, offset + filled)
+                got = os.preadv(descriptor, rest, offset + filled)
             except OSError as error:
                 raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from None
             if not got:
+                self._check(descriptor)
                 raise CheckpointError(f"{self.path}: ends at byte {offset + filled}")
             filled += got
+        self._check(descriptor)
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Return bytes of the file; for headers."""
@@ -54,17 +110,84 @@ class InputFile:
         return bytes(buffer)
 
     def mapped(self, offset: int, size_bytes: int) -> Array:
-        """Return a read-only uint8 view of bytes of the file; unmapped when it is let go."""
+        """Return a read-only uint8 view of bytes of the file; unmapped when it is let go.
+
+        Checked at each call, since reading behind the end of a file that shrinks kills the process.
+        """
         if not size_bytes:
             return np.empty(0, np.uint8)
         page = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        pages = mmap.mmap(
-            self._descriptor, offset - page + size_bytes, access=mmap.ACCESS_READ, offset=page
-        )
+        with self.descriptor() as descriptor:
+            pages = mmap.mmap(
+                descriptor, offset - page + size_bytes, access=mmap.ACCESS_READ, offset=page
+            )
         return np.frombuffer(pages, np.uint8)[offset - page :]
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """Close the file; whoever opened it does so once."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, None
+            if descriptor is not None:
+                os.close(descriptor)
+                _POOL.held -= not self._again
+
+    def rest(self) -> None:
+        """Close a file that is opened again when it is read."""
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _opened(path: Path, place: str = "") -> int:
+    """Return a descriptor of the file at `place`, or else at `path`."""
+    try:
+        return open_regular(Path(place) if place else path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+class _Pool:
+    """Counts the files that stay open, over all checkpoints of a process."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self._most = 0
+        # Of those that do not stay open the one whose header is being read.
+        self._latest: InputFile | None = None
+
+    def has_room(self) -> bool:
+        """Say whether one more file may stay open; then it is counted."""
+        if self.held >= self._most:
+            self._most = _raised_limit(self.held + 1 + _OTHER_FILES) - _OTHER_FILES
+        if self.held >= self._most:
+            return False
+        self.held += 1
+        return True
+
+    def rest(self, file: InputFile) -> None:
+        """Keep a file open until the next one that does not stay so."""
+        latest, self._latest = self._latest, file
+        if latest is not None:
+            latest.rest()
+
+
+def _raised_limit(needed: int) -> int:
+    """Raise the soft limit on open files, as far as the hard one allows, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 30
+    if soft < needed:
+        most = 2 * needed if hard == resource.RLIM_INFINITY else min(2 * needed, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            return most
+    return soft
+
+
+_POOL = _Pool()
 
 
 class Window:
@@ -110,13 +233,3 @@ class InMemory:
 
     def fileno(self) -> int | None:
         return None
-
-
-def allow_open_files(count: int) -> None:
-    """Raise the soft limit on open files, as far as the hard one allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        with suppress(OSError, ValueError):  # opening says what is wrong, should it still fail
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

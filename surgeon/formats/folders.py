@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from surgeon.base.errors import CheckpointError, listed
 from surgeon.base.files import read_regular
 from surgeon.base.strict_json import MOST_BYTES, parse_object
 from surgeon.formats.checkpoint import DISTRIBUTED, Checkpoint, at_most
-from surgeon.formats.files import allow_open_files
 from surgeon.lazy import LazyTensor
 
 OpenFile = Callable[[Path], Checkpoint]
@@ -20,6 +21,24 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = tuple(f"{name}.index.json" for name in _WEIGHTS)
 # A folder that holds a model, too, is a model's.
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_CONFIGS = ("config.json", "adapter_config.json")
+# The names that weights have in model folders, a variant's among them: `model.fp16.safetensors`.
+_MODEL_FILE = re.compile(
+    r"(model|pytorch_model|adapter_model)(\.[a-z0-9_]+)?\.(safetensors|bin)(\.index\.json)?"
+)
+# What is the same weights in other formats, or is no part of this model.
+_OTHER_WEIGHTS = (
+    "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json", "consolidated*", "*.gguf", "*.onnx", "*.onnx_data", "*.ckpt",
+    "*.h5", "*.keras", "*.msgpack",
+    "*.ot", "*.tflite", "*.mlmodel", "*.mlpackage", "openvino_model*", "*.nemo", "*.npz",
+)  # fmt: skip
+_OTHER_FOLDERS = (
+    "original", "onnx", "openvino", "coreml", "checkpoint-*", "global_step*",
+    "pytorch_model_fsdp_*", "optimizer_*", ".git",
+)  # fmt: skip
+# How far above its folder the `snapshots` of a hub cache may be: snapshots/REVISION/SUBFOLDER.
+_DEEPEST_SNAPSHOT = 3
 
 
 def is_distributed(folder: Path) -> bool:
@@ -37,7 +56,9 @@ def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be listed: {error.strerror}") from None
     found = [name for name in (*_WEIGHTS, *_INDEXES) if name in there]
-    found = found or [name for name in _ADAPTERS if name in there]
+    # As transformers does where there are both.
+    found = [name for name in found if ".safetensors" in name] or found
+    found = found or [name for name in _ADAPTERS if name in there][:1]
     if not found:
         holds = listed(there, 10) if there else "nothing"
         expected = ", ".join((*_WEIGHTS, *_INDEXES, *_ADAPTERS))
@@ -50,11 +71,44 @@ def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:
     path = folder / found[0]
     if found[0] in _INDEXES:
         checkpoint = open_index(path, open_file)
-    elif problem := _outside(path):
+    elif problem := leaves_folder(path):
         raise CheckpointError(problem)
     else:
         checkpoint = open_file(path)
-    return replace(checkpoint, path=folder, folder=folder)
+    return in_folder(replace(checkpoint, path=folder), folder)
+
+
+def model_folder_of(path: Path) -> Path | None:
+    """Return the folder of a weight file that was named, if that is a model's."""
+    if not _MODEL_FILE.fullmatch(path.name):
+        return None
+    folder = path.parent
+    return folder if any(os.path.lexists(folder / name) for name in _CONFIGS) else None
+
+
+def in_folder(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Return the checkpoint of a model folder, with what lies there besides and is not read."""
+    read = {path.name for path in checkpoint.weight_files}
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        checkpoint.close()
+        raise CheckpointError(f"{folder}: cannot be listed: {error.strerror}") from None
+    left = tuple(
+        entry.name
+        for entry in entries
+        if entry.name not in read and entry.name not in _ADAPTERS and _is_other(entry)
+    )
+    notes = checkpoint.notes
+    shown = [name for name in left if name != ".git"]
+    if shown:
+        notes = (*notes, f"left behind, since they are other weights: {listed(shown)}")
+    return replace(checkpoint, folder=folder, left_behind=left, notes=notes)
+
+
+def _is_other(entry: os.DirEntry[str]) -> bool:
+    kinds = _OTHER_FOLDERS if entry.is_dir() else _OTHER_WEIGHTS
+    return any(fnmatch(entry.name, pattern) for pattern in kinds)
 
 
 def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
@@ -62,7 +116,6 @@ def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
     weight_map, total_size, header = _index(path)
     folder = path.parent
     names = sorted(set(weight_map.values()))
-    allow_open_files(len(names))
     problems: list[str] = []
     shards: dict[str, Checkpoint] = {}
     try:
@@ -112,11 +165,21 @@ def _index(path: Path) -> tuple[dict[str, str], float | None, bytes]:
     return weight_map, total_size, text
 
 
-def _outside(path: Path) -> str:
+def leaves_folder(path: Path) -> str:
+    """Say what is wrong with a link: it may lead within its folder, or into its cache's blobs.
+
+    A hub cache has snapshots/REVISION/..., of links, beside blobs/.
+    """
     if not os.path.islink(path):  # noqa: PTH114 (Path.is_symlink raises where it may not look)
         return ""
     target = os.path.realpath(path)
-    if os.path.dirname(target) == os.path.realpath(path.parent):  # noqa: PTH120
+    folder = Path(os.path.realpath(path.parent))
+    allowed = {str(folder)}
+    for snapshots in folder.parents[:_DEEPEST_SNAPSHOT]:
+        if snapshots.name == "snapshots":
+            allowed.add(str(snapshots.parent / "blobs"))
+            break
+    if os.path.dirname(target) in allowed:  # noqa: PTH120
         return ""
     return (
         f"{path}: found a link that leaves the folder, to {target}; copy the folder with "
@@ -130,7 +193,7 @@ def _misplaced(folder: Path, name: str) -> str:
         return f"shard {name!r}: found a path, expected the name of a file in the folder"
     if not os.path.exists(folder / name):  # noqa: PTH110 (Path.exists raises where it may not look)
         return f"shard {name!r}: it is named in the index but missing in the folder"
-    return _outside(folder / name)
+    return leaves_folder(folder / name)
 
 
 def _differences(weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> list[str]:

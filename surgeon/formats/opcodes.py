@@ -7,73 +7,22 @@ values or refuses. https://docs.python.org/3/library/pickletools.html documents 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from typing import Protocol
+from itertools import repeat
 
 from surgeon.formats.checkpoint import LONGEST_PICKLE, plain_key
+from surgeon.formats.pickle_machine import EndsEarlyError, Machine, World
 
 # Real pickles hold small integers; a long one costs quadratic time to print.
 _LONGEST_INTEGER = 255
-_LONGEST_LINE = 4096
+# Takes a few seconds; 100 000 tensors take 5 million.
+_MOST_OPCODES = 40_000_000
+# In bytes, of objects of their own and of their places in what holds them.
+_NUMBER, _TEXT, _TUPLE, _LIST, _DICT, _SET, _CALL = 40, 64, 64, 72, 80, 232, 100
+_ITEM, _ENTRY, _FIRST_ENTRY = 8, 40, 160
 
-
-class World(Protocol):
-    """What a pickle may refer to; each method raises ValueError to refuse."""
-
-    def find(self, module: str, name: str) -> object:
-        """Return what stands for a global."""
-        ...
-
-    def call(self, function: object, arguments: tuple[object, ...]) -> object:
-        """Return what stands for the result of a call."""
-        ...
-
-    def build(self, value: object, state: object) -> None:
-        """Take note of the state of an object."""
-        ...
-
-    def extend(self, value: object, items: Sequence[object]) -> None:
-        """Take note of the items of an object that is no plain container."""
-        ...
-
-    def storage(self, identity: object) -> object:
-        """Return what stands for a persistent id."""
-        ...
-
-
-class _Machine:
-    """The state of a pickle that is being read."""
-
-    def __init__(self, data: bytes, world: World) -> None:
-        self.data = data
-        self.world = world
-        self.stack: list[object] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, object] = {}
-
-    def since_mark(self) -> list[object]:
-        start = self.marks.pop()
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
-
-    def bytes_at(self, start: int, length: int) -> bytes:
-        """Return bytes of the pickle; a length is believed only as far as bytes remain."""
-        if start + length > len(self.data):
-            raise ValueError(
-                f"found a length of {length}, expected at most {len(self.data) - start}"
-            )
-        return self.data[start : start + length]
-
-    def line_at(self, start: int) -> str:
-        end = self.data.find(b"\n", start, start + _LONGEST_LINE)
-        if end < 0:
-            raise ValueError("found a line without an end")
-        return self.data[start:end].decode("utf-8")
-
-
-Handler = Callable[[_Machine, int], int]
+Handler = Callable[[Machine, int], int]
 _HANDLERS: dict[int, Handler] = {}
 _INT32 = struct.Struct("<i")
 # What the opcodes below raise where the stack, the memo or the bytes are not what they need.
@@ -83,22 +32,37 @@ _PLAIN_KEYS = frozenset({str, int, float, bool, bytes, type(None)})
 
 def read(data: bytes, world: World) -> object:
     """Return what a pickle holds; raises ValueError where it is none, or `world` refuses."""
+    return read_first(data, world)[0]
+
+
+def read_first(data: bytes, world: World) -> tuple[object, int]:
+    """Return what the pickle that bytes begin with holds, and where it ends.
+
+    Raises EndsEarlyError where the bytes end before it does.
+    """
     if len(data) > LONGEST_PICKLE:
         raise ValueError(f"found {len(data)} bytes, expected at most {LONGEST_PICKLE}")
-    machine = _Machine(data, world)
+    machine = Machine(data, world)
     handlers = _handlers()
-    place = 0
+    place = following = 0
     try:
-        while place >= 0:
-            place = handlers[data[place]](machine, place + 1)
-    except _MISPLACED:
+        for _ in repeat(None, _MOST_OPCODES):
+            following = handlers[data[place]](machine, place + 1)
+            if following < 0:
+                break
+            place = following
+        else:
+            raise ValueError(f"found more than {_MOST_OPCODES} opcodes")
+    except _MISPLACED as error:
+        is_at_end = place >= len(data) or isinstance(error, struct.error)
         name = f"opcode {data[place : place + 1]!r}" if place < len(data) else "the end"
-        raise ValueError(f"byte {place}: found {name}, which cannot stand there") from None
+        failure = EndsEarlyError if is_at_end else ValueError
+        raise failure(f"byte {place}: found {name}, which cannot stand there") from None
     except ValueError as error:
-        raise ValueError(f"byte {place}: {error}") from None
+        raise type(error)(f"byte {place}: {error}") from None
     if len(machine.stack) != 1:
         raise ValueError(f"found {len(machine.stack)} values at its end, expected one")
-    return machine.stack[0]
+    return machine.stack[0], place + 1
 
 
 @cache
@@ -114,33 +78,42 @@ def _on(code: bytes) -> Callable[[Handler], Handler]:
     return register
 
 
-def _unknown(machine: _Machine, place: int) -> int:
+def _unknown(machine: Machine, place: int) -> int:
     code = machine.data[place - 1 : place]
     raise ValueError(f"found opcode {code!r}, which no checkpoint needs")
 
 
-def _push_constant(code: bytes, make: Callable[[], object]) -> None:
+def _push_constant(code: bytes, value: object) -> None:
     @_on(code)
-    def handler(machine: _Machine, place: int) -> int:
+    def handler(machine: Machine, place: int) -> int:
+        machine.stack.append(value)
+        return place
+
+
+def _push_container(code: bytes, make: Callable[[], object], size_bytes: int) -> None:
+    @_on(code)
+    def handler(machine: Machine, place: int) -> int:
+        machine.spend(size_bytes)
         machine.stack.append(make())
         return place
 
 
-for _code, _make in (
-    (b"N", lambda: None), (b"\x88", lambda: True), (b"\x89", lambda: False),
-    (b"}", dict), (b"]", list), (b")", tuple), (b"\x8f", set),
-):  # fmt: skip
-    _push_constant(_code, _make)
+for _code, _value in ((b"N", None), (b"\x88", True), (b"\x89", False), (b")", ())):
+    _push_constant(_code, _value)
+for _code, _make, _size in ((b"}", dict, _DICT), (b"]", list, _LIST), (b"\x8f", set, _SET)):
+    _push_container(_code, _make, _size)
 
 
 def _push_sized(code: bytes, width: int, convert: Callable[[bytes], object]) -> None:
     """Register an opcode that a length of `width` bytes and that many bytes follow."""
 
     @_on(code)
-    def handler(machine: _Machine, place: int) -> int:
+    def handler(machine: Machine, place: int) -> int:
         start = place + width
         length = int.from_bytes(machine.bytes_at(place, width), "little")
-        machine.stack.append(convert(machine.bytes_at(start, length)))
+        value = convert(machine.bytes_at(start, length))
+        machine.spend(_TEXT + length)
+        machine.stack.append(value)
         return start + length
 
 
@@ -164,82 +137,85 @@ for _code, _width, _convert in (
 
 
 @_on(b"\x80")  # PROTO
-def _protocol(machine: _Machine, place: int) -> int:
+def _protocol(machine: Machine, place: int) -> int:
     if machine.data[place] > 5:
         raise ValueError(f"found pickle protocol {machine.data[place]}, expected at most 5")
     return place + 1
 
 
 @_on(b"\x95")  # FRAME: how much follows, which we have already
-def _frame(machine: _Machine, place: int) -> int:
+def _frame(machine: Machine, place: int) -> int:
     return place + 8
 
 
 @_on(b".")  # STOP
-def _stop(machine: _Machine, place: int) -> int:
+def _stop(machine: Machine, place: int) -> int:
     if machine.marks:
         raise ValueError("found the end inside a tuple or a list")
     return -1
 
 
 @_on(b"(")
-def _mark(machine: _Machine, place: int) -> int:
+def _mark(machine: Machine, place: int) -> int:
     machine.marks.append(len(machine.stack))
     return place
 
 
 @_on(b"0")
-def _pop(machine: _Machine, place: int) -> int:
+def _pop(machine: Machine, place: int) -> int:
     machine.stack.pop()
     return place
 
 
 @_on(b"1")
-def _pop_mark(machine: _Machine, place: int) -> int:
+def _pop_mark(machine: Machine, place: int) -> int:
     machine.since_mark()
     return place
 
 
 @_on(b"q")  # BINPUT
-def _put(machine: _Machine, place: int) -> int:
-    machine.memo[machine.data[place]] = machine.stack[-1]
+def _put(machine: Machine, place: int) -> int:
+    machine.remember(machine.data[place])
     return place + 1
 
 
 @_on(b"r")  # LONG_BINPUT
-def _put_long(machine: _Machine, place: int) -> int:
-    machine.memo[_INT32.unpack_from(machine.data, place)[0]] = machine.stack[-1]
+def _put_long(machine: Machine, place: int) -> int:
+    machine.remember(_INT32.unpack_from(machine.data, place)[0])
     return place + 4
 
 
 @_on(b"\x94")
-def _memoize(machine: _Machine, place: int) -> int:
-    machine.memo[len(machine.memo)] = machine.stack[-1]
+def _memoize(machine: Machine, place: int) -> int:
+    machine.remember(len(machine.memo))
     return place
 
 
 @_on(b"h")  # BINGET
-def _get(machine: _Machine, place: int) -> int:
-    machine.stack.append(machine.memo[machine.data[place]])
+def _get(machine: Machine, place: int) -> int:
+    machine.stack.append(machine.remembered(machine.data[place]))
     return place + 1
 
 
 @_on(b"j")  # LONG_BINGET
-def _get_long(machine: _Machine, place: int) -> int:
-    machine.stack.append(machine.memo[_INT32.unpack_from(machine.data, place)[0]])
+def _get_long(machine: Machine, place: int) -> int:
+    machine.stack.append(machine.remembered(_INT32.unpack_from(machine.data, place)[0]))
     return place + 4
 
 
 @_on(b"K")  # BININT1
-def _integer1(machine: _Machine, place: int) -> int:
+def _integer1(machine: Machine, place: int) -> int:
     machine.stack.append(machine.data[place])
     return place + 1
 
 
 def _push_number(code: bytes, form: struct.Struct) -> None:
     @_on(code)
-    def handler(machine: _Machine, place: int) -> int:
-        machine.stack.append(form.unpack_from(machine.data, place)[0])
+    def handler(machine: Machine, place: int) -> int:
+        value = form.unpack_from(machine.data, place)[0]
+        if value.__class__ is not int or not -6 < value < 257:  # those Python has already
+            machine.spend(_NUMBER)
+        machine.stack.append(value)
         return place + form.size
 
 
@@ -249,44 +225,53 @@ _push_number(b"G", struct.Struct(">d"))  # BINFLOAT
 
 
 @_on(b"t")  # TUPLE
-def _tuple(machine: _Machine, place: int) -> int:
+def _tuple(machine: Machine, place: int) -> int:
     items = machine.since_mark()
+    machine.spend(_TUPLE + _ITEM * len(items))
     machine.stack.append(tuple(items))
     return place
 
 
 @_on(b"\x85")
-def _tuple1(machine: _Machine, place: int) -> int:
+def _tuple1(machine: Machine, place: int) -> int:
+    machine.spend(_TUPLE)
     machine.stack[-1] = (machine.stack[-1],)
     return place
 
 
 @_on(b"\x86")
-def _tuple2(machine: _Machine, place: int) -> int:
+def _tuple2(machine: Machine, place: int) -> int:
     second = machine.stack.pop()
+    machine.spend(_TUPLE)
     machine.stack[-1] = (machine.stack[-1], second)
     return place
 
 
 @_on(b"\x87")
-def _tuple3(machine: _Machine, place: int) -> int:
+def _tuple3(machine: Machine, place: int) -> int:
     third, second = machine.stack.pop(), machine.stack.pop()
+    machine.spend(_TUPLE)
     machine.stack[-1] = (machine.stack[-1], second, third)
     return place
 
 
-def _set(machine: _Machine, value: object, items: list[object]) -> None:
+def _set(machine: Machine, value: object, items: list[object]) -> None:
     if len(items) % 2:
         raise ValueError("found a key without a value")
+    machine.spend(_ENTRY * len(items) // 2)
     if type(value) is not dict:
-        machine.world.extend(value, items)
+        pairs = list(zip(items[::2], items[1::2], strict=True))
+        machine.spend(_TUPLE * len(pairs))
+        machine.world.update(value, pairs)
         return
+    if not value and items:
+        machine.spend(_FIRST_ENTRY)
     for name, item in zip(items[::2], items[1::2], strict=True):
         value[name if type(name) in _PLAIN_KEYS else plain_key(name)] = item
 
 
 @_on(b"s")  # SETITEM
-def _set_item(machine: _Machine, place: int) -> int:
+def _set_item(machine: Machine, place: int) -> int:
     items = machine.stack[-2:]
     del machine.stack[-2:]
     _set(machine, machine.stack[-1], items)
@@ -294,23 +279,25 @@ def _set_item(machine: _Machine, place: int) -> int:
 
 
 @_on(b"u")  # SETITEMS
-def _set_items(machine: _Machine, place: int) -> int:
+def _set_items(machine: Machine, place: int) -> int:
     items = machine.since_mark()
     _set(machine, machine.stack[-1], items)
     return place
 
 
-def _extend(machine: _Machine, value: object, items: list[object]) -> None:
+def _extend(machine: Machine, value: object, items: list[object]) -> None:
+    machine.spend(_ITEM * len(items))
     if type(value) is list:
         value.extend(items)
     elif type(value) is set:
+        machine.spend(_ENTRY * len(items))
         value.update(plain_key(item) for item in items)
     else:
         machine.world.extend(value, items)
 
 
 @_on(b"a")  # APPEND
-def _append(machine: _Machine, place: int) -> int:
+def _append(machine: Machine, place: int) -> int:
     item = machine.stack.pop()
     _extend(machine, machine.stack[-1], [item])
     return place
@@ -318,21 +305,22 @@ def _append(machine: _Machine, place: int) -> int:
 
 @_on(b"e")  # APPENDS
 @_on(b"\x90")  # ADDITEMS
-def _append_all(machine: _Machine, place: int) -> int:
+def _append_all(machine: Machine, place: int) -> int:
     items = machine.since_mark()
     _extend(machine, machine.stack[-1], items)
     return place
 
 
 @_on(b"\x91")
-def _frozenset(machine: _Machine, place: int) -> int:
+def _frozenset(machine: Machine, place: int) -> int:
     items = machine.since_mark()
+    machine.spend(_SET + _ENTRY * len(items))
     machine.stack.append(frozenset(plain_key(item) for item in items))
     return place
 
 
 @_on(b"c")
-def _global(machine: _Machine, place: int) -> int:
+def _global(machine: Machine, place: int) -> int:
     module = machine.line_at(place)
     name = machine.line_at(place + len(module.encode()) + 1)
     machine.stack.append(machine.world.find(module, name))
@@ -340,7 +328,7 @@ def _global(machine: _Machine, place: int) -> int:
 
 
 @_on(b"\x93")  # STACK_GLOBAL
-def _stack_global(machine: _Machine, place: int) -> int:
+def _stack_global(machine: Machine, place: int) -> int:
     name, module = machine.stack.pop(), machine.stack.pop()
     if type(name) is not str or type(module) is not str:
         raise ValueError("found a global whose name is not text")
@@ -350,28 +338,29 @@ def _stack_global(machine: _Machine, place: int) -> int:
 
 @_on(b"R")  # REDUCE
 @_on(b"\x81")  # NEWOBJ
-def _call(machine: _Machine, place: int) -> int:
+def _call(machine: Machine, place: int) -> int:
     arguments = machine.stack.pop()
     if type(arguments) is not tuple:
         raise ValueError("found a call without a tuple of arguments")
+    machine.spend(_CALL)
     machine.stack[-1] = machine.world.call(machine.stack[-1], arguments)
     return place
 
 
 @_on(b"\x92")  # NEWOBJ_EX
-def _call_with_keywords(machine: _Machine, place: int) -> int:
+def _call_with_keywords(machine: Machine, place: int) -> int:
     machine.stack.pop()
     return _call(machine, place)
 
 
 @_on(b"b")
-def _build(machine: _Machine, place: int) -> int:
+def _build(machine: Machine, place: int) -> int:
     state = machine.stack.pop()
     machine.world.build(machine.stack[-1], state)
     return place
 
 
 @_on(b"Q")  # BINPERSID
-def _persistent(machine: _Machine, place: int) -> int:
+def _persistent(machine: Machine, place: int) -> int:
     machine.stack[-1] = machine.world.storage(machine.stack[-1])
     return place

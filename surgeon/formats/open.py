@@ -12,13 +12,20 @@ from pathlib import Path
 
 from surgeon.base.errors import CheckpointError
 from surgeon.formats.checkpoint import Checkpoint, Contents, Opaque, Record
-from surgeon.formats.containers import choose, unwrapped
+from surgeon.formats.containers import choose
 from surgeon.formats.files import InputFile, Window
-from surgeon.formats.folders import is_distributed, open_folder, open_index
+from surgeon.formats.folders import (
+    in_folder,
+    is_distributed,
+    leaves_folder,
+    model_folder_of,
+    open_folder,
+    open_index,
+)
 from surgeon.formats.foreign import foreign, is_foreign
 from surgeon.formats.optimizers import SavedState, state_in, state_of_ours
 from surgeon.formats.safetensors import has_header, header_of, open_safetensors
-from surgeon.formats.torch_legacy import is_legacy, read_legacy
+from surgeon.formats.wrappers import renaming, without_count
 from surgeon.lazy import walk
 
 __all__ = [
@@ -35,6 +42,8 @@ __all__ = [
 
 # Enough for every magic number that `foreign` knows.
 _START = 512
+# What a file of torch before 1.6 begins with, once pickled.
+_LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
 def open_checkpoint(location: str) -> Checkpoint:
@@ -71,7 +80,7 @@ def _open(path: Path, inner: str) -> Checkpoint:
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: no such file")
     if not _is_folder(path):
-        checkpoint = _open_file(path, inner)
+        checkpoint = _named(path, inner)
     elif is_distributed(path):
         contents = _distributed(path)
         with _closed_on_failure(contents):
@@ -80,13 +89,34 @@ def _open(path: Path, inner: str) -> Checkpoint:
         raise CheckpointError(f"{path}: a folder has no containers; leave '#{inner}' away")
     else:
         checkpoint = open_folder(path, _open_file)
-    tensors, prefix = unwrapped(checkpoint.tensors)
-    if not prefix:
+    return _unwrapped(checkpoint)
+
+
+def _named(path: Path, inner: str) -> Checkpoint:
+    """Open a file; of one that is a model folder's the folder is known, and goes along."""
+    folder = model_folder_of(path)
+    if folder is not None and (problem := leaves_folder(path)):
+        raise CheckpointError(problem)
+    checkpoint = _open_file(path, inner)
+    return checkpoint if folder is None else in_folder(checkpoint, folder)
+
+
+def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint without what wrappers of modules put into its names."""
+    tensors, notes = without_count(checkpoint.tensors)
+    renamed, changes = renaming(tensors)
+    notes += changes
+    if not notes:
         return checkpoint
-    shards, _ = unwrapped(checkpoint.shards)
-    note = f"removed the prefix {prefix!r} that all names share"
-    notes = (*checkpoint.notes, note)
-    return replace(checkpoint, tensors=tensors, shards=shards, notes=notes, safetensors=())
+    is_same = all(name == now for name, now in renamed.items())
+    return replace(
+        checkpoint,
+        tensors={renamed[name]: tensor for name, tensor in tensors.items()},
+        shards={renamed[name]: shard for name, shard in checkpoint.shards.items()
+                if name in renamed},
+        notes=(*checkpoint.notes, *notes),
+        safetensors=checkpoint.safetensors if is_same else (),
+    )  # fmt: skip
 
 
 def open_contents(path: Path) -> Contents:
@@ -141,7 +171,11 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_torch(start: bytes) -> bool:
-    return start.startswith(b"PK") or is_legacy(start)
+    return start.startswith(b"PK") or _is_legacy(start)
+
+
+def _is_legacy(start: bytes) -> bool:
+    return start.startswith(b"\x80") and _LEGACY in start[:24]
 
 
 def _open_file(path: Path, inner: str = "") -> Checkpoint:
@@ -165,8 +199,10 @@ def _open_file(path: Path, inner: str = "") -> Checkpoint:
 
 
 def _contents(file: InputFile, start: bytes) -> Contents:
+    from surgeon.formats.torch_legacy import read_legacy
+
     try:
-        return read_legacy(file) if is_legacy(start) else _archived(file)
+        return read_legacy(file) if _is_legacy(start) else _archived(file)
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
 
@@ -175,6 +211,7 @@ def _archived(file: InputFile | Window) -> Contents:
     """Return what a torch archive holds; raises ValueError with what is wrong with it."""
     # Here, since most files are not torch's.
     from surgeon.formats.opcodes import read as read_pickle
+    from surgeon.formats.torch_globals import left_unbuilt
     from surgeon.formats.torch_values import TorchWorld
     from surgeon.formats.torch_zip import open_archive
 
@@ -193,6 +230,7 @@ def _archived(file: InputFile | Window) -> Contents:
         origins=world.origins if archive.states_checksums else {},
         close=file.close,
         weight_files=(file.path,),
+        notes=left_unbuilt(world.unknown),
     )
 
 
@@ -213,7 +251,7 @@ def _torch(contents: Contents, inner: str) -> Checkpoint:
         tensors=tensors,
         header_sha256=contents.header_sha256,
         size_bytes=contents.size_bytes,
-        notes=notes,
+        notes=(*notes, *contents.notes),
         records=tuple(used.values()),
         contents=contents,
         weight_files=contents.weight_files,

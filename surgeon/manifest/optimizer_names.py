@@ -9,8 +9,8 @@ from surgeon.base.errors import PlanError, did_you_mean
 from surgeon.base.regions import Region, intersection, parsed, split_block, whole
 from surgeon.draft import Tensors
 from surgeon.formats import SavedState
-from surgeon.formats.containers import unwrapped
 from surgeon.formats.optimizers import Entry
+from surgeon.formats.wrappers import unwrapped
 from surgeon.manifest.stages import is_parameter
 
 Match = tuple[str, Region, Entry]
@@ -49,7 +49,7 @@ def _by_name(entries: Iterable[Entry], tensors: Tensors) -> tuple[list[Match], l
     unknown: list[str] = []
     blocks = {entry.block: entry for entry in entries}
     if not any(_name_in(block, tensors) in tensors for block in blocks):
-        blocks, _ = unwrapped(blocks)
+        blocks = unwrapped(blocks)
     for block, entry in blocks.items():
         name = _name_in(block, tensors)
         if name not in tensors:

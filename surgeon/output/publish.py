@@ -247,7 +247,8 @@ def link(source: InputFile, path: Path) -> bool:
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.ioctl(descriptor, _FICLONE, source.fileno())
+        with source.descriptor() as number:
+            fcntl.ioctl(descriptor, _FICLONE, number)
         return True
     except OSError:
         path.unlink()
@@ -256,7 +257,9 @@ def link(source: InputFile, path: Path) -> bool:
     # Not every system allows it, nor for every file.
     with suppress(OSError):
         os.link(os.path.realpath(source.path), path)
-        if os.path.samestat(os.fstat(source.fileno()), path.stat()):
+        with source.descriptor() as number:
+            is_same = os.path.samestat(os.fstat(number), path.stat())
+        if is_same:
             return True
         path.unlink()  # the input is another file by now
     return False

@@ -201,7 +201,7 @@ def test_shard_whose_names_have_a_prefix_is_written(bench):
     bench.given({f"module.{name}": tensor for name, tensor in example_tensors().items()})
     made = bench.operate(to=bench.folder / "out", link=True)
     assert linked(bench.folder / "out", bench.folder) == set()
-    assert any("prefix 'module.'" in note for note in made.notes)
+    assert any("wrapper 'module.'" in note for note in made.notes)
 
 
 def test_file_that_transformers_would_refuse_is_written(bench):
