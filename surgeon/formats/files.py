@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from surgeon.base.errors import CheckpointError
+from surgeon.base.files import open_regular
 from surgeon.numeric.dtypes import Array
 
 # What a process has open besides its inputs: the output, libraries, pipes.
 _OTHER_FILES = 64
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class InputFile:
