@@ -17,7 +17,9 @@ from surgeon.lazy.base import (
     Scratch,
     TensorSpec,
 )
-from surgeon.numeric.dtypes import DTYPES, LARGEST, SPARE, Array, downcast, upcast, working_dtype
+from surgeon.numeric.dtypes import DTYPES, SPARE, Array, downcast_fits, upcast, working_dtype
+
+_FLOAT64 = np.dtype(np.float64)
 
 
 class Blocks(list[Array]):
@@ -85,11 +87,7 @@ def _raised_block(
     block = scratch.take(working, stop - start)
     with scratch.scope():
         stored = tensor.elements(start, stop, scratch)
-        if dtype == "BF16" and working == np.float64:
-            narrow = scratch.take(np.float32, stop - start)
-            np.copyto(block, upcast(stored, dtype, narrow))
-        else:
-            upcast(stored, dtype, block)
+        upcast(stored, dtype, block)
     return block
 
 
@@ -101,7 +99,8 @@ class Blockwise:
     into the spec's dtype, `explain` is given the operands, to raise what is wrong with them. The
     kernel gets whole runs of `run` elements, such as rows, one after the other. `held_bytes` is the
     most that statistics and kernel take besides a few arrays of a block. `about` holds the
-    parameters that the arithmetic was made with, to be shown.
+    parameters that the arithmetic was made with, to be shown. A kernel that `copies` leaves what
+    NaNs say; those that arithmetic makes are all the same.
     """
 
     spec: TensorSpec
@@ -113,6 +112,7 @@ class Blockwise:
     run: int = 1
     held_bytes: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
+    copies: bool = False
 
     @property
     def step(self) -> int:
@@ -126,30 +126,28 @@ class Blockwise:
         first, last = start // self.run * self.run, -(-stop // self.run) * self.run
         stored = scratch.take(DTYPES[self.spec.dtype].storage, last - first)
         with scratch.scope():
-            values, fits = self._values(first, last, scratch, self.working)
-            if not fits and self.explain and values.dtype == np.float32:
+            if not self._write(first, last, scratch, stored, self.working) and self.explain:
                 # Sums of float32 may overflow although their mean does not.
-                values, fits = self._values(first, last, scratch, np.dtype(np.float64))
-            spare = scratch.take(np.uint32, SPARE * (last - first))
-            downcast(values, self.spec.dtype, stored, spare, finite=fits)
+                self._write(first, last, scratch, stored, _FLOAT64)
         return stored[start - first : stop - first] if self.run > 1 else stored
 
-    def _values(
-        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
-    ) -> tuple[Array, bool]:
-        """Return the kernel's values, and whether they are finite and fit into the dtype."""
+    def _write(
+        self, start: int, stop: int, scratch: Scratch, out: Array, working: np.dtype[Any] | None
+    ) -> bool:
+        """Write the kernel's values; return whether they are finite and fit into the dtype.
+
+        Where values in float64 do not, and that is to be explained, it is.
+        """
         statistics = scratch.known(self, self._known) if self.statistics else None
         blocks = upcast_blocks(self.operands, start, stop, scratch, working)
         with np.errstate(over="ignore", invalid="ignore"):  # looked at below
             values = self.kernel(blocks, statistics, scratch.take(blocks[0].dtype, stop - start))
-        if DTYPES[self.spec.dtype].kind != "float" or not len(values):
-            return values, True
-        largest = LARGEST[self.spec.dtype]
-        high, low = float(np.maximum.reduce(values)), float(np.minimum.reduce(values))
-        fits = high <= largest and low >= -largest  # false for NaN
+        spare = scratch.take(np.uint32, SPARE * (stop - start))
+        fits = downcast_fits(values, self.spec.dtype, out, spare, one_nan=not self.copies)
         if not fits and self.explain and values.dtype != np.float32:
             self.explain(blocks)
-        return values, fits
+            return True
+        return fits
 
     def _known(self, scratch: Scratch) -> Any:
         operands = Operands(self.operands, scratch, self.step)

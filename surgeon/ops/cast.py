@@ -68,7 +68,7 @@ def _converted(name: str, tensor: LazyTensor, dtype: str, overflow: str) -> Lazy
     overflows = LARGEST.get(tensor.spec.dtype, 2.0**64) > LARGEST[dtype]
     must_fit = overflow == "error" and overflows
     explain = partial(_require_within, name, dtype) if must_fit else None
-    return Blockwise(spec, kernel, (tensor,), explain=explain)
+    return Blockwise(spec, kernel, (tensor,), explain=explain, copies=True)
 
 
 def _whole_numbers(
