@@ -22,9 +22,12 @@ from surgeon.lazy.base import (
 from surgeon.lazy.blockwise import (
     Blocks,
     Blockwise,
+    CompiledForm,
     Kernel,
     Operands,
+    StoredBlocks,
     step_of,
+    stored_blocks,
     upcast_blocks,
 )
 from surgeon.lazy.joined import (
@@ -59,6 +62,7 @@ __all__ = [
     "Blockwise",
     "ByteRange",
     "ByteSource",
+    "CompiledForm",
     "Computed",
     "Copied",
     "Fresh",
@@ -75,6 +79,7 @@ __all__ = [
     "Selected",
     "Sharded",
     "Stored",
+    "StoredBlocks",
     "Stream",
     "Strided",
     "TensorSpec",
@@ -82,6 +87,7 @@ __all__ = [
     "detached",
     "is_computed_at_once",
     "step_of",
+    "stored_blocks",
     "upcast_blocks",
     "walk",
 ]

@@ -17,6 +17,8 @@ from surgeon.lazy.base import (
     Scratch,
     TensorSpec,
 )
+from surgeon.numeric import compiled
+from surgeon.numeric.compiled import Block
 from surgeon.numeric.dtypes import DTYPES, SPARE, Array, downcast_fits, upcast, working_dtype
 
 _FLOAT64 = np.dtype(np.float64)
@@ -32,10 +34,29 @@ class Blocks(list[Array]):
         self.start = start
 
 
+class StoredBlocks(list[Block]):
+    """The same elements of several tensors, as they are stored; and where they begin."""
+
+    start: int
+
+    def __init__(self, blocks: Iterable[Block], start: int) -> None:
+        super().__init__(blocks)
+        self.start = start
+
+
 class Kernel(Protocol):
     """Arithmetic on one block: upcast operands in, values out (into `out`, which is returned)."""
 
     def __call__(self, blocks: Blocks, statistics: Any, out: Array) -> Array: ...
+
+
+class CompiledForm(Protocol):
+    """A kernel's arithmetic in one compiled loop: stored operands in, `out` as `dtype` stores it.
+
+    Returns whether all values are finite and fit into the dtype, as `downcast_fits` does.
+    """
+
+    def __call__(self, blocks: StoredBlocks, statistics: Any, dtype: str, out: Array) -> bool: ...
 
 
 def step_of(run: int) -> int:
@@ -53,6 +74,23 @@ class Operands:
         self._scratch = scratch
         self._step = step
 
+    def take(self, dtype: type, count: int) -> Array:
+        """Return an array that is there for as long as the last blocks are."""
+        return self._scratch.take(dtype, count)
+
+    @property
+    def are_compiled(self) -> bool:
+        """Whether compiled loops read them all; `stored_blocks` is for these."""
+        return compiled.knows(*(tensor.spec.dtype for tensor in self.tensors))
+
+    def stored_blocks(self) -> Iterator[StoredBlocks]:
+        """Yield all operands' blocks, in order, as they are stored; otherwise as `blocks`."""
+        count = self.tensors[0].spec.count
+        for start in range(0, count, self._step):
+            stop = min(start + self._step, count)
+            with self._scratch.scope():
+                yield stored_blocks(self.tensors, start, stop, self._scratch)
+
     def blocks(self, working: np.dtype[Any] | None = None) -> Iterator[Blocks]:
         """Yield all operands' blocks, in order, upcast to `working` (their common dtype).
 
@@ -63,6 +101,15 @@ class Operands:
             stop = min(start + self._step, count)
             with self._scratch.scope():
                 yield upcast_blocks(self.tensors, start, stop, self._scratch, working)
+
+
+def stored_blocks(
+    tensors: Sequence[LazyTensor], start: int, stop: int, scratch: Scratch
+) -> StoredBlocks:
+    """Return elements start to stop of each tensor as they are stored."""
+    return StoredBlocks(
+        (Block(t.elements(start, stop, scratch), t.spec.dtype) for t in tensors), start
+    )
 
 
 def upcast_blocks(
@@ -100,7 +147,8 @@ class Blockwise:
     kernel gets whole runs of `run` elements, such as rows, one after the other. `held_bytes` is the
     most that statistics and kernel take besides a few arrays of a block. `about` holds the
     parameters that the arithmetic was made with, to be shown. A kernel that `copies` leaves what
-    NaNs say; those that arithmetic makes are all the same.
+    NaNs say; those that arithmetic makes are all the same. Where there is a `compiled` form, and
+    compiled loops know all dtypes, that runs instead, with the kernel for what does not fit.
     """
 
     spec: TensorSpec
@@ -113,6 +161,7 @@ class Blockwise:
     held_bytes: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
     copies: bool = False
+    compiled: CompiledForm | None = None
 
     @property
     def step(self) -> int:
@@ -126,7 +175,9 @@ class Blockwise:
         first, last = start // self.run * self.run, -(-stop // self.run) * self.run
         stored = scratch.take(DTYPES[self.spec.dtype].storage, last - first)
         with scratch.scope():
-            if not self._write(first, last, scratch, stored, self.working) and self.explain:
+            if self.compiled and self._write_compiled(first, last, scratch, stored):
+                pass
+            elif not self._write(first, last, scratch, stored, self.working) and self.explain:
                 # Sums of float32 may overflow although their mean does not.
                 self._write(first, last, scratch, stored, _FLOAT64)
         return stored[start - first : stop - first] if self.run > 1 else stored
@@ -148,6 +199,17 @@ class Blockwise:
             self.explain(blocks)
             return True
         return fits
+
+    def _write_compiled(self, start: int, stop: int, scratch: Scratch, out: Array) -> bool:
+        """Write in one compiled loop; return whether there is one, and nothing to be explained."""
+        dtypes = (tensor.spec.dtype for tensor in self.operands)
+        if not self.compiled or not compiled.knows(self.spec.dtype, *dtypes):
+            return False
+        statistics = scratch.known(self, self._known) if self.statistics else None
+        with scratch.scope():
+            blocks = stored_blocks(self.operands, start, stop, scratch)
+            fits = self.compiled(blocks, statistics, self.spec.dtype, out)
+        return fits or self.explain is None
 
     def _known(self, scratch: Scratch) -> Any:
         operands = Operands(self.operands, scratch, self.step)

@@ -103,14 +103,12 @@ _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     ),
     "within": (
         _COUNT,
-        (_COUNT, _Operand, _Operand, _UINT64, _UINT64, c_int64, _COUNT, _POINTER, _POINTER,
-         _POINTER),
+        (_COUNT, _Operand, _Operand, _UINT64, _UINT64, c_int64, _POINTER, _POINTER, _POINTER),
     ),
     "bins": (
         None,
         (_COUNT, _Operand, _Operand, _UINT64, _UINT64, _FLAG, _POINTER, _POINTER),
     ),
-    "place_of": (_COUNT, (_COUNT, _Operand, _Operand, _UINT64, _UINT64, _POINTER)),
     "sum": (
         _FLAG,
         (_COUNT, _Operand, POINTER(_Change), _COUNT, _Ending, c_int64, _POINTER),
@@ -247,69 +245,40 @@ def products(blocks: Sequence[Block], vectors: int, *, relative: bool) -> Array:
     return square
 
 
-@dataclass
-class Counted:
-    """How many magnitudes are above a window of them, and how many inside; see `within`."""
-
-    counts: Array
-
-    @classmethod
-    def none(cls) -> Counted:
-        """Begin to count."""
-        return cls(np.zeros(2, np.uint64))
-
-    @property
-    def above(self) -> int:
-        return int(self.counts[0])
-
-    @property
-    def inside(self) -> int:
-        return int(self.counts[1])
-
-
 def within(
-    block: Block, base: Block | None, low: int, high: int, start: int, room: int, counted: Counted
-) -> tuple[Array, Array] | None:
-    """Count, and return, the magnitudes of block - base whose bits are from `low` to `high`.
+    block: Block,
+    base: Block | None,
+    low: int,
+    high: int,
+    start: int,
+    places: Array,
+    values: Array,
+    counts: Array,
+) -> int:
+    """Note the magnitudes of block - base whose bits are from `low` to `high`, and how many.
 
-    Places, from `start` on, and values; None where there are more than there is room for, with what
-    was counted before.
+    Their places are counted from `start`. How many are above, and how many inside, is added to
+    `counts` (uint64). There is room for all elements.
     """
-    # One place is written ahead, and there is never more room needed than there are elements.
-    capacity = min(room, len(block.elements)) + 1
-    places, values = np.empty(capacity, np.int64), np.empty(capacity)
-    before = counted.inside
-    noted = _loops().within(
-        len(block.elements), _operand(base), _operand(block), low, high, start, capacity,
-        _address(places), _address(values), _address(counted.counts),
+    assert min(len(places), len(values)) >= len(block.elements)
+    return int(
+        _loops().within(
+            len(block.elements), _operand(base), _operand(block), low, high, start,
+            _address(places), _address(values), _address(counts),
+        )
     )  # fmt: skip
-    if noted != counted.inside - before:
-        return None
-    return places[:noted].copy(), values[:noted].copy()
 
 
 def bins(
-    block: Block, base: Block | None, low: int, high: int, shift: int, into: Array, counted: Counted
+    block: Block, base: Block | None, low: int, high: int, shift: int, into: Array, counts: Array
 ) -> None:
-    """Count the magnitudes from `low` to `high` by their distance from `low`, shifted."""
+    """Count magnitudes from `low` to `high` by their distance from `low`, shifted; as `within`."""
     assert into.dtype == np.int64
     assert (high - low) >> shift < len(into)
     _loops().bins(
         len(block.elements), _operand(base), _operand(block), low, high, shift, _address(into),
-        _address(counted.counts),
+        _address(counts),
     )  # fmt: skip
-
-
-def place_of(block: Block, base: Block | None, key: int, wanted: int) -> tuple[int, int]:
-    """Return where the `wanted`-th magnitude of these bits is, and how many there are up to it.
-
-    Where there are fewer, the number of elements, and how many there are.
-    """
-    found = np.zeros(1, np.uint64)
-    place = _loops().place_of(
-        len(block.elements), _operand(base), _operand(block), key, wanted, _address(found)
-    )
-    return int(place), int(found[0])
 
 
 def _change(block: Block, how: Change) -> _Change:
@@ -356,18 +325,19 @@ def elected(
     out: Array,
     *,
     shares: bool = False,
-) -> bool:
-    """Write base + λ · the elected sum of changes, rounded once; return whether all are numbers.
+) -> tuple[bool, bool]:
+    """Write base + λ · the elected sum of changes, rounded once.
 
-    `divisors` has what to divide by for each set of models that agree, the first being bit 0.
+    Returns whether all fit, and whether all of `divisors` that were used are numbers. `divisors` has what to divide by for each set of models that agree, the first being bit 0.
     """
     base, *others = blocks
     assert len(divisors) == 1 << len(others)
     spare = np.empty(len(others) * CHUNK)
-    return not _loops().elect(
+    flags = _loops().elect(
         len(out), _operand(base), _changes(others, changes), len(others), int(shares),
         _address(divisors), lambda_, _address(spare), CODES[dtype], _address(out),
     )  # fmt: skip
+    return not flags & 1, not flags & 2
 
 
 def magnitudes(block: Block, base: Block, change: Change) -> tuple[float, float]:

@@ -361,11 +361,11 @@ CLONES static void magnitude_keys(struct operand base, struct operand x, size_t 
         keys[i] = long_bits_of(own[i]) & 0x7fffffffffffffff;
 }
 
-/* Count magnitudes above `high`, and those from `low` to there, of which less than `capacity`
- * are noted: their places, after `first`, and themselves. Returns how many were noted. */
+/* Count magnitudes above `high`, and note those from `low` to there: their places, after `first`,
+ * and themselves. Returns how many were noted. */
 CLONES EXPORT size_t surgeon_within(size_t count, struct operand base, struct operand x,
-                                    uint64_t low, uint64_t high, int64_t first, size_t capacity,
-                                    int64_t *places, double *values, uint64_t *above_inside)
+                                    uint64_t low, uint64_t high, int64_t first, int64_t *places,
+                                    double *values, uint64_t *above_inside)
 {
     uint64_t keys[CHUNK], above = 0, inside = 0;
     size_t noted = 0;
@@ -378,10 +378,9 @@ CLONES EXPORT size_t surgeon_within(size_t count, struct operand base, struct op
             found += keys[i] - low <= high - low;
         }
         inside += found;
-        if (!found || noted + found >= capacity)
-            continue;
-        /* Without a branch: what is not noted is overwritten by what follows. */
-        for (size_t i = 0; i < size; i++) {
+        /* Without a branch: what is not noted is overwritten by what follows. So there is room for
+         * as many as there are elements. */
+        for (size_t i = 0; i < size && found; i++) {
             places[noted] = first + (int64_t)(start + i);
             values[noted] = double_of(keys[i]);
             noted += keys[i] - low <= high - low;
@@ -412,27 +411,6 @@ CLONES EXPORT void surgeon_bins(size_t count, struct operand base, struct operan
     }
     above_inside[0] += above;
     above_inside[1] += inside;
-}
-
-/* Return the place of the `wanted`-th (from 1) of the magnitudes that are `key`, and how many there
- * are up to it; or `count`, and how many there are. */
-CLONES EXPORT size_t surgeon_place_of(size_t count, struct operand base, struct operand x,
-                                      uint64_t key, uint64_t wanted, uint64_t *found)
-{
-    uint64_t keys[CHUNK];
-    *found = 0;
-    for (size_t start = 0; start < count; start += CHUNK) {
-        size_t size = least_of(CHUNK, count - start);
-        magnitude_keys(base, x, start, size, keys);
-        uint64_t here = 0;
-        for (size_t i = 0; i < size; i++)
-            here += keys[i] == key;
-        for (size_t i = 0; i < size && *found + here >= wanted; i++)
-            if (keys[i] == key && ++*found == wanted)
-                return start + i;
-        *found += here;
-    }
-    return count;
 }
 
 /* ---- Pruned task vectors: their sum, or what is left of it by election ---- */
