@@ -328,7 +328,8 @@ def elected(
 ) -> tuple[bool, bool]:
     """Write base + λ · the elected sum of changes, rounded once.
 
-    Returns whether all fit, and whether all of `divisors` that were used are numbers. `divisors` has what to divide by for each set of models that agree, the first being bit 0.
+    Returns whether all fit, and whether all of `divisors` that were used are numbers. These are
+    what to divide by for each set of models that agree, the first being bit 0.
     """
     base, *others = blocks
     assert len(divisors) == 1 << len(others)
