@@ -8,7 +8,8 @@ from setuptools.command.build_ext import build_ext
 # Never -ffast-math: the loops give the bits that NumPy gives.
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
          "-fvisibility=hidden"]  # fmt: skip
-SOURCES = ["surgeon/numeric/kernels.c", "surgeon/numeric/crc32.c"]
+SOURCES = ["surgeon/numeric/kernels.c", "surgeon/numeric/crc32.c",
+           "surgeon/numeric/philox.c"]  # fmt: skip
 
 
 class BuildLoops(build_ext):

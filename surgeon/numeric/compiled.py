@@ -124,6 +124,7 @@ _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
         (_COUNT, _COUNT, _Operand, _Operand, _POINTER, _POINTER, _POINTER, _POINTER),
     ),
     "extremes": (_FLAG, (_COUNT, _Operand, _POINTER)),
+    "philox": (None, (_POINTER, _UINT64, _UINT64, _COUNT, _POINTER)),
     "crc32_begin": (None, ()),
     "crc32": (c_uint32, (c_uint32, _POINTER, _COUNT)),
     "crc32_joined": (c_uint32, (c_uint32, c_uint32, _UINT64)),
@@ -178,9 +179,11 @@ def _loops() -> Loops:
 def _address(array: Array | None) -> int | None:
     if array is None:
         return None
-    assert array.flags.c_contiguous
-    assert array.flags.aligned
-    return array.ctypes.data
+    flags = array.flags
+    assert flags.c_contiguous
+    assert flags.aligned
+    found: int = array.__array_interface__["data"][0]
+    return found
 
 
 def _operand(block: Block | None) -> _Operand:
@@ -364,6 +367,14 @@ def by_rank(block: Block, base: Block | None, row: int, table: Array) -> Array:
 def extremes(block: Block, so_far: Array) -> bool:
     """Widen (least, greatest) to a block's values but NaN; return whether all are finite."""
     return bool(_loops().extremes(len(block.elements), _operand(block), _address(so_far)))
+
+
+def philox(key: int, chunk: int, first: int, steps: int) -> Array:
+    """Return what Philox(key, counter=chunk << 128) gives after so many steps of four uint64."""
+    keys = np.array([key & (1 << 64) - 1, key >> 64], np.uint64)
+    out = np.empty(4 * steps, np.uint64)
+    _loops().philox(_address(keys), chunk, first, steps, _address(out))
+    return out
 
 
 def crc32(data: Array, before: int = 0) -> int:

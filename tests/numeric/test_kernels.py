@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from surgeon.numeric import compiled
 from surgeon.numeric.compiled import CODES, Block
 from surgeon.numeric.dtypes import DTYPES, SPARE, downcast_fits, upcast
+from surgeon.numeric.sums import sums
 
 needs_loops = pytest.mark.skipif(compiled.loops() is None, reason="the loops were not compiled")
 pytestmark = needs_loops
@@ -38,11 +39,11 @@ def random_bits(seed: int, count: int, dtype: str) -> np.ndarray:
     return np.where(random.random(count) < 0.5, anything, ordinary)
 
 
-def by_numpy(monkeypatch_free_call):
+def by_numpy(call):
     """Call something where no compiled loops are found."""
     found, compiled.loops = compiled.loops, lambda: None  # type: ignore[assignment]
     try:
-        return monkeypatch_free_call()
+        return call()
     finally:
         compiled.loops = found
 
@@ -106,3 +107,84 @@ def test_crc32_of_two_runs_is_that_of_both(data: bytes, at: int) -> None:
     first, second = data[:at], data[at:]
     joined = compiled.crc32_joined(zlib.crc32(first), zlib.crc32(second), len(second))
     assert joined == zlib.crc32(data)
+
+
+@given(key=st.integers(0, 2**128 - 1), chunk=st.integers(0, 1000), skipped=st.integers(0, 9000))
+def test_philox_is_numpys(key: int, chunk: int, skipped: int) -> None:
+    generator = np.random.Philox(key=key, counter=chunk << 128)
+    generator.advance(skipped)
+    expected = generator.random_raw(40)
+    np.testing.assert_array_equal(compiled.philox(key, chunk, skipped, 10), expected)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])
+@given(seed=st.integers(0, 10**6), row=st.sampled_from([1, 2, 5, 40, 700, 1100]))
+def test_by_rank_is_a_stable_sort(dtype: str, seed: int, row: int) -> None:
+    base, block = (Block(coarse(seed + i, 3 * row, dtype), dtype) for i in range(2))
+    values = (upcast(b.elements, dtype, np.empty(3 * row)) for b in (block, base))
+    magnitudes = np.abs(np.subtract(*values)).reshape(3, row)
+    expected = np.argsort(np.argsort(magnitudes, axis=1, kind="stable"), axis=1)
+    found = compiled.by_rank(block, base, row, np.arange(row, dtype=np.float64))
+    np.testing.assert_array_equal(found, expected.reshape(-1))
+
+
+def coarse(seed: int, count: int, dtype: str) -> np.ndarray:
+    """Ordinary values, many of them equal."""
+    random = np.random.default_rng(seed)
+    fine = 2.0 ** -random.integers(2, 60)
+    values = random.integers(-9, 9, count) / 8 + random.integers(0, 3, count) * fine
+    return downcast_numpy(values, dtype)[0]
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 3000), low=st.floats(0, 1),
+       wide=st.floats(0, 1))  # fmt: skip
+def test_magnitudes_within_a_window(seed: int, count: int, low: float, wide: float) -> None:
+    base, block = (Block(coarse(seed + i, count, "BF16"), "BF16") for i in range(2))
+    values = (upcast(b.elements, "BF16", np.empty(count)) for b in (block, base))
+    magnitudes = np.abs(np.subtract(*values))
+    window = [int(np.float64(edge).view(np.uint64)) for edge in (low, low + wide)]
+    places, found, counts = np.empty(count, np.int64), np.empty(count), np.zeros(2, np.uint64)
+    noted = compiled.within(block, base, *window, 100, places, found, counts)
+    inside = np.flatnonzero((magnitudes >= low) & (magnitudes <= low + wide))
+    np.testing.assert_array_equal(places[:noted], inside + 100)
+    np.testing.assert_array_equal(found[:noted], magnitudes[inside])
+    assert counts.tolist() == [int((magnitudes > low + wide).sum()), len(inside)]
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 3000))
+def test_bins_count_every_magnitude(seed: int, count: int) -> None:
+    block = Block(random_bits(seed, count, "F32"), "F32")
+    keys = np.abs(upcast(block.elements, "F32", np.empty(count))).view(np.uint64)
+    found, counts = np.zeros(1 << 16, np.int64), np.zeros(2, np.uint64)
+    compiled.bins(block, None, 0, (1 << 63) - 1, 47, found, counts)
+    expected = np.bincount((keys >> np.uint64(47)).astype(np.int64), minlength=1 << 16)
+    np.testing.assert_array_equal(found, expected)
+    assert counts.tolist() == [0, count]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@given(seed=st.integers(0, 10**6), vectors=st.integers(1, 4), length=st.integers(1, 1500))
+def test_products_have_the_order_of_numpys(
+    relative: bool, seed: int, vectors: int, length: int
+) -> None:
+    random = np.random.default_rng(seed)
+    blocks = [Block(random.standard_normal(vectors * length), "F64") for _ in range(3)]
+    points = [block.elements.reshape(vectors, length) for block in blocks]
+    if relative:
+        points = [point - points[0] for point in points[1:]]
+    expected = np.array([[sums(a * b) for b in points] for a in points]).transpose(2, 0, 1)
+    found = compiled.products(blocks, vectors, relative=relative)
+    np.testing.assert_array_equal(found, expected)
+    exact = np.einsum("ivn,jvn->vij", *[np.array(points, np.longdouble)] * 2)
+    np.testing.assert_allclose(found, exact.astype(float), rtol=1e-12, atol=1e-9)
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 2000))
+def test_extremes_leave_nan_out(seed: int, count: int) -> None:
+    block = Block(random_bits(seed, count, "F16"), "F16")
+    values = upcast(block.elements, "F16", np.empty(count))
+    found = np.array([np.inf, -np.inf])
+    assert compiled.extremes(block, found) == np.isfinite(values).all()
+    numbers = values[~np.isnan(values)]
+    expected = [numbers.min(initial=np.inf), numbers.max(initial=-np.inf)]
+    np.testing.assert_array_equal(found, expected)

@@ -16,14 +16,14 @@ import numpy as np
 
 from surgeon.lazy import (
     Blocks,
+    LazyTensor,
     Operands,
     Scratch,
     StoredBlocks,
     is_computed_at_once,
-    upcast_blocks,
 )
 from surgeon.numeric import compiled
-from surgeon.numeric.dtypes import Array, upcast
+from surgeon.numeric.dtypes import DTYPES, Array, upcast
 
 # Values that are held at once for each threshold, 16 bytes each; so few that nothing is searched.
 _HELD = 1 << 21
@@ -179,17 +179,28 @@ def _runs(size: int) -> int:
 def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]) -> None:
     """Begin each search with the window that a sample of the tensor suggests."""
     size = operands.tensors[0].spec.count
-    scratch = Scratch()
-    parts: dict[int, list[Array]] = {}
+    starts = range(0, size - _RUN + 1, size // _runs(size))
     working = np.dtype(np.float64) if _has_float64(operands) else dtype
-    for start in range(0, size - _RUN + 1, size // _runs(size)):
-        with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
-            blocks = upcast_blocks(operands.tensors, start, start + _RUN, scratch, working)
-            for measure in {id(search.measure): search.measure for search in searches}.values():
-                parts.setdefault(id(measure), []).append(_keys(measure(blocks), dtype))
-    samples = {measure: np.sort(np.concatenate(keys))[::-1] for measure, keys in parts.items()}
+    blocks = Blocks((_sampled(tensor, starts, working) for tensor in operands.tensors), 0)
+    samples: dict[int, Array] = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for measure in {id(search.measure): search.measure for search in searches}.values():
+            samples[id(measure)] = np.sort(_keys(measure(blocks), dtype))[::-1]
     for search in searches:
         search.guess(samples[id(search.measure)])
+
+
+def _sampled(tensor: LazyTensor, starts: range, working: np.dtype[Any]) -> Array:
+    """Return the values of the runs that begin at these places."""
+    scratch = Scratch()
+    stored = np.empty((len(starts), _RUN), DTYPES[tensor.spec.dtype].storage)
+    for row, start in zip(stored, starts, strict=True):
+        with scratch.scope():
+            row[:] = tensor.elements(start, start + _RUN, scratch)
+    flat = stored.reshape(-1)
+    if flat.dtype == working:
+        return flat
+    return upcast(flat, tensor.spec.dtype, np.empty(len(flat), working))
 
 
 @dataclass
