@@ -26,13 +26,6 @@ from surgeon.cli import looking, operating, words  # noqa: E402, F401
 from surgeon.cli.group import commands  # noqa: E402
 
 
-def _show_version(ctx: click.Context) -> None:
-    from surgeon.numeric.compiled import kernels  # imports NumPy, which --help does without
-
-    click.echo(f"surgeon {__version__}, loops: {kernels()}")
-    ctx.exit()
-
-
 def main() -> None:
     """Run the command line; exits the process."""
     for stream in (sys.stdout, sys.stderr):
