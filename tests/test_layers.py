@@ -23,7 +23,6 @@ SIBLINGS = {"ops": ("ops.shared",), "merges": ("merges.shared",)}
 # Who else may, for each thing that few may.
 MAY_IMPORT = {
     "click": {"cli"},
-    "isal": {"output.checksums"},
     "matplotlib": {"inspection.pictures"},
     "yaml": {"mergekit"},
     "tabulate": {"base.tables"},

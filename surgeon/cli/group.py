@@ -58,9 +58,20 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="\b\nExample:\n  surgeon plan grow.json model.pt",
 )
-@click.version_option(__version__, message="surgeon %(version)s")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False,
+    callback=lambda ctx, _, asked: _show_version(ctx) if asked else None,
+    help="Show the version, and which loops run.",
+)  # fmt: skip
 def commands() -> None:
     """Change trained networks between training stages, by recipe."""
+
+
+def _show_version(ctx: click.Context) -> None:
+    from surgeon.numeric.compiled import kernels  # imports NumPy, which --help does without
+
+    click.echo(f"surgeon {__version__}, loops: {kernels()}")
+    ctx.exit()
 
 
 def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Command]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from surgeon.formats.checkpoint import Opaque, Record, plain, plain_key, spec_of
+from surgeon.formats.checkpoint import Opaque, Record, is_tensor, plain, plain_key, spec_of
 from surgeon.formats.modules import is_module_state
 from surgeon.formats.torch_globals import (
     TENSOR_CLASSES,
@@ -69,7 +69,7 @@ class TorchWorld:
     def build(self, value: object, state: object) -> None:
         # Of a plain container (a state_dict's _metadata) and of a tensor they are of no use here.
         if type(value) is not Opaque:
-            if not isinstance(value, dict | list | set | Opaque | Stored | Strided):
+            if not (isinstance(value, dict | list | set | Opaque) or is_tensor(value)):
                 raise TypeError
         elif is_module_state(state):
             value.state = cast(dict[str, object], state)

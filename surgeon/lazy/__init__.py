@@ -18,9 +18,12 @@ from surgeon.lazy.base import (
 from surgeon.lazy.blockwise import (
     Blocks,
     Blockwise,
+    CompiledForm,
     Kernel,
     Operands,
+    StoredBlocks,
     step_of,
+    stored_blocks,
     upcast_blocks,
 )
 from surgeon.lazy.evaluate import Form
@@ -39,6 +42,7 @@ __all__ = [
     "Blockwise",
     "ByteRange",
     "ByteSource",
+    "CompiledForm",
     "Computed",
     "Copied",
     "Form",
@@ -57,6 +61,7 @@ __all__ = [
     "Selected",
     "Sharded",
     "Stored",
+    "StoredBlocks",
     "Stream",
     "Strided",
     "TensorSpec",
@@ -65,6 +70,7 @@ __all__ = [
     "detached",
     "is_computed_at_once",
     "step_of",
+    "stored_blocks",
     "transplanted",
     "upcast_blocks",
     "walk",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,13 +23,15 @@ from surgeon.lazy.base import (
 )
 from surgeon.lazy.evaluate import Form, common_working, evaluated
 from surgeon.lazy.scratch import Scratch
+from surgeon.numeric import compiled
 from surgeon.numeric.blas import one_thread
+from surgeon.numeric.compiled import Block
 from surgeon.numeric.dtypes import (
     DTYPES,
     LARGEST,
     SPARE,
     Array,
-    downcast,
+    downcast_fits,
     rounding_bytes,
 )
 
@@ -47,10 +49,29 @@ class Blocks(list[Array]):
         self.start = start
 
 
+class StoredBlocks(list[Block]):
+    """The same elements of several tensors, as they are stored; and where they begin."""
+
+    start: int
+
+    def __init__(self, blocks: Iterable[Block], start: int) -> None:
+        super().__init__(blocks)
+        self.start = start
+
+
 class Kernel(Protocol):
     """Arithmetic on one block: upcast operands in, values out (into `out`, which is returned)."""
 
     def __call__(self, blocks: Blocks, statistics: Any, out: Array) -> Array: ...
+
+
+class CompiledForm(Protocol):
+    """A kernel's arithmetic in one compiled loop: stored operands in, `out` as `dtype` stores it.
+
+    Returns whether all values are finite and fit into the dtype, as `downcast_fits` does.
+    """
+
+    def __call__(self, blocks: StoredBlocks, statistics: Any, dtype: str, out: Array) -> bool: ...
 
 
 def step_of(run: int) -> int:
@@ -68,6 +89,23 @@ class Operands:
         self._scratch = scratch
         self._step = step
 
+    def take(self, dtype: type, count: int) -> Array:
+        """Return an array that is there for as long as the last blocks are."""
+        return self._scratch.take(dtype, count)
+
+    @property
+    def are_compiled(self) -> bool:
+        """Whether compiled loops read them all; `stored_blocks` is for these."""
+        return are_compiled((), self.tensors)
+
+    def stored_blocks(self) -> Iterator[StoredBlocks]:
+        """Yield all operands' blocks, in order, as they are stored; otherwise as `blocks`."""
+        count = self.tensors[0].spec.count
+        for start in range(0, count, self._step):
+            stop = min(start + self._step, count)
+            with self._scratch.scope():
+                yield stored_blocks(self.tensors, start, stop, self._scratch)
+
     def blocks(self, working: np.dtype[Any] | None = None) -> Iterator[Blocks]:
         """Yield all operands' blocks, in order, upcast to `working` (their common dtype).
 
@@ -78,6 +116,15 @@ class Operands:
             stop = min(start + self._step, count)
             with self._scratch.scope():
                 yield upcast_blocks(self.tensors, start, stop, self._scratch, working)
+
+
+def stored_blocks(
+    tensors: Sequence[LazyTensor], start: int, stop: int, scratch: Scratch
+) -> StoredBlocks:
+    """Return elements start to stop of each tensor as they are stored."""
+    return StoredBlocks(
+        (Block(t.elements(start, stop, scratch), t.spec.dtype) for t in tensors), start
+    )
 
 
 def upcast_blocks(
@@ -92,6 +139,20 @@ def upcast_blocks(
     return Blocks([evaluated(Request(t, start, stop, dtype), scratch) for t in tensors], start)
 
 
+class _Values(NamedTuple):
+    """What a kernel made, and of which blocks."""
+
+    array: Array
+    blocks: Blocks
+
+
+def are_compiled(dtypes: Iterable[str], operands: Sequence[LazyTensor]) -> bool:
+    """Say whether compiled loops know these dtypes, and read the operands as they are stored."""
+    return all(operand.is_exact for operand in operands) and compiled.knows(
+        *dtypes, *(operand.spec.dtype for operand in operands)
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Blockwise(Form):
     """Arithmetic element by element, once a few numbers per tensor are known.
@@ -102,7 +163,9 @@ class Blockwise(Form):
     dtype, `explain` is given the operands, to raise what is wrong with them. The kernel gets whole
     runs of `run` elements, such as rows, one after the other. `held_bytes` is the most that
     statistics and kernel take besides a few arrays of a block. `about` holds the parameters that
-    the arithmetic was made with, to be shown.
+    the arithmetic was made with, to be shown. A kernel that `copies` leaves what NaNs say; those
+    that arithmetic makes are all the same. Where there is a `compiled` form, and compiled loops
+    know what the operands are stored as, that runs instead, with the kernel for what does not fit.
     """
 
     spec: TensorSpec
@@ -115,6 +178,8 @@ class Blockwise(Form):
     held_bytes: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
     rounds: bool = False
+    copies: bool = False
+    compiled: CompiledForm | None = None
 
     is_move = False
     initialisers = None
@@ -164,48 +229,69 @@ class Blockwise(Form):
         self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
     ) -> Evaluation:
         first, last = start // self.run * self.run, -(-stop // self.run) * self.run
-        computing = self._computing if working is None else FLOAT64
         with scratch.scope() as scope:
-            largest = LARGEST.get(self.spec.dtype) if working is None else LARGEST["F64"]
-            values, fits = yield from self._values(first, last, scratch, computing, largest)
-            if not fits and self.explain and values.dtype == np.float32:
-                # Sums of float32 may overflow although their mean does not.
-                values, fits = yield from self._values(first, last, scratch, FLOAT64, largest)
             if working is None:
                 made = scratch.take(DTYPES[self.spec.dtype].storage, last - first)
                 with scratch.scope():
-                    spare = scratch.take(np.uint32, SPARE * (last - first))
-                    downcast(values, self.spec.dtype, made, spare, finite=fits)
-            elif values.dtype == working:
-                made = values
+                    yield from self._store(first, last, scratch, made)
             else:
-                made = scratch.take(working, last - first)
-                np.copyto(made, values, casting="same_kind")
+                values = yield from self._values(first, last, scratch, FLOAT64)
+                self._look_at(values)
+                made = values.array
+                if made.dtype != working:
+                    made = scratch.take(working, last - first)
+                    np.copyto(made, values.array, casting="same_kind")
             scope.keep(made)
         return made[start - first : stop - first] if self.run > 1 else made
 
+    def _store(
+        self, start: int, stop: int, scratch: Scratch, out: Array
+    ) -> Generator[Request, Array, None]:
+        """Write the values as they are stored: in one compiled loop, or else by the kernel."""
+        if self.compiled and are_compiled((self.spec.dtype,), self.operands):
+            statistics = scratch.known(self, self._known) if self.statistics else None
+            with scratch.scope():
+                stored = StoredBlocks((), start)
+                for operand in self.operands:
+                    block = yield Request(operand, start, stop)
+                    stored.append(Block(block, operand.spec.dtype))
+                if self.compiled(stored, statistics, self.spec.dtype, out) or not self.explain:
+                    return
+        spare = scratch.take(np.uint32, SPARE * (stop - start))
+        # Sums of float32 may overflow although their mean does not.
+        for computing in dict.fromkeys((self._computing, FLOAT64)):
+            values = yield from self._values(start, stop, scratch, computing)
+            fits = downcast_fits(values.array, self.spec.dtype, out, spare, one_nan=not self.copies)
+            if fits or not self.explain:
+                return
+            if values.array.dtype != np.float32:
+                self.explain(values.blocks)
+                return
+
     def _values(
-        self,
-        start: int,
-        stop: int,
-        scratch: Scratch,
-        working: np.dtype[Any],
-        largest: float | None,
-    ) -> Generator[Request, Array, tuple[Array, bool]]:
-        """Return the kernel's values, and whether they are finite and at most so large."""
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any]
+    ) -> Generator[Request, Array, _Values]:
+        """Return the kernel's values, and the blocks that they are made of."""
         statistics = scratch.known(self, self._known) if self.statistics else None
         blocks = Blocks((), start)
         for operand in self.operands:
             blocks.append((yield Request(operand, start, stop, working)))
-        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-            values = self.kernel(blocks, statistics, scratch.take(working, stop - start))
-        if largest is None or not len(values):
-            return values, True
-        high, low = float(np.maximum.reduce(values)), float(np.minimum.reduce(values))
-        fits = high <= largest and low >= -largest  # false for NaN
-        if not fits and self.explain and values.dtype != np.float32:
-            self.explain(blocks)
-        return values, fits
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at by whoever takes them
+            values = self.kernel(blocks, statistics, scratch.take(blocks[0].dtype, stop - start))
+        return _Values(values, blocks)
+
+    def _look_at(self, values: _Values) -> None:
+        """Have explained what is not finite, where values go on unrounded; NaNs become one."""
+        array = values.array
+        if not len(array) or array.dtype.kind != "f":
+            return
+        high, low = float(np.maximum.reduce(array)), float(np.minimum.reduce(array))
+        if high <= LARGEST["F64"] and low >= -LARGEST["F64"]:  # false for NaN
+            return
+        if self.explain:
+            self.explain(values.blocks)
+        if not self.copies:
+            array[np.isnan(array)] = np.nan
 
     def prepare(self, scratch: Scratch) -> None:
         if self.statistics and self.spec.count:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import TypeAlias
@@ -15,6 +16,7 @@ from typing import TypeAlias
 import numpy as np
 
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, Stream, upcast_blocks
+from surgeon.numeric import compiled
 from surgeon.numeric.dtypes import Array
 
 CHUNK = 65536
@@ -54,13 +56,22 @@ def drawn_words(stream: Stream, start: int, stop: int) -> Array:
     for chunk in range(start // CHUNK, -(-stop // CHUNK)):
         first = chunk * CHUNK
         low, high = max(start, first), min(stop, first + CHUNK)
-        generator = stream.generator(chunk).bit_generator
-        assert isinstance(generator, np.random.Philox)
         skipped = (low - first) // _STEP
-        generator.advance(skipped)
         before = low - first - skipped * _STEP
-        words[low - start : high - start] = bits(generator, before + high - low, np.uint32)[before:]
+        found = _words(stream, chunk, skipped, before + high - low)
+        words[low - start : high - start] = found[before:]
     return words
+
+
+def _words(stream: Stream, chunk: int, skipped: int, count: int) -> Array:
+    """Return uint32 of one chunk, after so many steps of its counter."""
+    if compiled.loops() and sys.byteorder == "little":
+        steps = -(-count // _STEP)
+        return compiled.philox(stream.key, chunk, skipped, steps).view(np.uint32)[:count]
+    generator = stream.generator(chunk).bit_generator
+    assert isinstance(generator, np.random.Philox)
+    generator.advance(skipped)
+    return bits(generator, count, np.uint32)
 
 
 def bits(generator: np.random.BitGenerator, count: int, dtype: type[np.unsignedinteger]) -> Array:

@@ -152,9 +152,13 @@ class Stream(NamedTuple):
 
     def generator(self, chunk: int) -> np.random.Generator:
         """Return the generator of one chunk; chunks are independent, so blocks may be too."""
+        return np.random.Generator(np.random.Philox(key=self.key, counter=chunk << 128))
+
+    @property
+    def key(self) -> int:
+        """The key of its Philox generators."""
         text = f"surgeon 1\0{self.seed}\0{self.step}\0{self.name}"
-        key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
-        return np.random.Generator(np.random.Philox(key=key, counter=chunk << 128))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
 
 
 class Initialiser(Protocol):

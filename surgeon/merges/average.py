@@ -6,6 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
+from surgeon.lazy.forms import Linear
 from surgeon.merges.shared import Arithmetic, Varying, merge, total_weight
 from surgeon.numeric.dtypes import Array
 
@@ -49,7 +50,9 @@ def average(
             return np.multiply(out, 1 / divisor, out=out)
         return np.divide(out, divisor, out=out)
 
-    return Arithmetic(combine, exact_in_float32=exact)
+    by, into = (1 / divisor, 1.0) if _is_power_of_two(divisor) else (1.0, divisor)
+    form = Linear([1.0] * len(weights) if equal else weights, by, into, exact)
+    return Arithmetic(combine, exact_in_float32=exact, compiled=form)
 
 
 def _is_power_of_two(value: float) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 
 from surgeon.merges.shared import Arithmetic, Varying, merge, total_weight
-from surgeon.merges.shared.gram import Vectors, combination, shares_of
+from surgeon.merges.shared.gram import Vectors, by_inner_products
 from surgeon.numeric.dtypes import Array
 
 
@@ -45,7 +45,7 @@ def karcher(
         return _mean(products[0], shares, tolerance, max_iterations)[None]
 
     vectors = Vectors()
-    return Arithmetic(combination(vectors), shares_of(vectors, factors))
+    return by_inner_products(vectors, factors)
 
 
 def _mean(products: Array, shares: Array, tolerance: float, max_iterations: int) -> Array:

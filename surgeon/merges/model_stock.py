@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from surgeon.merges.shared import Arithmetic, TensorContext, merge
-from surgeon.merges.shared.gram import Vectors, combination, cosines_of, norms_of, shares_of
+from surgeon.merges.shared.gram import Vectors, by_inner_products, cosines_of, norms_of
 from surgeon.numeric.dtypes import Array
 
 
@@ -44,8 +44,4 @@ def model_stock(
         t = np.where(mean <= 0, 0.0, np.minimum(1.0, count * mean / (1 + (count - 1) * mean)))
         return np.repeat(t[:, None] / count, count, axis=1)
 
-    return Arithmetic(
-        combination(vectors, relative=True),
-        shares_of(vectors, factors, relative=True),
-        run=vectors.run,
-    )
+    return by_inner_products(vectors, factors, relative=True)

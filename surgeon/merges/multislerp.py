@@ -5,7 +5,7 @@ from typing import Annotated
 import numpy as np
 
 from surgeon.merges.shared import Arithmetic, Varying, merge, total_weight
-from surgeon.merges.shared.gram import Vectors, combination, norms_of, shares_of
+from surgeon.merges.shared.gram import Vectors, by_inner_products, norms_of
 from surgeon.numeric.dtypes import Array
 
 # Directions whose weighted sum is shorter than this, of what it could be, cancel: its length is the
@@ -52,6 +52,4 @@ def multislerp(
         scale = (norms @ shares) / np.where(cancelled, 1.0, mean_norm)
         return np.where(cancelled[:, None], shares, directed * scale[:, None])
 
-    return Arithmetic(
-        combination(vectors, relative=relative), shares_of(vectors, factors, relative=relative)
-    )
+    return by_inner_products(vectors, factors, relative=relative)

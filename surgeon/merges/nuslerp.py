@@ -4,7 +4,7 @@ from typing import Annotated
 
 from surgeon.base.errors import PlanError
 from surgeon.merges.shared import Arithmetic, TensorContext, Varying, merge, total_weight
-from surgeon.merges.shared.gram import Granularity, Vectors, along_arc, combination, shares_of
+from surgeon.merges.shared.gram import Granularity, Vectors, along_arc, by_inner_products
 
 
 @merge(
@@ -45,8 +45,4 @@ def nuslerp(
         raise PlanError(f"interpolates between two: takes {wanted}")
     t = weights[1] / total_weight(weights)
     vectors = Vectors.of(granularity, at.shape)
-    return Arithmetic(
-        combination(vectors, relative=relative),
-        shares_of(vectors, along_arc(t), relative=relative),
-        run=vectors.run,
-    )
+    return by_inner_products(vectors, along_arc(t), relative=relative)

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from surgeon.merges.shared import Arithmetic, Varying, merge
-from surgeon.merges.shared.gram import Vectors, along_arc, combination, shares_of
+from surgeon.merges.shared.gram import Vectors, along_arc, by_inner_products
 
 
 @merge(
@@ -21,5 +21,4 @@ def slerp(
     [sin((1-t)θ) b + sin(tθ) x] / sin θ on the unnormalised tensors; (1-t) b + t x where
     |c| > 0.9995 or a norm is zero.
     """
-    tensor = Vectors()
-    return Arithmetic(combination(tensor), shares_of(tensor, along_arc(t)))
+    return by_inner_products(Vectors(), along_arc(t))

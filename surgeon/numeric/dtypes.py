@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgeon.base.errors import PlanError, UsageError, did_you_mean
+from surgeon.numeric import compiled
 
 Array = NDArray[Any]
 Kind = Literal["float", "int", "bool", "complex", "opaque"]
@@ -85,6 +86,9 @@ def working_dtype(*names: str) -> np.dtype[Any]:
     raise PlanError(f"cannot compute with {' and '.join(sorted(set(names)))} together")
 
 
+_ONE_NAN = 0x7FC00000  # the float32 that arithmetic makes
+
+
 def _float8_values(exponent_bits: int, mantissa_bits: int, finite_only: bool) -> Array:
     """Return the float32 value of each of the 256 codes of a float8 format."""
     codes = np.arange(256)
@@ -100,7 +104,11 @@ def _float8_values(exponent_bits: int, mantissa_bits: int, finite_only: bool) ->
         values = np.where((codes & 0x7F) == 0x7F, np.nan, values)
     else:
         values = np.where(top, np.where(fraction == 0, np.inf, np.nan), values)
-    return (sign * values).astype(np.float32)
+    found = (sign * values).astype(np.float32)
+    nans = np.isnan(found)
+    # Of their sign, which a product may lose.
+    found.view(np.uint32)[nans] = _ONE_NAN | (codes[nans] & 0x80) << 24
+    return found
 
 
 _FLOAT8 = {
@@ -127,17 +135,26 @@ _BEYOND_BFLOAT16 = np.uint64((1 << 64) - (1 << 43))
 
 def upcast(block: Array, dtype: str, out: Array) -> Array:
     """Write the values of a storage block into `out` (float32 or float64) and return it."""
-    if dtype == "BF16" and out.dtype == np.float32:
-        bits = out.view(np.uint32)
+    if compiled.knows(dtype) and _is_flat(block, out):
+        return compiled.upcast(compiled.Block(block, dtype), out)
+    if dtype == "BF16":
+        narrow = out if out.dtype == np.float32 else np.empty(block.shape, np.float32)
+        bits = narrow.view(np.uint32)
         np.copyto(bits, block)
         np.left_shift(bits, 16, out=bits)
+        block = narrow
     elif dtype in _FLOAT8:
-        np.copyto(out, _FLOAT8[dtype][block])
-    else:
-        with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
-            values = (block.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else block
-            np.copyto(out, values)
+        block = _FLOAT8[dtype][block]
+    if block is not out:
+        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN becomes a quiet one
+            np.copyto(out, block)
+            if dtype == "F16":  # of which some builds of NumPy make no quiet one
+                np.multiply(out, 1, out=out)
     return out
+
+
+def _is_flat(*blocks: Array) -> bool:
+    return all(b.flags.c_contiguous and b.flags.aligned and b.dtype.isnative for b in blocks)
 
 
 def _round_to_bfloat16(block: Array, out: Array, spare: Array, finite: bool) -> None:
@@ -203,22 +220,55 @@ def rounding_bytes(dtype: str) -> int:
     return _ROUNDING_FLOAT8 if dtype in _FLOAT8 else _ROUNDING
 
 
-def downcast(block: Array, dtype: str, out: Array, spare: Array, *, finite: bool = False) -> Array:
+def _round_to_float16(block: Array, out: Array) -> None:
+    np.copyto(out, block, casting="unsafe")
+    if len(nans := np.flatnonzero(np.isnan(block))):  # of which builds of NumPy differ, too
+        bits = block[nans].astype(np.float32).view(np.uint32)
+        kept = (bits >> 16) & 0x8000 | 0x7E00 | (bits >> 13) & 0x3FF
+        out.view(np.uint16)[nans] = kept.astype(np.uint16)
+
+
+def downcast(block: Array, dtype: str, out: Array, spare: Array, *, one_nan: bool = False) -> Array:
     """Round a working block to `dtype` into the storage block `out` and return it.
 
     Values that round beyond the largest finite one become what the format has for it: an infinity,
     or NaN in F8_E4M3 (where torch saturates to 448, even infinities); whoever must not let that
-    pass checks against `LARGEST` first. `spare` is uint32 scratch, `SPARE` per element, used
-    for BF16. `finite` spares a look for NaN and Inf that are known not to be there. `block` is not
-    changed.
+    pass asks `downcast_fits`. `spare` is uint32 scratch, `SPARE` per element, used for BF16.
+    With `one_nan` all NaNs become the one that arithmetic makes; else they keep their sign, and of
+    their other bits the first. `block` is not changed.
     """
-    if dtype == "BF16":
-        narrow = block if block.dtype == np.float32 else _narrowed(block, spare, finite)
-        _round_to_bfloat16(narrow, out, spare, finite)
-        return out
+    downcast_fits(block, dtype, out, spare, one_nan=one_nan)
+    return out
+
+
+def downcast_fits(
+    block: Array, dtype: str, out: Array, spare: Array, *, one_nan: bool = False
+) -> bool:
+    """Downcast; return whether all values are finite and within the dtype's largest, unrounded."""
+    if DTYPES[dtype].kind != "float" or block.dtype.kind != "f":
+        np.copyto(out, block, casting="unsafe")
+        return True
+    if compiled.knows(dtype) and _is_flat(block, out):
+        return compiled.downcast(block, dtype, out, one_nan=one_nan)
+    fits = _fits(block, dtype)
+    if one_nan and not fits:
+        block = np.where(np.isnan(block), block.dtype.type(np.nan), block)
     with np.errstate(over="ignore", invalid="ignore"):
-        if dtype in _FLOAT8:
+        if dtype == "BF16":
+            narrow = block if block.dtype == np.float32 else _narrowed(block, spare, fits)
+            _round_to_bfloat16(narrow, out, spare, fits)
+        elif dtype in _FLOAT8:
             np.copyto(out, _round_to_float8(block, dtype))
+        elif dtype == "F16" and not fits:
+            _round_to_float16(block, out)
         else:
             np.copyto(out, block, casting="unsafe")
-    return out
+    return fits
+
+
+def _fits(block: Array, dtype: str) -> bool:
+    if not len(block):
+        return True
+    largest = LARGEST[dtype]
+    high, low = float(np.maximum.reduce(block)), float(np.minimum.reduce(block))
+    return high <= largest and low >= -largest  # false for NaN

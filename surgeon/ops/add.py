@@ -13,6 +13,7 @@ from surgeon.base.patterns import Destinations, Names
 from surgeon.draft import Draft, Tensors
 from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor
+from surgeon.lazy.forms import Linear
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.ops.shared.arithmetic import Integers, NonFinite, calculated, floats
 from surgeon.ops.shared.moves import destinations
@@ -54,7 +55,9 @@ def add(
             problems.append(f"'{name}' is tied to '{first}', and both would be added to; untie it")
         elif first == name:
             kernel = partial(_added, by)
-            replaced[name] = calculated(name, ours.spec, kernel, (ours, theirs), nonfinite)
+            replaced[name] = calculated(
+                name, ours.spec, kernel, (ours, theirs), nonfinite, Linear([1.0, by])
+            )
     if problems:
         raise PlanError(*problems)
     draft.replace(replaced)

@@ -14,6 +14,7 @@ from surgeon.base.patterns import Target
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
 from surgeon.lazy import Blockwise, LazyTensor, TensorSpec
+from surgeon.lazy.forms import Linear
 from surgeon.numeric.dtypes import DTYPES, LARGEST, Array, require_dtype
 
 
@@ -69,7 +70,10 @@ def _converted(name: str, tensor: LazyTensor, dtype: str, overflow: str) -> Lazy
     overflows = not tensor.is_exact or LARGEST.get(tensor.spec.dtype, 2.0**64) > LARGEST[dtype]
     must_fit = overflow == "error" and overflows
     explain = partial(_require_within, name, dtype) if must_fit else None
-    return Blockwise(spec, as_floats, (tensor,), explain=explain, rounds=True)
+    form = None if overflow == "saturate" else Linear([1.0], in_float32=True, copies=True)
+    return Blockwise(
+        spec, as_floats, (tensor,), explain=explain, rounds=True, copies=True, compiled=form
+    )
 
 
 def _whole_numbers(

@@ -197,6 +197,7 @@ def _factors(weight: _Weight, energy: float | None) -> tuple[LazyTensor, LazyTen
         partial(_directions, weight, energy),
         pair,
         spare_bytes=spare * _FLOAT64_BYTES,
+        rounds=True,  # B is fitted to A as it is stored
     )
     b = WholeTensor(
         TensorSpec(dtype, (outputs, weight.rank)),

@@ -11,6 +11,7 @@ import numpy as np
 from surgeon.base.patterns import Target
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
+from surgeon.lazy.forms import Linear
 from surgeon.numeric.dtypes import Array
 from surgeon.ops.shared.arithmetic import Integers, NonFinite, calculated, floats
 
@@ -32,7 +33,12 @@ def scale(
     draft.replace(
         {
             name: calculated(
-                name, draft.spec(name), partial(_scaled, by), (draft[name],), nonfinite
+                name,
+                draft.spec(name),
+                partial(_scaled, by),
+                (draft[name],),
+                nonfinite,
+                Linear([by]),
             )
             for name in floats(draft, draft.select(target), integers)
         }

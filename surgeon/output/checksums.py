@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-try:
-    # Several times as fast; the extra "fast".
-    from isal.isal_zlib import crc32
-except ImportError:
-    from zlib import crc32
+import numpy as np
+
+from surgeon.numeric import compiled
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -51,7 +50,16 @@ def crc32_joined(first: int, second: int, second_bytes: int) -> int:
 
     As zlib's crc32_combine, which Python does not offer.
     """
+    if compiled.loops():
+        return compiled.crc32_joined(first, second, second_bytes)
     return _times(_shift(second_bytes), first) ^ second
+
+
+def crc32(block: memoryview, before: int = 0) -> int:
+    """Return the CRC-32 of bytes, after those of which it was `before`."""
+    if compiled.loops():
+        return compiled.crc32(np.frombuffer(block, np.uint8), before)
+    return zlib.crc32(block, before)
 
 
 class Running:

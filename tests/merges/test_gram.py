@@ -29,6 +29,7 @@ from surgeon.merges.shared.gram import Vectors, gram
 
 class Two:
     tensors = None, None
+    are_compiled = False
 
     def blocks(self, working):
         generator = np.random.default_rng(0)

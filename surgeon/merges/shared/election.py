@@ -46,6 +46,7 @@ def election(
             if shares:
                 contribution *= weight
         total = reduce(lambda a, b: np.add(a, b, out=a), contributions)
+        total += 0.0  # which zero a maximum is depends on the processor
         total /= divisors(agreeing)
         np.bitwise_xor(signs, total.view(np.uint64), out=signs)
         return out
@@ -64,20 +65,35 @@ def _divisors(
     def divisors(agreeing: Sequence[Array]) -> Array:
         found = add(agreeing)
         if mixed and np.isnan(found).any():
-            raise PlanError(
-                f"'{at.name}': weights of models that agree add up to zero, of {list(weights)}; "
-                '"normalize": false divides by none'
-            )
+            raise undefined(at, weights)
         return found
 
     return divisors
 
 
-def _looked_up(weights: Sequence[float], normalize: bool) -> Callable[[Sequence[Array]], Array]:
-    codes = range(1 << len(weights))
-    table = np.array(
-        [_divisor([w for i, w in enumerate(weights) if code >> i & 1], normalize) for code in codes]
+def undefined(context: TensorContext, weights: Sequence[float]) -> PlanError:
+    """Return the error of weights to divide by that add up to zero."""
+    return PlanError(
+        f"'{context.name}': weights of models that agree add up to zero, of {list(weights)}; "
+        '"normalize": false divides by none'
     )
+
+
+def divisor_table(weights: Sequence[float], normalize: bool) -> Array | None:
+    """Return what to divide by for each set of models that agree, the first model being bit 0.
+
+    None where there are too many models to look it up.
+    """
+    if len(weights) > _LOOKED_UP:
+        return None
+    used = [weight if normalize else 1.0 for weight in weights]
+    sets = ([w for i, w in enumerate(used) if code >> i & 1] for code in range(1 << len(used)))
+    return np.array([_divisor(agreeing, normalize) for agreeing in sets])
+
+
+def _looked_up(weights: Sequence[float], normalize: bool) -> Callable[[Sequence[Array]], Array]:
+    table = divisor_table(weights, normalize)
+    assert table is not None
 
     def look_up(agreeing: Sequence[Array]) -> Array:
         code = agreeing[0].view(np.uint8).copy()

@@ -7,21 +7,22 @@ second pass adds the operands up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
 import numpy as np
 
-from surgeon.lazy import Blocks, Kernel, Operands
+from surgeon.lazy import Blocks, CompiledForm, Kernel, Operands, StoredBlocks
+from surgeon.merges.shared.operands import Arithmetic
+from surgeon.numeric import compiled
+from surgeon.numeric.compiled import Change, Ending
 from surgeon.numeric.dtypes import Array
+from surgeon.numeric.sums import sums
 
 Granularity = Literal["tensor", "row", "column"]
 
-# Products that are added one after the other, before such sums are: few enough for sums to be exact
-# to 1e-13, and for them to stay in the fastest cache.
-_RUN = 4096
 # Beyond this cosine the arc is so flat that sin θ loses its digits and a straight line serves.
 _PARALLEL = 0.9995
 # Shares of equal operands that should add up to 1 do so to a few last bits.
@@ -58,23 +59,11 @@ class Vectors:
         return block.reshape(-1, self.columns, self.run // self.columns)
 
     def inner(self, a: Array, b: Array) -> Array:
-        """Return the inner products of two blocks, of each vector or of its part that is here.
-
-        Not np.dot, whose bits depend on the number of threads.
-        """
+        """Return the inner products of two blocks, of each vector or of its part that is here."""
         a, b = self.view(a), self.view(b)
         if self.granularity == "column":
             return np.asarray(np.einsum("ijk,ijk->j", a, b))
-        length = a.shape[1]
-        whole = length // _RUN * _RUN
-        total = np.einsum("ij,ij->i", a[:, whole:], b[:, whole:])
-        if whole:
-            shape = (len(a), -1, _RUN)
-            parts = np.einsum(
-                "ijk,ijk->ij", a[:, :whole].reshape(shape), b[:, :whole].reshape(shape)
-            )
-            total = total + np.add.reduce(parts, axis=1)
-        return np.asarray(total)
+        return sums(np.multiply(a, b))
 
     def spread(self, numbers: Array, start: int, count: int) -> Array:
         """Return one number per vector so that it meets the view of a block's elements."""
@@ -93,19 +82,29 @@ def gram(operands: Operands, vectors: Vectors, *, relative: bool = False) -> Arr
     the order of the blocks.
     """
     parts: list[Array] = []
-    with np.errstate(over="ignore", invalid="ignore"):
-        for blocks in operands.blocks(np.dtype(np.float64)):
-            points: list[Array] = list(blocks)
+    for part in _parts(operands, vectors, relative):
+        if parts and vectors.granularity != "row":
+            parts[0] += part
+        else:
+            parts.append(part)
+    points_count = len(operands.tensors) - relative
+    return np.concatenate(parts) if parts else np.zeros((1, points_count, points_count))
+
+
+def _parts(operands: Operands, vectors: Vectors, relative: bool) -> Iterator[Array]:
+    """Yield the inner products of each block's points."""
+    if operands.are_compiled and vectors.granularity != "column":
+        for stored in operands.stored_blocks():
+            count = len(stored[0].elements) // vectors.run if vectors.granularity == "row" else 1
+            yield compiled.products(stored, count, relative=relative)
+        return
+    for blocks in operands.blocks(np.dtype(np.float64)):
+        points: list[Array] = list(blocks)
+        with np.errstate(over="ignore", invalid="ignore"):
             if relative:
                 first, *points = points
                 points = [np.subtract(point, first) for point in points]
-            part = _products(points, vectors)
-            if parts and vectors.granularity != "row":
-                parts[0] += part
-            else:
-                parts.append(part)
-    points_count = len(operands.tensors) - relative
-    return np.concatenate(parts) if parts else np.zeros((1, points_count, points_count))
+            yield _products(points, vectors)
 
 
 def _products(points: Sequence[Array], vectors: Vectors) -> Array:
@@ -172,6 +171,21 @@ def combination(vectors: Vectors, *, relative: bool = False) -> Kernel:
     return combine
 
 
+def combined(vectors: Vectors, *, relative: bool = False) -> CompiledForm | None:
+    """Return the compiled form of `combination`, where a tensor is one vector."""
+    if vectors.granularity != "tensor":
+        return None
+
+    def combine(blocks: StoredBlocks, statistics: Shares, dtype: str, out: Array) -> bool:
+        factors = [float(factor) for factor in statistics.factors[0]]
+        if not relative and not statistics.alike[0]:
+            return compiled.linear(blocks, factors, dtype, out)
+        changes = [Change(weight=factor) for factor in (factors if relative else factors[1:])]
+        return compiled.summed(blocks, changes, Ending(from_zero=True), dtype, out)
+
+    return combine
+
+
 def _add(views: Sequence[Array], factors: Sequence[Array], out: Array) -> None:
     np.multiply(views[0], factors[0], out=out)
     spare = np.empty_like(out)
@@ -201,6 +215,18 @@ def cosines_of(products: Array, norms: Array) -> Array:
     """Return the cosines between the points; NaN where one is zero."""
     cosines: Any = products / norms[:, :, None] / norms[:, None, :]
     return np.asarray(np.clip(cosines, -1.0, 1.0))
+
+
+def by_inner_products(
+    vectors: Vectors, factors: Callable[[Array], Array], *, relative: bool = False
+) -> Arithmetic:
+    """Return the combination of operands whose shares are a function of their inner products."""
+    return Arithmetic(
+        combination(vectors, relative=relative),
+        shares_of(vectors, factors, relative=relative),
+        run=vectors.run,
+        compiled=combined(vectors, relative=relative),
+    )
 
 
 def along_arc(t: float) -> Callable[[Array], Array]:

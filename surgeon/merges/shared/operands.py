@@ -15,6 +15,7 @@ from surgeon.draft import Draft
 from surgeon.lazy import (
     Blocks,
     Blockwise,
+    CompiledForm,
     Kernel,
     LazyTensor,
     Operands,
@@ -45,7 +46,7 @@ class Arithmetic:
     `run` is how many elements belong together, such as a row's: kernels and statistics get whole
     runs. `held_bytes` is the most that they take besides a few arrays of a block.
     `hides_operands` is for what may have a finite result although an operand is not finite: the
-    operands themselves are looked at then.
+    operands themselves are looked at then. `compiled` is the same arithmetic in a compiled loop.
     """
 
     combine: Kernel
@@ -55,6 +56,7 @@ class Arithmetic:
     run: int = 1
     held_bytes: int = 0
     hides_operands: bool = False
+    compiled: CompiledForm | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,9 @@ class Merged:
         working = np.dtype(np.float32 if found.exact_in_float32 else np.float64)
         if any(tensor.spec.dtype == "F64" for tensor in operands):
             working = _FLOAT64
-        kernel = found.combine
+        kernel, compiled = found.combine, found.compiled
         if explain and found.hides_operands:
+            compiled = None
             look = self._looked_at
 
             def kernel(blocks: Blocks, statistics: Any, out: Array) -> Array:
@@ -153,7 +156,7 @@ class Merged:
 
         return Blockwise(
             spec, kernel, operands, found.statistics, working, explain, found.run,
-            found.held_bytes, self.about,
+            found.held_bytes, self.about, compiled=compiled,
         )  # fmt: skip
 
     def _looked_at(self, combine: Callable[[Any], Array]) -> Callable[[Any], Array]:

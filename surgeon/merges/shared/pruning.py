@@ -5,7 +5,7 @@ A pruning sets what it does not keep to zero by multiplying, so that NaN and Inf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -14,12 +14,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from surgeon.base.errors import PlanError
-from surgeon.lazy import Blocks, Operands, step_of
+from surgeon.lazy import Operands, StoredBlocks, step_of
 from surgeon.lazy.random import bits, drawn, drawn_words
 from surgeon.merges.shared import TensorContext, Varying
-from surgeon.merges.shared.selection import Cut, Measure, cuts, held_bytes, share
-from surgeon.numeric.dtypes import Array
+from surgeon.merges.shared.selection import Cut, Difference, cuts, held_bytes, share
+from surgeon.numeric import compiled
+from surgeon.numeric.compiled import Change
+from surgeon.numeric.dtypes import Array, upcast
 from surgeon.numeric.ranks import BY_RANK_BYTES, KEPT_BYTES, NUMBERS, Chances, numbers_of
+from surgeon.numeric.sums import sum_of
 
 Densities = Annotated[
     list[float],
@@ -54,34 +57,27 @@ class Pruning:
     """What becomes of a block of one model's task vector, or of its negative, in place.
 
     `prune` gets the number of the model, the block, where it begins, and the statistics. `run` and
-    `held_bytes` are those of `Arithmetic`.
+    `held_bytes` are those of `Arithmetic`. `change` says the same for a compiled loop.
     """
 
     prune: Callable[[int, Array, int, Any], None]
+    change: Callable[[int, StoredBlocks, Any], Change]
     statistics: Callable[[Operands], Any] | None = None
     run: int = 1
     held_bytes: int = 0
 
 
-def task_vector(model: int) -> Measure:
-    """Return the measure that is the change of one model, 0 being the first."""
-
-    def measure(blocks: Blocks) -> Array:
-        change: Array = np.subtract(blocks[model + 1], blocks[0])
-        return change
-
-    return measure
-
-
 def unpruned(at: TensorContext) -> Pruning:
     """Keep everything."""
-    return Pruning(lambda model, change, start, statistics: None)
+    return Pruning(
+        lambda model, change, start, statistics: None, lambda model, blocks, statistics: Change()
+    )
 
 
 def largest(at: TensorContext, *, density: Densities) -> Pruning:
     """Keep the `density` largest magnitudes of each task vector."""
     count = prod(at.shape)
-    measures = [task_vector(model) for model in range(len(density))]
+    measures = [Difference(model) for model in range(len(density))]
     counts = [[share(fraction, count)] for fraction in density]
     if all(fraction == 1 for fraction in density):
         return unpruned(at)
@@ -93,13 +89,17 @@ def largest(at: TensorContext, *, density: Densities) -> Pruning:
         if density[model] < 1:
             change *= statistics[model][0].kept(np.abs(change), start)
 
-    return Pruning(prune, find, held_bytes=held_bytes(count, len(density)))
+    def change(model: int, blocks: StoredBlocks, statistics: list[list[Cut]]) -> Change:
+        kept = density[model] < 1
+        return Change(cut=_from(blocks, statistics[model][0]) if kept else None)
+
+    return Pruning(prune, change, find, held_bytes=held_bytes(count, len(density)))
 
 
 def middle(at: TensorContext, *, density: Densities, gamma: Gammas) -> Pruning:
     """Drop the `gamma` largest magnitudes of each task vector, then keep the `density` next."""
     count = prod(at.shape)
-    measures = [task_vector(model) for model in range(len(density))]
+    measures = [Difference(model) for model in range(len(density))]
     dropped = [int(fraction * count) for fraction in gamma]
     counts = [
         [top, top + int(fraction * count)] for top, fraction in zip(dropped, density, strict=True)
@@ -113,17 +113,26 @@ def middle(at: TensorContext, *, density: Densities, gamma: Gammas) -> Pruning:
         outliers, wanted = (cut.kept(magnitudes, start) for cut in statistics[model])
         change *= np.greater(wanted, outliers)
 
-    return Pruning(prune, find, held_bytes=held_bytes(count, 2 * len(density)))
+    def change(model: int, blocks: StoredBlocks, statistics: list[list[Cut]]) -> Change:
+        outliers, wanted = (_from(blocks, cut) for cut in statistics[model])
+        return Change(cut=wanted, dropped=outliers)
+
+    return Pruning(prune, change, find, held_bytes=held_bytes(count, 2 * len(density)))
+
+
+def _from(blocks: StoredBlocks, cut: Cut) -> tuple[float, int]:
+    """Return a cut with places that are counted from where a block begins."""
+    return cut.least, cut.end - blocks.start
 
 
 def random(at: TensorContext, *, density: Densities, rescale: Rescale = "paper") -> Pruning:
     """Keep each element with probability `density`, independently of all others."""
     count = prod(at.shape)
 
-    def choose(model: int, magnitudes: Array, start: int) -> Array:
-        chance, stop = density[model], start + len(magnitudes)
+    def choose(model: int, start: int, size: int, magnitudes: Magnitudes) -> Array:
+        chance, stop = density[model], start + size
         if chance == 1:
-            return np.ones(len(magnitudes), bool)
+            return np.ones(size, bool)
         return drawn(at.streams[model], count, start, stop, partial(_bernoulli, chance), np.bool_)
 
     return _chosen(at, choose, density, rescale)
@@ -166,8 +175,8 @@ def by_rank(
     def words(model: int, start: int, size: int) -> Array:
         return drawn_words(at.streams[model], start, start + size)
 
-    def choose(model: int, magnitudes: Array, start: int) -> Array:
-        return chances[model].kept(magnitudes, words(model, start, len(magnitudes)))
+    def choose(model: int, start: int, size: int, magnitudes: Magnitudes) -> Array:
+        return chances[model].kept(magnitudes(), words(model, start, size))
 
     def prune(model: int, change: Array, start: int, statistics: None) -> None:
         probabilities = chances[model].by_rank(np.abs(change))
@@ -175,14 +184,22 @@ def by_rank(
         change *= numbers < probabilities * NUMBERS
         change /= probabilities
 
+    def change(model: int, blocks: StoredBlocks, statistics: None) -> Change:
+        base, block = blocks[0], blocks[model + 1]
+        table = chances[model].of(np.arange(row, dtype=np.float64))
+        found = compiled.by_rank(block, base, row, table)
+        return Change(words=words(model, blocks.start, len(found)), chances=found)
+
     step = min(count, step_of(row))
     if rescale == "paper":
-        return Pruning(prune, run=row, held_bytes=BY_RANK_BYTES * step)
+        return Pruning(prune, change, run=row, held_bytes=BY_RANK_BYTES * step)
     return _chosen(at, choose, density, rescale, row, KEPT_BYTES * step)
 
 
-# Says which elements of a block are kept, of a model's number, magnitudes, and where it begins.
-Choose = Callable[[int, Array, int], Array]
+Magnitudes = Callable[[], Array]
+# Says which elements of a block are kept, of a model's number, where the block begins, how many
+# elements it has, and their magnitudes, where these are needed.
+Choose = Callable[[int, int, int, Magnitudes], Array]
 
 
 def _chosen(
@@ -199,36 +216,42 @@ def _chosen(
     """
 
     def prune(model: int, change: Array, start: int, statistics: None) -> None:
-        change *= choose(model, np.abs(change), start)
+        change *= choose(model, start, len(change), lambda: np.abs(change))
         if rescale == "paper":
             change /= densities[model]
+
+    def change_of(model: int, blocks: StoredBlocks, statistics: None) -> Change:
+        mask = choose(model, blocks.start, *_magnitudes(blocks, model))
+        return Change(mask, divide=densities[model] if rescale == "paper" else 1.0)
 
     def find(operands: Operands) -> _Restoring:
         models = range(len(densities))
         before: list[list[float]] = [[] for _ in models]
         after: list[list[float]] = [[] for _ in models]
         choices = _Choices(choose, _HELD_BYTES)
-        for blocks in operands.blocks(np.dtype(np.float64)):
-            with np.errstate(over="ignore", invalid="ignore"):
-                for model in models:
-                    magnitudes = np.subtract(blocks[model + 1], blocks[0])
-                    np.abs(magnitudes, out=magnitudes)
-                    before[model].append(float(np.add.reduce(magnitudes)))
-                    magnitudes *= choices.made(model, magnitudes, blocks.start)
-                    after[model].append(float(np.add.reduce(magnitudes)))
+        for model, sums in _summed(operands, choices, len(densities)):
+            before[model].append(sums[0])
+            after[model].append(sums[1])
         ratios = [_ratio(sum(b), sum(a)) for b, a in zip(before, after, strict=True)]
         return _Restoring(ratios, choices)
 
     def restore(model: int, change: Array, start: int, statistics: _Restoring) -> None:
-        change *= statistics.choices.known(model, change, start)
+        size = len(change)
+        change *= statistics.choices.kept(model, start, size, lambda: np.abs(change))
         change *= statistics.ratios[model]
 
+    def restored(model: int, blocks: StoredBlocks, statistics: _Restoring) -> Change:
+        mask = statistics.choices.kept(model, blocks.start, *_magnitudes(blocks, model))
+        return Change(mask, multiply=statistics.ratios[model])
+
     if rescale != "l1":
-        return Pruning(prune, run=run, held_bytes=choosing_bytes)
+        return Pruning(prune, change_of, run=run, held_bytes=choosing_bytes)
     count = prod(at.shape)
     bits_bytes = min(_HELD_BYTES, len(densities) * count // 8)
     blocks = len(densities) * (count // step_of(run) + 1)
-    return Pruning(restore, find, run, choosing_bytes + bits_bytes + _PER_BLOCK_BYTES * blocks)
+    return Pruning(
+        restore, restored, find, run, choosing_bytes + bits_bytes + _PER_BLOCK_BYTES * blocks
+    )
 
 
 @dataclass
@@ -239,21 +262,50 @@ class _Choices:
     left_bytes: int
     bits: dict[tuple[int, int, int], Array] = field(default_factory=dict)
 
-    def made(self, model: int, magnitudes: Array, start: int) -> Array:
-        """Choose, and remember it."""
-        mask = self.choose(model, magnitudes, start)
+    def kept(self, model: int, start: int, size: int, magnitudes: Magnitudes) -> Array:
+        """Return what is remembered, or choose, and remember it."""
+        if (packed := self.bits.get((model, start, size))) is not None:
+            return np.unpackbits(packed, count=size).view(bool)
+        mask = self.choose(model, start, size, magnitudes)
         packed = np.packbits(mask)
         if self.left_bytes >= len(packed):
             self.left_bytes -= len(packed)
-            self.bits[model, start, len(mask)] = packed
+            self.bits[model, start, size] = packed
         return mask
 
-    def known(self, model: int, change: Array, start: int) -> Array:
-        """Return what is remembered, or choose again."""
-        packed = self.bits.get((model, start, len(change)))
-        if packed is None:
-            return self.choose(model, np.abs(change), start)
-        return np.unpackbits(packed, count=len(change)).view(bool)
+
+def _magnitudes(blocks: StoredBlocks, model: int) -> tuple[int, Magnitudes]:
+    """Return how many elements there are, and a function for the magnitudes of their changes."""
+    pair, size = (blocks[0], blocks[model + 1]), len(blocks[0].elements)
+
+    def magnitudes() -> Array:
+        base, block = (upcast(b.elements, b.dtype, np.empty(size, np.float64)) for b in pair)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.abs(np.subtract(block, base, out=block), out=block)
+
+    return size, magnitudes
+
+
+def _summed(
+    operands: Operands, choices: _Choices, models: int
+) -> Iterator[tuple[int, tuple[float, float]]]:
+    """Yield, of each block and model, the sums of all magnitudes, and of those that are kept."""
+    if operands.are_compiled:
+        for stored in operands.stored_blocks():
+            for model in range(models):
+                mask = choices.kept(model, stored.start, *_magnitudes(stored, model))
+                yield model, compiled.magnitudes(stored[model + 1], stored[0], Change(mask))
+        return
+    for blocks in operands.blocks(np.dtype(np.float64)):
+        for model in range(models):
+            with np.errstate(over="ignore", invalid="ignore"):
+                magnitudes = np.subtract(blocks[model + 1], blocks[0])
+                np.abs(magnitudes, out=magnitudes)
+                before = sum_of(magnitudes)
+                size = len(magnitudes)
+                mask = choices.kept(model, blocks.start, size, partial(np.asarray, magnitudes))
+                magnitudes *= mask
+                yield model, (before, sum_of(magnitudes))
 
 
 @dataclass(frozen=True)

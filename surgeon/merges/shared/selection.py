@@ -14,8 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from surgeon.lazy import Blocks, Operands, Scratch, is_computed_at_once, upcast_blocks
-from surgeon.numeric.dtypes import Array
+from surgeon.lazy import (
+    Blocks,
+    LazyTensor,
+    Operands,
+    Scratch,
+    StoredBlocks,
+    is_computed_at_once,
+)
+from surgeon.numeric import compiled
+from surgeon.numeric.dtypes import DTYPES, Array, upcast
 
 # Values that are held at once for each threshold, 16 bytes each; so few that nothing is searched.
 _HELD = 1 << 21
@@ -27,6 +35,17 @@ _FEWEST_RUNS, _MOST_RUNS = 64, 256
 
 # A new array of signed values of which the magnitudes are compared.
 Measure = Callable[[Blocks], Array]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The measure that is the change of one model, 0 being the first."""
+
+    model: int
+
+    def __call__(self, blocks: Blocks) -> Array:
+        change: Array = np.subtract(blocks[self.model + 1], blocks[0])
+        return change
 
 
 @dataclass(frozen=True)
@@ -76,7 +95,9 @@ def cuts(
     size = operands.tensors[0].spec.count
     if size <= _FEW:
         return _partitioned(operands, measures, counts)
-    keys = np.dtype(np.float32 if monotone_in_float32 else np.float64)
+    looks_compiled = operands.are_compiled and all(isinstance(m, Difference) for m in measures)
+    narrow = monotone_in_float32 and not looks_compiled  # compiled loops read float64 as fast
+    keys = np.dtype(np.float32 if narrow else np.float64)
     found = [
         [_Search(measure, wanted, size, keys) for wanted in wanteds]
         for measure, wanteds in zip(measures, counts, strict=True)
@@ -121,6 +142,13 @@ def _pass(operands: Operands, searches: Sequence[_Search], dtype: np.dtype[Any])
     by_measure: dict[int, list[_Search]] = {}
     for search in searches:
         by_measure.setdefault(id(search.measure), []).append(search)
+    if operands.are_compiled and all(isinstance(s.measure, Difference) for s in searches):
+        for stored in operands.stored_blocks():
+            size = len(stored[0].elements)
+            room = operands.take(np.int64, size), operands.take(np.float64, size)
+            for search in searches:
+                search.look_at_stored(stored, *room)
+        return
     for blocks in operands.blocks(np.dtype(np.float64) if _has_float64(operands) else dtype):
         for group in by_measure.values():
             with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are the largest
@@ -151,17 +179,28 @@ def _runs(size: int) -> int:
 def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]) -> None:
     """Begin each search with the window that a sample of the tensor suggests."""
     size = operands.tensors[0].spec.count
-    scratch = Scratch()
-    parts: dict[int, list[Array]] = {}
+    starts = range(0, size - _RUN + 1, size // _runs(size))
     working = np.dtype(np.float64) if _has_float64(operands) else dtype
-    for start in range(0, size - _RUN + 1, size // _runs(size)):
-        with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
-            blocks = upcast_blocks(operands.tensors, start, start + _RUN, scratch, working)
-            for measure in {id(search.measure): search.measure for search in searches}.values():
-                parts.setdefault(id(measure), []).append(_keys(measure(blocks), dtype))
-    samples = {measure: np.sort(np.concatenate(keys))[::-1] for measure, keys in parts.items()}
+    blocks = Blocks((_sampled(tensor, starts, working) for tensor in operands.tensors), 0)
+    samples: dict[int, Array] = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for measure in {id(search.measure): search.measure for search in searches}.values():
+            samples[id(measure)] = np.sort(_keys(measure(blocks), dtype))[::-1]
     for search in searches:
         search.guess(samples[id(search.measure)])
+
+
+def _sampled(tensor: LazyTensor, starts: range, working: np.dtype[Any]) -> Array:
+    """Return the values of the runs that begin at these places."""
+    scratch = Scratch()
+    stored = np.empty((len(starts), _RUN), DTYPES[tensor.spec.dtype].storage)
+    for row, start in zip(stored, starts, strict=True):
+        with scratch.scope():
+            row[:] = tensor.elements(start, start + _RUN, scratch)
+    flat = stored.reshape(-1)
+    if flat.dtype == working:
+        return flat
+    return upcast(flat, tensor.spec.dtype, np.empty(len(flat), working))
 
 
 @dataclass
@@ -232,6 +271,32 @@ class _Search:
             values = self._exact(blocks, found)
             self.edges += [values.min(), values.max()]
             self.equals.append((blocks.start, len(found), np.packbits(mask)))
+
+    def look_at_stored(self, blocks: StoredBlocks, places: Array, values: Array) -> None:
+        """Take note of the next block, in a compiled loop; there is room for its elements."""
+        assert isinstance(self.measure, Difference)
+        base, block = blocks[0], blocks[self.measure.model + 1]
+        counts, window = np.zeros(2, np.uint64), (self.low, self.high)
+        if self.holds:
+            noted = compiled.within(block, base, *window, blocks.start, places, values, counts)
+            if noted and self.inside + noted <= _HELD:
+                self.held.append((places[:noted].copy(), values[:noted].copy()))
+            elif noted:
+                self.held.clear()
+        elif self.low < self.high:
+            if self.bins is None:
+                self.bins = np.zeros(_BINS, np.int64)
+            compiled.bins(block, base, *window, self._shift, self.bins, counts)
+        else:
+            ours, theirs = (
+                upcast(b.elements, b.dtype, np.empty(len(places), np.float64))
+                for b in (base, block)
+            )
+            raised = Blocks([ours] * (self.measure.model + 1) + [theirs], blocks.start)
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.look(_keys(self.measure(raised), self.keys), raised)
+        self.above += int(counts[0])
+        self.inside += int(counts[1])
 
     def _exact(self, blocks: Blocks, found: Array) -> Array:
         few = Blocks((block[found].astype(np.float64) for block in blocks), blocks.start)

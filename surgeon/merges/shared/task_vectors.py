@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
 
-from surgeon.lazy import Blocks
+from surgeon.lazy import Blocks, StoredBlocks
 from surgeon.merges.shared import Arithmetic, TensorContext, Varying, total_weight
-from surgeon.merges.shared.election import election
+from surgeon.merges.shared.election import divisor_table, election, undefined
 from surgeon.merges.shared.pruning import Pruning
+from surgeon.numeric import compiled
+from surgeon.numeric.compiled import Change, Ending
 from surgeon.numeric.dtypes import Array
 
 Weights = Annotated[
@@ -56,7 +59,25 @@ def summed(
             out += 0.0
         return np.subtract(base, out, out=out)
 
-    return Arithmetic(combine, pruning.statistics, run=pruning.run, held_bytes=pruning.held_bytes)
+    ending = Ending(total, lambda_, add_zero=has_negative)
+
+    def compiled_form(blocks: StoredBlocks, statistics: Any, dtype: str, out: Array) -> bool:
+        changes = _changes(blocks, pruning, weights, statistics)
+        return compiled.summed(blocks, changes, ending, dtype, out)
+
+    return Arithmetic(
+        combine, pruning.statistics, run=pruning.run, held_bytes=pruning.held_bytes,
+        compiled=compiled_form,
+    )  # fmt: skip
+
+
+def _changes(
+    blocks: StoredBlocks, pruning: Pruning, weights: Sequence[float], statistics: Any
+) -> list[Change]:
+    return [
+        replace(pruning.change(model, blocks, statistics), weight=float(weight))
+        for model, weight in enumerate(weights)
+    ]
 
 
 def elected(
@@ -77,7 +98,20 @@ def elected(
             out *= lambda_
         return np.add(blocks[0], out, out=out)
 
-    return Arithmetic(combine, pruning.statistics, run=pruning.run, held_bytes=pruning.held_bytes)
+    divisors = divisor_table(weights, normalize)
+
+    def compiled_form(blocks: StoredBlocks, statistics: Any, dtype: str, out: Array) -> bool:
+        assert divisors is not None
+        changes = _changes(blocks, pruning, weights, statistics)
+        fits, defined = compiled.elected(blocks, changes, divisors, lambda_, dtype, out)
+        if not defined:
+            raise undefined(at, weights)
+        return fits
+
+    return Arithmetic(
+        combine, pruning.statistics, run=pruning.run, held_bytes=pruning.held_bytes,
+        compiled=None if divisors is None else compiled_form,
+    )  # fmt: skip
 
 
 def weighted_changes(

@@ -10,7 +10,7 @@ import numpy as np
 
 from surgeon.base.errors import PlanError
 from surgeon.draft import Draft
-from surgeon.lazy import Blockwise, Kernel, LazyTensor, TensorSpec
+from surgeon.lazy import Blockwise, CompiledForm, Kernel, LazyTensor, TensorSpec
 from surgeon.lazy.values import beyond, require_finite
 from surgeon.numeric.dtypes import DTYPES, Array
 
@@ -45,13 +45,14 @@ def calculated(
     kernel: Kernel,
     operands: tuple[LazyTensor, ...],
     nonfinite: NonFinite,
+    compiled: CompiledForm | None = None,
 ) -> LazyTensor:
     """Return arithmetic on tensors: the named one, or what replaces it, first.
 
     It is in float64, and rounded once.
     """
     explain = partial(_explain, name, spec.dtype) if nonfinite == "error" else None
-    return Blockwise(spec, kernel, operands, working=FLOAT64, explain=explain)
+    return Blockwise(spec, kernel, operands, working=FLOAT64, explain=explain, compiled=compiled)
 
 
 def _explain(name: str, dtype: str, blocks: Sequence[Array]) -> None:

@@ -1,0 +1,387 @@
+"""The compiled loops: kernels.c and crc32.c, where they were built when surgeon was installed.
+
+Each takes blocks as they are stored and gives the bits that its NumPy form gives, which is what
+runs where there is no library, or where SURGEON_KERNELS=numpy asks for it. While a loop runs, other
+threads do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_size_t, c_uint32, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+LIBRARY = Path(__file__).with_name("kernels.so")
+# The dtypes that the loops know, in the order of the enum in kernels.c.
+_NAMES = ("BF16", "F16", "F8_E4M3", "F8_E5M2", "F32", "F64")
+CODES = {name: code for code, name in enumerate(_NAMES)}
+# As in kernels.c: what a loop works on at once, and how many sums it keeps side by side.
+CHUNK, LANES = 512, 128
+# What is built says which calls it answers; a library that was left behind by others is no use.
+_INTERFACE = 1
+_ALL = (1 << 63) - 1
+
+
+class Block(NamedTuple):
+    """Elements of one tensor as they are stored, and their dtype."""
+
+    elements: Array
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of what one model adds to the base, in this order; see kernels.c.
+
+    Kept are magnitudes above `least`, and those equal to it before the place `end` (in the block);
+    but not those of which `dropped` and `dropped_end` say the same. Then what `mask` says, or what
+    random `words` say with `chances`, which it is divided by. Then it is divided by `divide`,
+    multiplied by `multiply` and by its `weight`.
+    """
+
+    mask: Array | None = None
+    words: Array | None = None
+    chances: Array | None = None
+    cut: tuple[float, int] | None = None
+    dropped: tuple[float, int] = (inf, 0)
+    divide: float = 1.0
+    multiply: float = 1.0
+    weight: float = 1.0
+    share: float = 1.0
+
+
+class _Operand(Structure):
+    _fields_ = (("data", c_void_p), ("dtype", c_int64))
+
+
+class _Change(Structure):
+    _fields_ = (
+        ("x", _Operand), ("mask", c_void_p), ("words", c_void_p), ("chances", c_void_p),
+        ("has_cut", c_int64), ("least", c_double), ("end", c_int64), ("dropped", c_double),
+        ("dropped_end", c_int64), ("divide", c_double), ("multiply", c_double),
+        ("weight", c_double), ("share", c_double),
+    )  # fmt: skip
+
+
+class _Ending(Structure):
+    _fields_ = (
+        ("divide", c_double), ("multiply", c_double), ("from_zero", c_int64), ("add_zero", c_int64),
+    )  # fmt: skip
+
+
+_POINTER, _COUNT, _FLAG, _UINT64 = c_void_p, c_size_t, c_int, ctypes.c_uint64
+# What each function takes and returns.
+_SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
+    "interface": (c_int, ()),
+    "processor": (ctypes.c_char_p, ()),
+    "upcast32": (None, (c_int64, _POINTER, _COUNT, _COUNT, _POINTER)),
+    "upcast64": (None, (c_int64, _POINTER, _COUNT, _COUNT, _POINTER)),
+    "downcast32": (_FLAG, (c_int64, _POINTER, _COUNT, _COUNT, _POINTER, _FLAG)),
+    "downcast64": (_FLAG, (c_int64, _POINTER, _COUNT, _COUNT, _POINTER, _FLAG)),
+    **{
+        f"linear{bits}": (
+            _FLAG,
+            (_COUNT, POINTER(_Operand), _COUNT, _POINTER, c_double, c_double, c_int64, _POINTER,
+             _FLAG),
+        )
+        for bits in (32, 64)
+    },
+    "products": (
+        None,
+        (_COUNT, _COUNT, POINTER(_Operand), _COUNT, _FLAG, _POINTER, _POINTER, _POINTER),
+    ),
+    "within": (
+        _COUNT,
+        (_COUNT, _Operand, _Operand, _UINT64, _UINT64, c_int64, _POINTER, _POINTER, _POINTER),
+    ),
+    "bins": (
+        None,
+        (_COUNT, _Operand, _Operand, _UINT64, _UINT64, _FLAG, _POINTER, _POINTER),
+    ),
+    "sum": (
+        _FLAG,
+        (_COUNT, _Operand, POINTER(_Change), _COUNT, _Ending, c_int64, _POINTER),
+    ),
+    "elect": (
+        _FLAG,
+        (_COUNT, _Operand, POINTER(_Change), _COUNT, _FLAG, _POINTER, c_double, _POINTER, c_int64,
+         _POINTER),
+    ),
+    "magnitudes": (None, (_COUNT, _Operand, POINTER(_Change), _POINTER)),
+    "by_rank": (
+        None,
+        (_COUNT, _COUNT, _Operand, _Operand, _POINTER, _POINTER, _POINTER, _POINTER),
+    ),
+    "extremes": (_FLAG, (_COUNT, _Operand, _POINTER)),
+    "philox": (None, (_POINTER, _UINT64, _UINT64, _COUNT, _POINTER)),
+    "crc32_begin": (None, ()),
+    "crc32": (c_uint32, (c_uint32, _POINTER, _COUNT)),
+    "crc32_joined": (c_uint32, (c_uint32, c_uint32, _UINT64)),
+}  # fmt: skip
+
+
+class Loops:
+    """The functions of a library, by their names without `surgeon_`."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, f"surgeon_{name}")
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name, function)
+        if self.interface() != _INTERFACE:
+            raise OSError(f"{path}: built from another version")
+        self.crc32_begin()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+@cache
+def loops() -> Loops | None:
+    """Return the compiled loops; None where NumPy is to do."""
+    if os.environ.get("SURGEON_KERNELS", "").lower() == "numpy" or not LIBRARY.exists():
+        return None
+    try:
+        return Loops(LIBRARY)
+    except (OSError, AttributeError):  # for another machine, or another version
+        return None
+
+
+def kernels() -> str:
+    """Return which loops run: `compiled (...)` with the kind of processor, or `numpy`."""
+    found = loops()
+    return f"compiled ({found.processor().decode()})" if found else "numpy"
+
+
+def knows(*dtypes: str) -> bool:
+    """Say whether compiled loops run, and read and write all of these dtypes."""
+    return loops() is not None and all(dtype in CODES for dtype in dtypes)
+
+
+def _loops() -> Loops:
+    found = loops()
+    assert found is not None, "whoever calls this has asked `knows` before"
+    return found
+
+
+def _address(array: Array | None) -> int | None:
+    if array is None:
+        return None
+    flags = array.flags
+    assert flags.c_contiguous
+    assert flags.aligned
+    found: int = array.__array_interface__["data"][0]
+    return found
+
+
+def _operand(block: Block | None) -> _Operand:
+    if block is None:
+        return _Operand(None, 0)
+    return _Operand(_address(block.elements), CODES[block.dtype])
+
+
+def _operands(blocks: Sequence[Block]) -> Any:
+    return (_Operand * len(blocks))(*map(_operand, blocks))
+
+
+def upcast(block: Block, out: Array) -> Array:
+    """Write the values of a block into `out`, float32 or float64, and return it."""
+    function = _loops().upcast64 if out.dtype == np.float64 else _loops().upcast32
+    function(CODES[block.dtype], _address(block.elements), 0, len(out), _address(out))
+    return out
+
+
+def downcast(values: Array, dtype: str, out: Array, *, one_nan: bool) -> bool:
+    """Round float32 or float64 to `dtype`; return whether all are finite and within its largest.
+
+    With `one_nan`, NaNs all become the one that arithmetic makes; else they keep what they can.
+    """
+    function = _loops().downcast64 if values.dtype == np.float64 else _loops().downcast32
+    return not function(CODES[dtype], _address(values), 0, len(values), _address(out), int(one_nan))
+
+
+def linear(
+    blocks: Sequence[Block],
+    factors: Sequence[float],
+    dtype: str,
+    out: Array,
+    *,
+    multiply: float = 1.0,
+    divide: float = 1.0,
+    in_float32: bool = False,
+    one_nan: bool = True,
+) -> bool:
+    """Write Σ factor · block · multiply / divide, rounded once; return whether all fit."""
+    function = _loops().linear32 if in_float32 else _loops().linear64
+    numbers = np.array(factors, np.float64)
+    return not function(
+        len(out), _operands(blocks), len(blocks), _address(numbers), multiply, divide,
+        CODES[dtype], _address(out), int(one_nan),
+    )  # fmt: skip
+
+
+def products(blocks: Sequence[Block], vectors: int, *, relative: bool) -> Array:
+    """Return the inner products of blocks of so many vectors: (vectors, points, points)."""
+    length = len(blocks[0].elements) // vectors
+    points = len(blocks) - relative
+    rows, columns = np.tril_indices(points)
+    spare, lanes = np.empty(len(blocks) * CHUNK), np.empty(len(rows) * LANES)
+    found = np.empty((vectors, len(rows)))
+    _loops().products(
+        vectors, length, _operands(blocks), len(blocks), int(relative), _address(spare),
+        _address(lanes), _address(found),
+    )  # fmt: skip
+    square = np.empty((vectors, points, points))
+    square[:, rows, columns] = square[:, columns, rows] = found
+    return square
+
+
+def within(
+    block: Block,
+    base: Block | None,
+    low: int,
+    high: int,
+    start: int,
+    places: Array,
+    values: Array,
+    counts: Array,
+) -> int:
+    """Note the magnitudes of block - base whose bits are from `low` to `high`, and how many.
+
+    Their places are counted from `start`. How many are above, and how many inside, is added to
+    `counts` (uint64). There is room for all elements.
+    """
+    assert min(len(places), len(values)) >= len(block.elements)
+    return int(
+        _loops().within(
+            len(block.elements), _operand(base), _operand(block), low, high, start,
+            _address(places), _address(values), _address(counts),
+        )
+    )  # fmt: skip
+
+
+def bins(
+    block: Block, base: Block | None, low: int, high: int, shift: int, into: Array, counts: Array
+) -> None:
+    """Count magnitudes from `low` to `high` by their distance from `low`, shifted; as `within`."""
+    assert into.dtype == np.int64
+    assert (high - low) >> shift < len(into)
+    _loops().bins(
+        len(block.elements), _operand(base), _operand(block), low, high, shift, _address(into),
+        _address(counts),
+    )  # fmt: skip
+
+
+def _change(block: Block, how: Change) -> _Change:
+    least, end = how.cut or (0.0, 0)
+    return _Change(
+        _operand(block), _address(how.mask), _address(how.words), _address(how.chances),
+        int(how.cut is not None), least, end, *how.dropped, how.divide, how.multiply, how.weight,
+        how.share,
+    )  # fmt: skip
+
+
+def _changes(blocks: Sequence[Block], changes: Sequence[Change]) -> Any:
+    return (_Change * len(blocks))(*map(_change, blocks, changes))
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a sum of changes goes on: divided, multiplied, and -0 made 0 if a zero is added."""
+
+    divide: float = 1.0
+    multiply: float = 1.0
+    from_zero: bool = False
+    add_zero: bool = False
+
+
+def summed(
+    blocks: Sequence[Block], changes: Sequence[Change], ending: Ending, dtype: str, out: Array
+) -> bool:
+    """Write base - Σ (base - block), each changed, rounded once; return whether all fit."""
+    base, *others = blocks
+    end = _Ending(ending.divide, ending.multiply, int(ending.from_zero), int(ending.add_zero))
+    return not _loops().sum(
+        len(out), _operand(base), _changes(others, changes), len(others), end, CODES[dtype],
+        _address(out),
+    )  # fmt: skip
+
+
+def elected(
+    blocks: Sequence[Block],
+    changes: Sequence[Change],
+    divisors: Array,
+    lambda_: float,
+    dtype: str,
+    out: Array,
+    *,
+    shares: bool = False,
+) -> tuple[bool, bool]:
+    """Write base + λ · the elected sum of changes, rounded once.
+
+    Returns whether all fit, and whether all of `divisors` that were used are numbers. These are
+    what to divide by for each set of models that agree, the first being bit 0.
+    """
+    base, *others = blocks
+    assert len(divisors) == 1 << len(others)
+    spare = np.empty(len(others) * CHUNK)
+    flags = _loops().elect(
+        len(out), _operand(base), _changes(others, changes), len(others), int(shares),
+        _address(divisors), lambda_, _address(spare), CODES[dtype], _address(out),
+    )  # fmt: skip
+    return not flags & 1, not flags & 2
+
+
+def magnitudes(block: Block, base: Block, change: Change) -> tuple[float, float]:
+    """Return Σ |block - base|, and the same of what is left of it."""
+    found = np.empty(2)
+    _loops().magnitudes(
+        len(block.elements), _operand(base), ctypes.byref(_change(block, change)), _address(found)
+    )
+    return float(found[0]), float(found[1])
+
+
+def by_rank(block: Block, base: Block | None, row: int, table: Array) -> Array:
+    """Return, for each element of whole rows, what `table` has for the rank of its magnitude."""
+    out = np.empty(len(block.elements))
+    keys, items = np.empty(row + CHUNK, np.uint64), np.empty(2 * row, np.uint64)
+    _loops().by_rank(
+        len(out) // row, row, _operand(base), _operand(block), _address(table), _address(keys),
+        _address(items), _address(out),
+    )  # fmt: skip
+    return out
+
+
+def extremes(block: Block, so_far: Array) -> bool:
+    """Widen (least, greatest) to a block's values but NaN; return whether all are finite."""
+    return bool(_loops().extremes(len(block.elements), _operand(block), _address(so_far)))
+
+
+def philox(key: int, chunk: int, first: int, steps: int) -> Array:
+    """Return what Philox(key, counter=chunk << 128) gives after so many steps of four uint64."""
+    keys = np.array([key & (1 << 64) - 1, key >> 64], np.uint64)
+    out = np.empty(4 * steps, np.uint64)
+    _loops().philox(_address(keys), chunk, first, steps, _address(out))
+    return out
+
+
+def crc32(data: Array, before: int = 0) -> int:
+    """Return the CRC-32 of bytes, after those of which it was `before`."""
+    return int(_loops().crc32(before, _address(data), data.nbytes))
+
+
+def crc32_joined(first: int, second: int, second_bytes: int) -> int:
+    """Return the CRC-32 of two runs of bytes, one after the other, from the CRC of each."""
+    return int(_loops().crc32_joined(first, second, second_bytes))

@@ -1,0 +1,687 @@
+/* Loops over blocks of stored elements: plain functions over pointers and counts.
+ *
+ * Every loop reads its operands in chunks that stay in the fastest cache, raised to float64 (or to
+ * float32), calculates there, and rounds once, into the dtype that is stored. compiled.py has the
+ * NumPy form of each; both give the same bits. So nothing here is reordered or contracted: compile
+ * with -ffp-contract=off and without -ffast-math.
+ */
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+/* One clone of a loop for each generation of processors, chosen when the library is loaded. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(SURGEON_PLAIN)
+#if __GNUC__ >= 12
+#define HAS_CLONES
+#endif
+#endif
+#ifdef HAS_CLONES
+#define CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define CLONES
+#endif
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+enum { BF16, F16, E4M3, E5M2, F32, F64 };
+enum { CHUNK = 512, LANES = 128 };
+
+struct operand {
+    const void *data;
+    int64_t dtype;
+};
+
+/* To be changed with any function's arguments; compiled.py knows the same number. */
+EXPORT int surgeon_interface(void) { return 1; }
+
+EXPORT const char *surgeon_processor(void)
+{
+#if defined(HAS_CLONES)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("x86-64-v4"))
+        return "x86-64-v4";
+    return __builtin_cpu_supports("x86-64-v3") ? "x86-64-v3" : "x86-64";
+#elif defined(__aarch64__) || defined(_M_ARM64)
+    return "neon";
+#elif defined(__x86_64__) || defined(_M_X64)
+    return "x86-64";
+#else
+    return "plain";
+#endif
+}
+
+INLINE size_t least_of(size_t a, size_t b) { return a < b ? a : b; }
+
+INLINE float float_of(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint32_t bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE double double_of(uint64_t bits)
+{
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint64_t long_bits_of(double value)
+{
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* ---- Upcasts ---- */
+
+/* The value of a code of a small format; `special` is the least code that is not finite. */
+INLINE float upcast_small(uint32_t code, int bits, int mantissa, int bias, uint32_t special)
+{
+    int drop = 23 - mantissa;
+    uint32_t sign = (code >> (bits - 1)) << 31, magnitude = code & ((1u << (bits - 1)) - 1);
+    uint32_t normal = (magnitude << drop) + ((uint32_t)(127 - bias) << 23);
+    uint32_t below = bits_of((float)(int32_t)magnitude *
+                             float_of((uint32_t)(127 + 1 - bias - mantissa) << 23));
+    uint32_t found = magnitude < (1u << mantissa) ? below : normal;
+    /* Of float16 NaNs keep their bits, made quiet; in eight bits there is one NaN. */
+    uint32_t other = bits == 16 ? 0x7fc00000u | (magnitude << drop) : 0x7fc00000u;
+    if (mantissa + 1 < bits - 1 && special != 0x7fu && magnitude == special)
+        other = 0x7f800000u; /* an infinity */
+    return float_of(sign | (magnitude >= special ? other : found));
+}
+
+INLINE float upcast_one(int64_t dtype, const void *from, size_t i)
+{
+    switch (dtype) {
+    case BF16:
+        return float_of((uint32_t)((const uint16_t *)from)[i] << 16);
+    case F16:
+        return upcast_small(((const uint16_t *)from)[i], 16, 10, 15, 0x7c00);
+    case E4M3:
+        return upcast_small(((const uint8_t *)from)[i], 8, 3, 7, 0x7f);
+    }
+    return upcast_small(((const uint8_t *)from)[i], 8, 2, 15, 0x7c);
+}
+
+#define UPCAST(DTYPE, VALUE)                                                                       \
+    case DTYPE:                                                                                  \
+        for (size_t i = 0; i < count; i++)                                                       \
+            to[i] = VALUE;                                                                       \
+        break;
+#define UPCASTS(REAL)                                                                            \
+    switch (dtype) {                                                                             \
+        UPCAST(BF16, upcast_one(BF16, from, start + i))                                          \
+        UPCAST(F16, upcast_one(F16, from, start + i))                                            \
+        UPCAST(E4M3, upcast_one(E4M3, from, start + i))                                          \
+        UPCAST(E5M2, upcast_one(E5M2, from, start + i))                                          \
+        UPCAST(F32, ((const float *)from)[start + i])                                            \
+        UPCAST(F64, (REAL)((const double *)from)[start + i])                                     \
+    }
+
+CLONES EXPORT void surgeon_upcast32(int64_t dtype, const void *from, size_t start, size_t count,
+                                    float *restrict to)
+{
+    UPCASTS(float)
+}
+
+CLONES EXPORT void surgeon_upcast64(int64_t dtype, const void *from, size_t start, size_t count,
+                                    double *restrict to)
+{
+    UPCASTS(double)
+}
+
+/* ---- Downcasts: to nearest, ties to even ---- */
+
+INLINE double largest_of(int64_t dtype)
+{
+    static const double largest[] = {0x1.fep127, 65504, 448, 57344, 0x1.fffffep127,
+                                     0x1.fffffffffffffp1023};
+    return largest[dtype];
+}
+
+/* A float32 from which rounding to fewer than 13 bits gives what rounding the float64 gives: cut
+ * off, with the last bit set where anything was (Boldo and Melquiond 2008, rounding to odd). So few
+ * bits are kept that the conversion is exact wherever a result may be more than 0. */
+INLINE float to_odd(double value)
+{
+    const uint64_t cut = (1ull << 39) - 1;
+    uint64_t bits = long_bits_of(value);
+    return (float)double_of((((bits & cut) + cut) | bits) & ~cut);
+}
+
+/* `always` is for NaNs that arithmetic made: they have one form. Others keep sign and first bits. */
+INLINE uint32_t bfloat16_code(float value, int always)
+{
+    uint32_t bits = bits_of(value);
+    uint32_t nan = always ? 0x7fc0 : (bits >> 16) | 0x40;
+    uint32_t found = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? nan : found;
+}
+
+/* What is beyond the largest value becomes `special`, which is infinity, or else NaN. */
+INLINE uint32_t small_code(float value, int bits, int mantissa, int bias, uint32_t special,
+                           uint32_t nan, int always)
+{
+    int drop = 23 - mantissa;
+    uint32_t own = bits_of(value), magnitude = own & 0x7fffffff;
+    uint32_t sign = (own >> 31) << (bits - 1);
+    uint32_t least = (uint32_t)(128 - bias) << 23, magic = (uint32_t)(128 - bias + drop) << 23;
+    uint32_t below = bits_of(float_of(magnitude < least ? magnitude : least) + float_of(magic)) - magic;
+    uint32_t normal = (magnitude + ((magnitude >> drop) & 1) + (1u << (drop - 1)) - 1 -
+                       ((uint32_t)(127 - bias) << 23)) >> drop;
+    uint32_t found = magnitude < least ? below : normal;
+    found = (found < special ? found : special) | sign;
+    if (bits == 16)
+        nan |= always ? 0 : (magnitude >> drop) & ((1u << mantissa) - 1);
+    return magnitude > 0x7f800000 ? (always ? nan : nan | sign) : found;
+}
+
+INLINE float one_nan32(float value) { return value != value ? float_of(0x7fc00000) : value; }
+
+INLINE double one_nan64(double value)
+{
+    return value != value ? double_of(0x7ff8000000000000) : value;
+}
+
+#define DOWNCAST(DTYPE, TYPE, VALUE)                                                             \
+    case DTYPE:                                                                                  \
+        for (size_t i = 0; i < count; i++)                                                       \
+            ((TYPE *)to)[start + i] = (TYPE)VALUE;                                               \
+        break;
+#define DOWNCASTS(NARROW)                                                                        \
+    switch (dtype + 8 * !!always) {                                                              \
+        DOWNCAST(BF16, uint16_t, bfloat16_code(NARROW(from[i]), 0))                              \
+        DOWNCAST(F16, uint16_t, small_code(NARROW(from[i]), 16, 10, 15, 0x7c00, 0x7e00, 0))      \
+        DOWNCAST(F32, float, from[i])                                                            \
+        DOWNCAST(F64, double, from[i])                                                           \
+        DOWNCAST(BF16 + 8, uint16_t, bfloat16_code(NARROW(from[i]), 1))                          \
+        DOWNCAST(F16 + 8, uint16_t, small_code(NARROW(from[i]), 16, 10, 15, 0x7c00, 0x7e00, 1))  \
+        DOWNCAST(F32 + 8, float, one_nan32((float)from[i]))                                      \
+        DOWNCAST(F64 + 8, double, one_nan64(from[i]))                                            \
+        DOWNCAST(E4M3, uint8_t, small_code(NARROW(from[i]), 8, 3, 7, 0x7f, 0x7f, 0))             \
+        DOWNCAST(E5M2, uint8_t, small_code(NARROW(from[i]), 8, 2, 15, 0x7c, 0x7e, 0))            \
+        DOWNCAST(E4M3 + 8, uint8_t, small_code(NARROW(from[i]), 8, 3, 7, 0x7f, 0x7f, 1))         \
+        DOWNCAST(E5M2 + 8, uint8_t, small_code(NARROW(from[i]), 8, 2, 15, 0x7c, 0x7e, 1))        \
+    }
+
+/* Return whether a value is not finite, or beyond the largest of the dtype. */
+CLONES EXPORT int surgeon_downcast32(int64_t dtype, const float *restrict from, size_t start,
+                                     size_t count, void *restrict to, int always)
+{
+    float largest = dtype == F64 ? (float)largest_of(F32) : (float)largest_of(dtype);
+    uint32_t beyond = 0;
+    for (size_t i = 0; i < count; i++)
+        beyond |= !(fabsf(from[i]) <= largest);
+    DOWNCASTS()
+    return (int)beyond;
+}
+
+CLONES EXPORT int surgeon_downcast64(int64_t dtype, const double *restrict from, size_t start,
+                                     size_t count, void *restrict to, int always)
+{
+    double largest = largest_of(dtype);
+    uint64_t beyond = 0;
+    for (size_t i = 0; i < count; i++)
+        beyond |= !(fabs(from[i]) <= largest);
+    DOWNCASTS(to_odd)
+    return (int)beyond;
+}
+
+INLINE void load(struct operand from, size_t start, size_t count, double *restrict to)
+{
+    surgeon_upcast64(from.dtype, from.data, start, count, to);
+}
+
+/* ---- Linear combinations ---- */
+
+/* Σ factor · operand, in the order of the operands; then times `multiply`, then by `divide`. */
+#define LINEAR(REAL, UPCAST, DOWNCAST)                                                           \
+    REAL sum[CHUNK], term[CHUNK];                                                                \
+    int beyond = 0;                                                                              \
+    for (size_t start = 0; start < count; start += CHUNK) {                                      \
+        size_t size = least_of(CHUNK, count - start);                                            \
+        for (size_t k = 0; k < operands; k++) {                                                  \
+            REAL factor = (REAL)factors[k], *into = k ? term : sum;                              \
+            UPCAST(from[k].dtype, from[k].data, start, size, into);                              \
+            if (factor != 1)                                                                     \
+                for (size_t i = 0; i < size; i++)                                                \
+                    into[i] *= factor;                                                           \
+            if (k)                                                                               \
+                for (size_t i = 0; i < size; i++)                                                \
+                    sum[i] += term[i];                                                           \
+        }                                                                                        \
+        if (multiply != 1)                                                                       \
+            for (size_t i = 0; i < size; i++)                                                    \
+                sum[i] *= (REAL)multiply;                                                        \
+        if (divide != 1)                                                                         \
+            for (size_t i = 0; i < size; i++)                                                    \
+                sum[i] /= (REAL)divide;                                                          \
+        beyond |= DOWNCAST(dtype, sum, start, size, to, always);                                 \
+    }                                                                                            \
+    return beyond;
+
+CLONES EXPORT int surgeon_linear32(size_t count, const struct operand *from, size_t operands,
+                                   const double *factors, double multiply, double divide,
+                                   int64_t dtype, void *to, int always)
+{
+    LINEAR(float, surgeon_upcast32, surgeon_downcast32)
+}
+
+CLONES EXPORT int surgeon_linear64(size_t count, const struct operand *from, size_t operands,
+                                   const double *factors, double multiply, double divide,
+                                   int64_t dtype, void *to, int always)
+{
+    LINEAR(double, surgeon_upcast64, surgeon_downcast64)
+}
+
+/* ---- Inner products ---- */
+
+/* Add `LANES` partial sums up, halves by halves. */
+INLINE double folded(double *lanes)
+{
+    for (size_t width = LANES / 2; width; width /= 2)
+        for (size_t i = 0; i < width; i++)
+            lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+CLONES static void add_products(size_t count, const double *restrict a, const double *restrict b,
+                                double *restrict lanes)
+{
+    size_t start = 0;
+    for (; start + LANES <= count; start += LANES)
+        for (size_t i = 0; i < LANES; i++)
+            lanes[i] += a[start + i] * b[start + i];
+    for (size_t i = 0; start + i < count; i++)
+        lanes[i] += a[start + i] * b[start + i];
+}
+
+/* For each vector of `length` elements: the products of all points with one another, as the lower
+ * triangle of a matrix. Element i of a vector is added to lane i % LANES. With `relative`, points
+ * are what operands add to the first. `spare` has CHUNK for each operand, `lanes` LANES for each
+ * product. */
+CLONES EXPORT void surgeon_products(size_t vectors, size_t length, const struct operand *from,
+                                    size_t operands, int relative, double *spare, double *lanes,
+                                    double *to)
+{
+    size_t first = relative ? 1 : 0, points = operands - first;
+    size_t products = points * (points + 1) / 2;
+    for (size_t v = 0; v < vectors; v++) {
+        memset(lanes, 0, products * LANES * sizeof *lanes);
+        for (size_t start = 0; start < length; start += CHUNK) {
+            size_t size = least_of(CHUNK, length - start);
+            for (size_t k = 0; k < operands; k++)
+                load(from[k], v * length + start, size, spare + k * CHUNK);
+            for (size_t k = first; k < operands && relative; k++)
+                for (size_t i = 0; i < size; i++)
+                    spare[k * CHUNK + i] -= spare[i];
+            double *lane = lanes;
+            for (size_t j = first; j < operands; j++)
+                for (size_t k = first; k <= j; k++, lane += LANES)
+                    add_products(size, spare + j * CHUNK, spare + k * CHUNK, lane);
+        }
+        for (size_t p = 0; p < products; p++)
+            to[v * products + p] = folded(lanes + p * LANES);
+    }
+}
+
+/* ---- Selection by magnitude ---- */
+
+/* |x - base|, or |x| where there is no base; as bits, which are in the same order. */
+CLONES static void magnitude_keys(struct operand base, struct operand x, size_t start, size_t count,
+                                  uint64_t *restrict keys)
+{
+    double own[CHUNK], other[CHUNK];
+    load(x, start, count, own);
+    if (base.data) {
+        load(base, start, count, other);
+        for (size_t i = 0; i < count; i++)
+            own[i] -= other[i];
+    }
+    for (size_t i = 0; i < count; i++)
+        keys[i] = long_bits_of(own[i]) & 0x7fffffffffffffff;
+}
+
+/* Count magnitudes above `high`, and note those from `low` to there: their places, after `first`,
+ * and themselves. Returns how many were noted. */
+CLONES EXPORT size_t surgeon_within(size_t count, struct operand base, struct operand x,
+                                    uint64_t low, uint64_t high, int64_t first, int64_t *places,
+                                    double *values, uint64_t *above_inside)
+{
+    uint64_t keys[CHUNK], above = 0, inside = 0;
+    size_t noted = 0;
+    for (size_t start = 0; start < count; start += CHUNK) {
+        size_t size = least_of(CHUNK, count - start);
+        uint64_t found = 0;
+        magnitude_keys(base, x, start, size, keys);
+        for (size_t i = 0; i < size; i++) {
+            above += keys[i] > high;
+            found += keys[i] - low <= high - low;
+        }
+        inside += found;
+        /* Without a branch: what is not noted is overwritten by what follows. So there is room for
+         * as many as there are elements. */
+        for (size_t i = 0; i < size && found; i++) {
+            places[noted] = first + (int64_t)(start + i);
+            values[noted] = double_of(keys[i]);
+            noted += keys[i] - low <= high - low;
+        }
+    }
+    above_inside[0] += above;
+    above_inside[1] += inside;
+    return noted;
+}
+
+/* Count magnitudes from `low` to `high` by what is left of their distance from `low`, shifted. */
+CLONES EXPORT void surgeon_bins(size_t count, struct operand base, struct operand x, uint64_t low,
+                                uint64_t high, int shift, int64_t *bins, uint64_t *above_inside)
+{
+    uint64_t keys[CHUNK], above = 0, inside = 0;
+    for (size_t start = 0; start < count; start += CHUNK) {
+        size_t size = least_of(CHUNK, count - start);
+        magnitude_keys(base, x, start, size, keys);
+        for (size_t i = 0; i < size; i++) {
+            above += keys[i] > high;
+            keys[i] -= low;
+        }
+        for (size_t i = 0; i < size; i++)
+            if (keys[i] <= high - low) {
+                bins[keys[i] >> shift]++;
+                inside++;
+            }
+    }
+    above_inside[0] += above;
+    above_inside[1] += inside;
+}
+
+/* ---- Pruned task vectors: their sum, or what is left of it by election ---- */
+
+/* What becomes of x - base: kept where its magnitude is at least `least` (up to the place `end`,
+ * beyond that above it) and not in the cut that `dropped` and its end are; where `mask` says so; or
+ * where the random `words` are below its probability. Then divided, and multiplied. Null pointers,
+ * and `has_cut`, say what does not apply. */
+struct change {
+    struct operand x;
+    const uint8_t *mask;
+    const uint32_t *words;
+    const double *chances;
+    int64_t has_cut;
+    double least;
+    int64_t end;
+    double dropped;
+    int64_t dropped_end;
+    double divide, multiply, weight, share;
+};
+
+INLINE size_t before(int64_t end, size_t start, size_t size)
+{
+    return end <= (int64_t)start ? 0 : least_of((size_t)end - start, size);
+}
+
+/* Keep, or else drop, magnitudes above `least`, and up to `end` those that are equal to it. By
+ * products, so that NaN and Inf stay visible. */
+INLINE void trim(size_t size, size_t end, double least, int keep, double *restrict to)
+{
+    for (size_t i = 0; i < end; i++)
+        to[i] *= (fabs(to[i]) >= least) == keep ? 1.0 : 0.0;
+    for (size_t i = end; i < size; i++)
+        to[i] *= (fabs(to[i]) > least) == keep ? 1.0 : 0.0;
+}
+
+CLONES static void change_of(const struct change *how, const double *restrict base, size_t start,
+                             size_t size, int negative, double *restrict to)
+{
+    load(how->x, start, size, to);
+    for (size_t i = 0; i < size; i++)
+        to[i] = negative ? base[i] - to[i] : to[i] - base[i];
+    if (how->has_cut) {
+        trim(size, before(how->dropped_end, start, size), how->dropped, 0, to);
+        trim(size, before(how->end, start, size), how->least, 1, to);
+    }
+    if (how->mask)
+        for (size_t i = 0; i < size; i++)
+            to[i] *= how->mask[start + i] ? 1.0 : 0.0;
+    if (how->words)
+        for (size_t i = 0; i < size; i++) {
+            double number = (double)(int32_t)(how->words[start + i] >> 8);
+            to[i] *= number < how->chances[start + i] * 16777216.0 ? 1.0 : 0.0;
+        }
+    if (how->words)
+        for (size_t i = 0; i < size; i++)
+            to[i] /= how->chances[start + i];
+    if (how->divide != 1)
+        for (size_t i = 0; i < size; i++)
+            to[i] /= how->divide;
+    double factor[] = {how->multiply, how->weight};
+    for (size_t k = 0; k < 2; k++)
+        if (factor[k] != 1)
+            for (size_t i = 0; i < size; i++)
+                to[i] *= factor[k];
+}
+
+/* How a sum of changes is finished: divided, multiplied, a zero added, which makes -0 to 0. */
+struct ending {
+    double divide, multiply;
+    int64_t from_zero, add_zero;
+};
+
+/* base - Σ (base - x), each changed. Subtracting a zero leaves a zero of the base its sign. */
+CLONES EXPORT int surgeon_sum(size_t count, struct operand base, const struct change *changes,
+                              size_t models, struct ending end, int64_t dtype, void *to)
+{
+    double own[CHUNK], sum[CHUNK], change[CHUNK];
+    int beyond = 0;
+    for (size_t start = 0; start < count; start += CHUNK) {
+        size_t size = least_of(CHUNK, count - start);
+        load(base, start, size, own);
+        if (end.from_zero)
+            memset(sum, 0, sizeof sum);
+        for (size_t k = 0; k < models; k++) {
+            int adds = k || end.from_zero;
+            change_of(changes + k, own, start, size, 1, adds ? change : sum);
+            for (size_t i = 0; i < size && adds; i++)
+                sum[i] += change[i];
+        }
+        for (size_t i = 0; i < size && end.divide != 1; i++)
+            sum[i] /= end.divide;
+        for (size_t i = 0; i < size && end.multiply != 1; i++)
+            sum[i] *= end.multiply;
+        for (size_t i = 0; i < size && end.add_zero; i++)
+            sum[i] += 0.0;
+        for (size_t i = 0; i < size; i++)
+            sum[i] = own[i] - sum[i];
+        beyond |= surgeon_downcast64(dtype, sum, start, size, to, 1);
+    }
+    return beyond;
+}
+
+/* Elect the sign of the sum of `models` contributions of CHUNK each, which are overwritten; add
+ * those that have it; divide by what `divisors` has for the set of models that agree. Returns
+ * whether one of these is not a number. */
+CLONES static int elect(size_t size, const struct change *changes, size_t models, int has_shares,
+                        const double *divisors, double *contributions, double *restrict to)
+{
+    uint64_t signs[CHUNK];
+    uint64_t codes[CHUNK], undefined = 0;
+    memcpy(to, contributions, size * sizeof *to);
+    for (size_t k = 1; k < models; k++)
+        for (size_t i = 0; i < size; i++)
+            to[i] += contributions[k * CHUNK + i];
+    for (size_t i = 0; i < size; i++)
+        signs[i] = long_bits_of(to[i]) & 0x8000000000000000;
+    memset(codes, 0, sizeof codes);
+    memset(to, 0, size * sizeof *to);
+    for (size_t k = 0; k < models; k++) {
+        const double *restrict own = contributions + k * CHUNK;
+        double share = has_shares ? changes[k].share : 1.0;
+        for (size_t i = 0; i < size; i++) {
+            double value = double_of(long_bits_of(own[i]) ^ signs[i]);
+            uint64_t agrees = value > 0;
+            codes[i] |= agrees << k;
+            /* A product, and only `<=`, so that NaN stays visible. */
+            to[i] += (value <= 0 ? 0.0 : value) * share;
+        }
+    }
+    for (size_t i = 0; i < size; i++) {
+        double divisor = divisors[codes[i]];
+        undefined |= divisor != divisor;
+        to[i] = double_of(long_bits_of(to[i] / divisor) ^ signs[i]);
+    }
+    return (int)undefined;
+}
+
+/* base + λ · what is elected. Returns 2, besides whether a value is beyond the dtype, where weights
+ * that agree add up to zero. `spare` has CHUNK for each model. */
+CLONES EXPORT int surgeon_elect(size_t count, struct operand base, const struct change *changes,
+                                size_t models, int has_shares, const double *divisors,
+                                double lambda, double *spare, int64_t dtype, void *to)
+{
+    double own[CHUNK], sum[CHUNK];
+    int flags = 0;
+    for (size_t start = 0; start < count; start += CHUNK) {
+        size_t size = least_of(CHUNK, count - start);
+        load(base, start, size, own);
+        for (size_t k = 0; k < models; k++)
+            change_of(changes + k, own, start, size, 0, spare + k * CHUNK);
+        flags |= 2 * elect(size, changes, models, has_shares, divisors, spare, sum);
+        for (size_t i = 0; i < size; i++)
+            sum[i] = own[i] + sum[i] * lambda;
+        flags |= surgeon_downcast64(dtype, sum, start, size, to, 1);
+    }
+    return flags;
+}
+
+/* Add Σ |x - base| and Σ |what is left of it| to two sums, by lanes. */
+CLONES EXPORT void surgeon_magnitudes(size_t count, struct operand base,
+                                      const struct change *change, double *to)
+{
+    double own[CHUNK], left[CHUNK], lanes[2][LANES];
+    memset(lanes, 0, sizeof lanes);
+    struct change whole = {.x = change->x, .divide = 1, .multiply = 1, .weight = 1};
+    for (size_t start = 0; start < count; start += CHUNK) {
+        size_t size = least_of(CHUNK, count - start);
+        for (size_t k = 0; k < 2; k++) {
+            load(base, start, size, own);
+            change_of(k ? change : &whole, own, start, size, 0, left);
+            for (size_t i = 0; i < size; i += LANES)
+                for (size_t lane = 0; lane < LANES && i + lane < size; lane++)
+                    lanes[k][lane] += fabs(left[i + lane]);
+        }
+    }
+    to[0] = folded(lanes[0]);
+    to[1] = folded(lanes[1]);
+}
+
+/* ---- Ranks ---- */
+
+/* Sort numbers by their upper 32 bits, leaving equal ones in their order; returns where they are:
+ * in `items` or in `spare`. */
+static uint64_t *sorted(size_t count, uint64_t *items, uint64_t *spare)
+{
+    enum { MOST = 11 };
+    uint64_t varying = 0;
+    uint32_t bins[1 << MOST];
+    int low = 32, high = 64;
+    for (size_t i = 0; i < count; i++)
+        varying |= items[i] ^ items[0];
+    /* Only bits that are not the same in all: differences of bfloat16 have few. */
+    while (low < 64 && !(varying >> low & 1))
+        low++;
+    while (high > low && !(varying >> (high - 1) & 1))
+        high--;
+    /* Longer digits take fewer passes, but as many steps for each row as a digit has values. */
+    int most = count < 1024 ? 8 : MOST, passes = (high - low + most - 1) / most;
+    for (int left = passes; left > 0; left--) {
+        int digit = (high - low + left - 1) / left;
+        uint32_t mask = (1u << digit) - 1;
+        memset(bins, 0, (size_t)(mask + 1) * sizeof *bins);
+        for (size_t i = 0; i < count; i++)
+            bins[items[i] >> low & mask]++;
+        for (uint32_t bin = 0, sum = 0, here; bin <= mask; bin++, sum += here) {
+            here = bins[bin];
+            bins[bin] = sum;
+        }
+        for (size_t i = 0; i < count; i++)
+            spare[bins[items[i] >> low & mask]++] = items[i];
+        uint64_t *other = items;
+        items = spare;
+        spare = other;
+        low += digit;
+    }
+    return items;
+}
+
+/* For each row of magnitudes |x - base| the number that `table` has for the rank of each, from 0,
+ * ascending, of equal ones the first being the lowest. `keys` has CHUNK more than a row, `items` two
+ * rows. Rows have less than 2^32 elements. */
+CLONES EXPORT void surgeon_by_rank(size_t rows, size_t row, struct operand base, struct operand x,
+                                   const double *table, uint64_t *keys, uint64_t *items, double *to)
+{
+    for (size_t r = 0; r < rows; r++, to += row) {
+        uint64_t inexact = 0;
+        for (size_t start = 0; start < row; start += CHUNK)
+            magnitude_keys(base, x, r * row + start, least_of(CHUNK, row - start), keys + start);
+        for (size_t i = 0; i < row; i++) {
+            float narrow = (float)double_of(keys[i]);
+            inexact |= long_bits_of(narrow) ^ keys[i];
+            items[i] = (uint64_t)bits_of(narrow) << 32 | i;
+        }
+        uint64_t *found = items;
+        if (inexact) {
+            for (size_t i = 0; i < row; i++)
+                items[i] = keys[i] << 32 | i;
+            found = sorted(row, items, items + row);
+            for (size_t i = 0; i < row; i++)
+                found[i] = (keys[(uint32_t)found[i]] & 0xffffffff00000000) | (uint32_t)found[i];
+        }
+        found = sorted(row, found, found == items ? items + row : items);
+        for (size_t rank = 0; rank < row; rank++)
+            to[(uint32_t)found[rank]] = table[rank];
+    }
+}
+
+/* ---- Looking at values ---- */
+
+/* Widen `to`, the least and the greatest, to all values but NaN; returns whether all are finite. */
+CLONES EXPORT int surgeon_extremes(size_t count, struct operand from, double *to)
+{
+    double values[CHUNK], least[LANES], most[LANES];
+    uint64_t other = 0;
+    for (size_t lane = 0; lane < LANES; lane++) {
+        least[lane] = to[0];
+        most[lane] = to[1];
+    }
+    for (size_t start = 0; start < count; start += LANES) {
+        size_t size = least_of(LANES, count - start);
+        load(from, start, size, values);
+        for (size_t i = 0; i < size; i++) {
+            least[i] = values[i] < least[i] ? values[i] : least[i];
+            most[i] = values[i] > most[i] ? values[i] : most[i];
+            other |= !(fabs(values[i]) <= 0x1.fffffffffffffp1023);
+        }
+    }
+    for (size_t lane = 0; lane < LANES; lane++) {
+        to[0] = least[lane] < to[0] ? least[lane] : to[0];
+        to[1] = most[lane] > to[1] ? most[lane] : to[1];
+    }
+    return !other;
+}

@@ -1,0 +1,190 @@
+"""The compiled loops give the bits that their NumPy forms give, whatever the bits of the blocks."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surgeon.numeric import compiled
+from surgeon.numeric.compiled import CODES, Block
+from surgeon.numeric.dtypes import DTYPES, SPARE, downcast_fits, upcast
+from surgeon.numeric.sums import sums
+
+needs_loops = pytest.mark.skipif(compiled.loops() is None, reason="the loops were not compiled")
+pytestmark = needs_loops
+
+WORKING = (np.float32, np.float64)
+# Zeros, the least and the largest, infinities and NaNs with payloads, ties of all small formats.
+TRAPS = np.array(
+    [0.0, -0.0, 5e-324, 1.4e-45, -1.4e-45, 1e-40, 2.0**-126, 2.0**-133, 2.0**-134, 2.0**-25,
+     2.0**-24, 448, 464, 464.0001, 57344, 61440, 65504, 65519.99, 65520, 3.4028234e38, 3.39e38,
+     1.7e308, np.inf, -np.inf, np.nan, 1 + 2.0**-8, 1 + 2.0**-8 + 2.0**-40, 1 + 2.0**-11,
+     -1 - 2.0**-11 - 2.0**-45, 1.0, -1.0, 0.1]
+)  # fmt: skip
+COUNTS = st.sampled_from([1, 2, 7, 63, 512, 513, 1500])
+
+
+def random_bits(seed: int, count: int, dtype: str) -> np.ndarray:
+    """Stored elements: half of any bits at all, half of ordinary values and traps."""
+    random = np.random.default_rng(seed)
+    storage = DTYPES[dtype].storage
+    anything = random.integers(0, 256, count * storage.itemsize, np.uint8).view(storage)
+    values = np.where(random.random(count) < 0.2, random.choice(TRAPS, count),
+                      random.standard_normal(count) * 10.0 ** random.integers(-3, 3))  # fmt: skip
+    ordinary = downcast_numpy(values, dtype)[0]
+    return np.where(random.random(count) < 0.5, anything, ordinary)
+
+
+def by_numpy(call):
+    """Call something where no compiled loops are found."""
+    found, compiled.loops = compiled.loops, lambda: None  # type: ignore[assignment]
+    try:
+        return call()
+    finally:
+        compiled.loops = found
+
+
+def downcast_numpy(values: np.ndarray, dtype: str, **options) -> tuple[np.ndarray, bool]:
+    return by_numpy(lambda: downcast_to(values, dtype, **options))
+
+
+def downcast_to(values: np.ndarray, dtype: str, **options) -> tuple[np.ndarray, bool]:
+    out = np.empty(len(values), DTYPES[dtype].storage)
+    fits = downcast_fits(values, dtype, out, np.empty(SPARE * len(values), np.uint32), **options)
+    return out, fits
+
+
+def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.dtype == expected.dtype
+    bits = f"u{found.itemsize}"
+    np.testing.assert_array_equal(found.view(bits), expected.view(bits))
+
+
+@pytest.mark.parametrize("working", WORKING)
+@pytest.mark.parametrize("dtype", CODES)
+@given(seed=st.integers(0, 10**6), count=COUNTS)
+def test_upcast(dtype: str, working: type, seed: int, count: int) -> None:
+    block = random_bits(seed, count, dtype)
+    expected = by_numpy(lambda: upcast(block, dtype, np.empty(count, working)))
+    assert_same_bits(compiled.upcast(Block(block, dtype), np.empty(count, working)), expected)
+
+
+@pytest.mark.parametrize("one_nan", [False, True])
+@pytest.mark.parametrize("working", ["F32", "F64"])
+@pytest.mark.parametrize("dtype", CODES)
+@given(seed=st.integers(0, 10**6), count=COUNTS)
+def test_downcast(dtype: str, working: str, one_nan: bool, seed: int, count: int) -> None:
+    values = random_bits(seed, count, working)
+    out = np.empty(count, DTYPES[dtype].storage)
+    fits = compiled.downcast(values, dtype, out, one_nan=one_nan)
+    expected, expected_fits = downcast_numpy(values, dtype, one_nan=one_nan)
+    assert fits == expected_fits
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F8_E4M3", "F8_E5M2"])
+def test_downcast_of_float64_beside_every_tie(dtype: str) -> None:
+    codes = np.arange(2 ** DTYPES[dtype].bits).astype(f"u{DTYPES[dtype].bits // 8}")
+    values = upcast(codes.view(DTYPES[dtype].storage), dtype, np.empty(len(codes)))
+    values = np.unique(values[np.isfinite(values)])
+    ties = (values[1:] + values[:-1]) / 2
+    ties = np.concatenate([ties, np.nextafter(ties, np.inf), np.nextafter(ties, -np.inf)])
+    assert_same_bits(downcast_to(ties, dtype)[0], downcast_numpy(ties, dtype)[0])
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(0, 5000), before=st.integers(0, 2**32 - 1))
+def test_crc32_is_zlibs(seed: int, count: int, before: int) -> None:
+    data = np.random.default_rng(seed).integers(0, 256, count, np.uint8)
+    assert compiled.crc32(data, before) == zlib.crc32(data, before)
+
+
+@given(data=st.binary(max_size=600), at=st.integers(0, 600))
+def test_crc32_of_two_runs_is_that_of_both(data: bytes, at: int) -> None:
+    first, second = data[:at], data[at:]
+    joined = compiled.crc32_joined(zlib.crc32(first), zlib.crc32(second), len(second))
+    assert joined == zlib.crc32(data)
+
+
+@given(key=st.integers(0, 2**128 - 1), chunk=st.integers(0, 1000), skipped=st.integers(0, 9000))
+def test_philox_is_numpys(key: int, chunk: int, skipped: int) -> None:
+    generator = np.random.Philox(key=key, counter=chunk << 128)
+    generator.advance(skipped)
+    expected = generator.random_raw(40)
+    np.testing.assert_array_equal(compiled.philox(key, chunk, skipped, 10), expected)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])
+@given(seed=st.integers(0, 10**6), row=st.sampled_from([1, 2, 5, 40, 700, 1100]))
+def test_by_rank_is_a_stable_sort(dtype: str, seed: int, row: int) -> None:
+    base, block = (Block(coarse(seed + i, 3 * row, dtype), dtype) for i in range(2))
+    values = (upcast(b.elements, dtype, np.empty(3 * row)) for b in (block, base))
+    magnitudes = np.abs(np.subtract(*values)).reshape(3, row)
+    expected = np.argsort(np.argsort(magnitudes, axis=1, kind="stable"), axis=1)
+    found = compiled.by_rank(block, base, row, np.arange(row, dtype=np.float64))
+    np.testing.assert_array_equal(found, expected.reshape(-1))
+
+
+def coarse(seed: int, count: int, dtype: str) -> np.ndarray:
+    """Ordinary values, many of them equal."""
+    random = np.random.default_rng(seed)
+    fine = 2.0 ** -random.integers(2, 60)
+    values = random.integers(-9, 9, count) / 8 + random.integers(0, 3, count) * fine
+    return downcast_numpy(values, dtype)[0]
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 3000), low=st.floats(0, 1),
+       wide=st.floats(0, 1))  # fmt: skip
+def test_magnitudes_within_a_window(seed: int, count: int, low: float, wide: float) -> None:
+    base, block = (Block(coarse(seed + i, count, "BF16"), "BF16") for i in range(2))
+    values = (upcast(b.elements, "BF16", np.empty(count)) for b in (block, base))
+    magnitudes = np.abs(np.subtract(*values))
+    window = [int(np.float64(edge).view(np.uint64)) for edge in (low, low + wide)]
+    places, found, counts = np.empty(count, np.int64), np.empty(count), np.zeros(2, np.uint64)
+    noted = compiled.within(block, base, *window, 100, places, found, counts)
+    inside = np.flatnonzero((magnitudes >= low) & (magnitudes <= low + wide))
+    np.testing.assert_array_equal(places[:noted], inside + 100)
+    np.testing.assert_array_equal(found[:noted], magnitudes[inside])
+    assert counts.tolist() == [int((magnitudes > low + wide).sum()), len(inside)]
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 3000))
+def test_bins_count_every_magnitude(seed: int, count: int) -> None:
+    block = Block(random_bits(seed, count, "F32"), "F32")
+    keys = np.abs(upcast(block.elements, "F32", np.empty(count))).view(np.uint64)
+    found, counts = np.zeros(1 << 16, np.int64), np.zeros(2, np.uint64)
+    compiled.bins(block, None, 0, (1 << 63) - 1, 47, found, counts)
+    expected = np.bincount((keys >> np.uint64(47)).astype(np.int64), minlength=1 << 16)
+    np.testing.assert_array_equal(found, expected)
+    assert counts.tolist() == [0, count]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@given(seed=st.integers(0, 10**6), vectors=st.integers(1, 4), length=st.integers(1, 1500))
+def test_products_have_the_order_of_numpys(
+    relative: bool, seed: int, vectors: int, length: int
+) -> None:
+    random = np.random.default_rng(seed)
+    blocks = [Block(random.standard_normal(vectors * length), "F64") for _ in range(3)]
+    points = [block.elements.reshape(vectors, length) for block in blocks]
+    if relative:
+        points = [point - points[0] for point in points[1:]]
+    expected = np.array([[sums(a * b) for b in points] for a in points]).transpose(2, 0, 1)
+    found = compiled.products(blocks, vectors, relative=relative)
+    np.testing.assert_array_equal(found, expected)
+    exact = np.einsum("ivn,jvn->vij", *[np.array(points, np.longdouble)] * 2)
+    np.testing.assert_allclose(found, exact.astype(float), rtol=1e-12, atol=1e-9)
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 2000))
+def test_extremes_leave_nan_out(seed: int, count: int) -> None:
+    block = Block(random_bits(seed, count, "F16"), "F16")
+    values = upcast(block.elements, "F16", np.empty(count))
+    found = np.array([np.inf, -np.inf])
+    assert compiled.extremes(block, found) == np.isfinite(values).all()
+    numbers = values[~np.isnan(values)]
+    expected = [numbers.min(initial=np.inf), numbers.max(initial=-np.inf)]
+    np.testing.assert_array_equal(found, expected)
