@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from surgeon.base.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.draft import Check
 from surgeon.formats.checkpoint import Record
 from surgeon.lazy import ByteRange, Computed, Scratch, is_computed_at_once, walk
+from surgeon.numeric.blas import is_pinned
 from surgeon.numeric.dtypes import DTYPES
 from surgeon.output.checksums import Algorithm, Running, crc32_joined
 from surgeon.output.layout import OutputFile, Placed
@@ -29,6 +31,10 @@ _PER_COMPUTED = 64 << 10
 # Reads and writes of at most this much; larger ones leave the processor's cache.
 COPY_BUFFER = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2
+_NOT_PINNED = (
+    "how many threads NumPy's linear algebra has cannot be set here, and the last bits of "
+    "decompositions may depend on it; OMP_NUM_THREADS=1 settles it"
+)
 
 Progress = Callable[[int], None]
 
@@ -77,14 +83,21 @@ class _Done:
     copied_bytes: int
 
 
+class _Own(threading.local):
+    """What each worker has of its own, be it a process or a thread."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+        self.buffer = memoryview(bytearray(COPY_BUFFER))
+
+
 class Executor:
     """Checks, writes and verifies, with as many workers as there is work for."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._scratch = Scratch()
-        self._buffer = memoryview(bytearray(COPY_BUFFER))
-        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._own = _Own()
+        self._start = _sync_file_range()
 
     def check(self, checks: Sequence[tuple[str, Check]], size_bytes: int) -> list[str]:
         """Run the checks that look at tensor data, of about this size; return what they report."""
@@ -94,7 +107,7 @@ class Executor:
     def _check(self, item: tuple[str, Check]) -> str | None:
         place, check = item
         try:
-            note = check(self._scratch)
+            note = check(self._own.scratch)
         except SurgeonError as error:
             raise error.at(place) from None
         return f"{place}: {note}" if note else None
@@ -136,6 +149,10 @@ class Executor:
                     self._options.progress(done.size_bytes)
         if self._options.checksums == "none":
             written.checksums.clear()
+        if not is_pinned() and any(
+            is_computed_at_once(placed.tensor) for file in files.values() for placed in file.tensors
+        ):
+            written.notes.append(_NOT_PINNED)
         for descriptor, file in files.items():
             if os.pread(descriptor, len(file.header), 0) != file.header:
                 raise WriteError(f"{file.name}: reads back with another header than was written")
@@ -185,7 +202,7 @@ class Executor:
     def _verify(self, record: Record) -> None:
         running = Running("crc32")
         for start in range(0, record.size_bytes, COPY_BUFFER):
-            block = self._buffer[: min(COPY_BUFFER, record.size_bytes - start)]
+            block = self._own.buffer[: min(COPY_BUFFER, record.size_bytes - start)]
             record.file.read_into(record.offset + start, block)
             running.update(block)
         self._is_verified(record, f"crc32:{running.crc32:08x}")
@@ -220,7 +237,7 @@ class Executor:
         return [self._write_unit(unit) for unit in batch]
 
     def _write_unit(self, unit: _Unit) -> _Done:
-        self._scratch.forget(walk(unit.placed.tensor))
+        self._own.scratch.forget(walk(unit.placed.tensor))
         running = Running(self._options.checksums)
         offset, copied = unit.offset, 0
         descriptor = unit.descriptor
@@ -244,7 +261,7 @@ class Executor:
         self, piece: ByteRange, descriptor: int | None, offset: int, running: Running
     ) -> None:
         for start in range(0, piece.size_bytes, COPY_BUFFER):
-            block = self._buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
+            block = self._own.buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
             piece.file.read_into(piece.offset + start, block)
             running.update(block)
             if descriptor is not None:
@@ -272,7 +289,7 @@ class Executor:
         return True
 
     def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
-        scratch, start = self._scratch, piece.start
+        scratch, start = self._own.scratch, piece.start
         step = piece.tensor.step
         while start < piece.stop:
             stop = min(start + step - start % step, piece.stop)
@@ -286,11 +303,21 @@ class Executor:
         return offset
 
     def _start_write_back(self, descriptor: int, offset: int, size_bytes: int) -> None:
-        if start := getattr(self._libc, "sync_file_range", None):
-            start(
+        if self._start is not None:
+            self._start(
                 descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes),
                 _SYNC_FILE_RANGE_WRITE,
             )  # fmt: skip
+
+
+def _sync_file_range() -> Callable[..., int] | None:
+    """Return the system's call of this name; None where it has none."""
+    try:
+        found: Callable[..., int] | None
+        found = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+    except (OSError, TypeError):  # there is no such library
+        return None
+    return found
 
 
 def _used(records: Iterable[Record], files: Iterable[OutputFile]) -> list[Record]:
@@ -320,6 +347,9 @@ def _work(file: OutputFile) -> int:
 
 def _allocate(descriptor: int, size_bytes: int) -> None:
     """Reserve the space, so that a full disk is known at once."""
+    if not hasattr(os, "posix_fallocate"):
+        os.ftruncate(descriptor, size_bytes)
+        return
     try:
         os.posix_fallocate(descriptor, 0, size_bytes)
     except OSError as error:
