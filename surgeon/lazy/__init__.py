@@ -20,6 +20,7 @@ from surgeon.lazy.blockwise import (
     Blockwise,
     Kernel,
     Operands,
+    rounded,
     step_of,
     upcast_blocks,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "bottom_up",
     "detached",
     "is_computed_at_once",
+    "rounded",
     "step_of",
     "transplanted",
     "upcast_blocks",

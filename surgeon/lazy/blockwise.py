@@ -92,6 +92,15 @@ def upcast_blocks(
     return Blocks([evaluated(Request(t, start, stop, dtype), scratch) for t in tensors], start)
 
 
+def rounded(tensor: LazyTensor) -> LazyTensor:
+    """Return a tensor whose values are those that its dtype has, for what is made of it too."""
+    return tensor if tensor.is_exact else Blockwise(tensor.spec, _first, (tensor,), rounds=True)
+
+
+def _first(blocks: Blocks, statistics: None, out: Array) -> Array:
+    return blocks[0]
+
+
 @dataclass(frozen=True, eq=False)
 class Blockwise(Form):
     """Arithmetic element by element, once a few numbers per tensor are known.

@@ -14,7 +14,7 @@ from surgeon.base.errors import PlanError
 from surgeon.base.patterns import Target
 from surgeon.draft import ADAPTER_WEIGHTS, Draft, Tensors
 from surgeon.draft.registry import op
-from surgeon.lazy import LazyTensor, Scratch, TensorSpec, WholeTensor, detached
+from surgeon.lazy import LazyTensor, Scratch, TensorSpec, WholeTensor, detached, rounded
 from surgeon.lazy.values import require_finite, same_values
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.numeric.matrices import coefficients, right_singular
@@ -201,7 +201,7 @@ def _factors(weight: _Weight, energy: float | None) -> tuple[LazyTensor, LazyTen
     b = WholeTensor(
         TensorSpec(dtype, (outputs, weight.rank)),
         partial(_coefficients, weight),
-        (*pair, a),
+        (*pair, rounded(a)),
         spare_bytes=(2 * count + weight.rank * (outputs + weight.rank)) * _FLOAT64_BYTES,
         explain=partial(_too_large, weight.name, dtype),
     )

@@ -121,7 +121,7 @@ def _pass(operands: Operands, searches: Sequence[_Search], dtype: np.dtype[Any])
     by_measure: dict[int, list[_Search]] = {}
     for search in searches:
         by_measure.setdefault(id(search.measure), []).append(search)
-    for blocks in operands.blocks(np.dtype(np.float64) if _has_float64(operands) else dtype):
+    for blocks in operands.blocks(np.dtype(np.float64) if _needs_float64(operands) else dtype):
         for group in by_measure.values():
             with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are the largest
                 keys = _keys(group[0].measure(blocks), dtype)
@@ -129,8 +129,9 @@ def _pass(operands: Operands, searches: Sequence[_Search], dtype: np.dtype[Any])
                 search.look(keys, blocks)
 
 
-def _has_float64(operands: Operands) -> bool:
-    return any(tensor.spec.dtype == "F64" for tensor in operands.tensors)
+def _needs_float64(operands: Operands) -> bool:
+    """Say whether float32 does not hold the operands: they are float64, or not rounded yet."""
+    return any(tensor.spec.dtype == "F64" or not tensor.is_exact for tensor in operands.tensors)
 
 
 def _keys(values: Array, dtype: np.dtype[Any]) -> Array:
@@ -153,7 +154,7 @@ def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]
     size = operands.tensors[0].spec.count
     scratch = Scratch()
     parts: dict[int, list[Array]] = {}
-    working = np.dtype(np.float64) if _has_float64(operands) else dtype
+    working = np.dtype(np.float64) if _needs_float64(operands) else dtype
     for start in range(0, size - _RUN + 1, size // _runs(size)):
         with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
             blocks = upcast_blocks(operands.tensors, start, start + _RUN, scratch, working)
