@@ -229,7 +229,9 @@ def test_manifest_lists_exactly_the_planned_tensors(op, example):
 
 @pytest.mark.parametrize("op", EVERY_OP)
 @pytest.mark.parametrize("workers", [2, 8])
-def test_bytes_do_not_depend_on_workers(op, workers, example, monkeypatch):
+@pytest.mark.parametrize("platform", ["linux", "darwin"])  # processes, and threads
+def test_bytes_do_not_depend_on_workers(op, platform, workers, example, monkeypatch):
+    monkeypatch.setattr("surgeon.output.workers.sys.platform", platform)
     monkeypatch.setattr("surgeon.output.workers._SHARED_FROM", 0)
     monkeypatch.setattr(execute, "_UNIT", 1 << 10)
     expected = example.operate(step(op), options=Options(workers=1))

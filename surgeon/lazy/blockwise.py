@@ -139,6 +139,15 @@ def upcast_blocks(
     return Blocks([evaluated(Request(t, start, stop, dtype), scratch) for t in tensors], start)
 
 
+def rounded(tensor: LazyTensor) -> LazyTensor:
+    """Return a tensor whose values are those that its dtype has, for what is made of it too."""
+    return tensor if tensor.is_exact else Blockwise(tensor.spec, _first, (tensor,), rounds=True)
+
+
+def _first(blocks: Blocks, statistics: None, out: Array) -> Array:
+    return blocks[0]
+
+
 class _Values(NamedTuple):
     """What a kernel made, and of which blocks."""
 

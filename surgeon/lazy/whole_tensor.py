@@ -31,8 +31,7 @@ class WholeTensor(Form):
 
     The kernel gets each operand in its own shape, upcast to `working`, and returns the values of
     the spec's shape; `spare_bytes` is what it takes besides them. Operands that are computed too
-    are not rounded before, nor is this until it is stored, or with `rounds` for whatever is made
-    of it. Where a result does not fit into the
+    are not rounded before, nor is this until it is stored. Where a result does not fit into the
     spec's dtype, `explain` is given the operands, to raise what is wrong with them. A tensor that
     several others take parts of is computed once for all of them where they are written one after
     the other; with `is_kept`, for what is small but dear, once for all in a process. `about` holds
@@ -47,7 +46,6 @@ class WholeTensor(Form):
     explain: Callable[[Sequence[Array]], None] | None = None
     is_kept: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
-    rounds: bool = False
     _kept: list[Array] = field(default_factory=list, init=False, repr=False)
 
     step = BLOCK
@@ -66,7 +64,7 @@ class WholeTensor(Form):
     @property
     def is_exact(self) -> bool:
         dtype = DTYPES[self.spec.dtype]
-        return self.rounds or dtype.kind != "float" or dtype.bits == 64
+        return dtype.kind != "float" or dtype.bits == 64
 
     @property
     def scratch_bytes(self) -> ScratchBytes:

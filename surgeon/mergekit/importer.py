@@ -13,7 +13,7 @@ from surgeon.base.errors import UsageError
 from surgeon.formats import open_checkpoint
 from surgeon.mergekit.methods import METHODS, Json, Method
 from surgeon.mergekit.values import Names, Rule, as_rules, containing, varying
-from surgeon.numeric.dtypes import DTYPES, require_dtype
+from surgeon.numeric.dtypes import require_dtype
 
 # What means nothing where everything is kept.
 _SPARSE = ("density", "gamma", "epsilon", "rescale")
@@ -68,25 +68,8 @@ class Importer:
         recipe["steps"] = steps
         if dtype := self._config.get("out_dtype") or self._config.get("dtype"):
             wanted = require_dtype(str(dtype))
-            recipe["steps"] = self._raised(steps, wanted, self._names(state).dtypes)
             recipe["output"] = {"dtype": wanted}
         return Imported(recipe, state, (f"apply it to {state}", *self._notes))
-
-    @staticmethod
-    def _raised(steps: list[Json], wanted: str, dtypes: frozenset[str]) -> list[Json]:
-        """Return steps of which the first that computes finds the state in a wider dtype.
-
-        A step rounds to the state's dtype, the output's may hold more. Where the state is not here
-        it may be of any dtype.
-        """
-        bits = DTYPES[wanted].bits
-        narrowest = min((DTYPES[dtype].bits for dtype in dtypes), default=16)
-        computing = [number for number, step in enumerate(steps)
-                     if step["op"] not in ("layers", "delete", "copy")]  # fmt: skip
-        if narrowest >= bits or not computing:
-            return steps
-        cast: Json = {"op": "cast", "target": "**", "dtype": wanted}
-        return [*steps[: computing[0]], cast, *steps[computing[0] :]]
 
     def _only_model(self) -> Json:
         models = self._config["models"]
@@ -346,14 +329,12 @@ class Importer:
         checkpoint = open_checkpoint(path)
         try:
             found = all_positions(checkpoint.tensors)
-            kinds = {tensor.spec.dtype for tensor in checkpoint.tensors.values()}
-            dtypes = frozenset(kind for kind in kinds if DTYPES[kind].kind == "float")
             if not found:
-                return Names("model.layers", (), dtypes=dtypes)
+                return Names("model.layers", ())
             container = max(found, key=lambda name: len(found[name]))
             modules = [name.rpartition(".")[0] for name in checkpoint.tensors
                        if layer_of(name) is None and not is_before_layers(name)]  # fmt: skip
-            return Names(container, tuple(dict.fromkeys(modules)), len(found[container]), dtypes)
+            return Names(container, tuple(dict.fromkeys(modules)), len(found[container]))
         finally:
             checkpoint.close()
 

@@ -26,13 +26,12 @@ class Rule:
 class Names:
     """What the layers of the models are called, and the tensors behind the last one.
 
-    And how many there are, and of which floating-point dtypes, where the model is here.
+    And how many there are, where the model is here.
     """
 
     container: str
     behind: tuple[str, ...]
     count: int | None = None
-    dtypes: frozenset[str] = frozenset()
 
     def pattern(self, layers: Sequence[int] | None, text: str | None) -> str:
         """Return a pattern of layers' tensors (None: all layers) whose names have a text."""

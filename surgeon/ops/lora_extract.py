@@ -14,7 +14,7 @@ from surgeon.base.errors import PlanError
 from surgeon.base.patterns import Target
 from surgeon.draft import ADAPTER_WEIGHTS, Draft, Tensors
 from surgeon.draft.registry import op
-from surgeon.lazy import LazyTensor, Scratch, TensorSpec, WholeTensor, detached
+from surgeon.lazy import LazyTensor, Scratch, TensorSpec, WholeTensor, detached, rounded
 from surgeon.lazy.values import require_finite, same_values
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.numeric.matrices import coefficients, right_singular
@@ -197,12 +197,11 @@ def _factors(weight: _Weight, energy: float | None) -> tuple[LazyTensor, LazyTen
         partial(_directions, weight, energy),
         pair,
         spare_bytes=spare * _FLOAT64_BYTES,
-        rounds=True,  # B is fitted to A as it is stored
     )
     b = WholeTensor(
         TensorSpec(dtype, (outputs, weight.rank)),
         partial(_coefficients, weight),
-        (*pair, a),
+        (*pair, rounded(a)),  # B is fitted to A as it is stored
         spare_bytes=(2 * count + weight.rank * (outputs + weight.rank)) * _FLOAT64_BYTES,
         explain=partial(_too_large, weight.name, dtype),
     )

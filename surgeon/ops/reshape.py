@@ -49,9 +49,7 @@ def reshape(
 def _reshaped(
     name: str, tensor: LazyTensor, spec: TensorSpec, sizes: tuple[int, ...]
 ) -> LazyTensor:
-    made = Rearranged(tensor, tuple(range(len(spec.shape))), sizes)
     try:
-        made.new_regions()
-    except PlanError as error:
+        return Rearranged(tensor, tuple(range(len(spec.shape))), sizes)
+    except PlanError as error:  # too many pieces of it are new
         raise error.at(f"'{name}'") from None
-    return made

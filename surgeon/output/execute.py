@@ -6,6 +6,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from surgeon.base.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.draft import Check
 from surgeon.formats.checkpoint import Record
 from surgeon.lazy import ByteRange, Computed, Scratch, is_computed_at_once, walk
+from surgeon.numeric.blas import is_pinned
 from surgeon.numeric.dtypes import DTYPES
 from surgeon.output.checksums import Algorithm, Running, crc32_joined
 from surgeon.output.layout import OutputFile, Placed
@@ -34,6 +36,10 @@ _PER_COMPUTED = 64 << 10
 # Reads and writes of at most this much; larger ones leave the processor's cache.
 COPY_BUFFER = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2
+_NOT_PINNED = (
+    "how many threads NumPy's linear algebra has cannot be set here, and the last bits of "
+    "decompositions may depend on it; OMP_NUM_THREADS=1 settles it"
+)
 
 Progress = Callable[[int], None]
 
@@ -92,14 +98,21 @@ class _Done:
     file_sha256: str = ""
 
 
+class _Own(threading.local):
+    """What each worker has of its own, be it a process or a thread."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+        self.buffer = memoryview(bytearray(COPY_BUFFER))
+
+
 class Executor:
     """Checks, writes and verifies, with as many workers as there is work for."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._scratch = Scratch()
-        self._buffer = memoryview(bytearray(COPY_BUFFER))
-        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._own = _Own()
+        self._start = _sync_file_range()
 
     def check(self, checks: Sequence[tuple[str, Check]], size_bytes: int) -> list[str]:
         """Run the checks that look at tensor data, of about this size; return what they report."""
@@ -109,7 +122,7 @@ class Executor:
     def _check(self, item: tuple[str, Check]) -> str | None:
         place, check = item
         try:
-            note = check(self._scratch)
+            note = check(self._own.scratch)
         except SurgeonError as error:
             raise error.at(place) from None
         return f"{place}: {note}" if note else None
@@ -154,6 +167,10 @@ class Executor:
         if self._options.checksums == "none":
             for found in written.files.values():
                 found.checksums.clear()
+        if not is_pinned() and any(
+            is_computed_at_once(placed.tensor) for file in files.values() for placed in file.tensors
+        ):
+            written.notes.append(_NOT_PINNED)
         for descriptor, file in files.items():
             if os.pread(descriptor, len(file.header), 0) != file.header:
                 raise WriteError(f"{file.name}: reads back with another header than was written")
@@ -203,7 +220,7 @@ class Executor:
     def _verify(self, record: Record) -> None:
         running = Running("crc32")
         for start in range(0, record.size_bytes, COPY_BUFFER):
-            block = self._buffer[: min(COPY_BUFFER, record.size_bytes - start)]
+            block = self._own.buffer[: min(COPY_BUFFER, record.size_bytes - start)]
             record.file.read_into(record.offset + start, block)
             running.update(block)
         self._is_verified(record, f"crc32:{running.crc32:08x}")
@@ -246,7 +263,7 @@ class Executor:
         return done
 
     def _write_unit(self, unit: _Unit, hashing: Hash | None) -> _Done:
-        self._scratch.forget(walk(unit.placed.tensor))
+        self._own.scratch.forget(walk(unit.placed.tensor))
         running = Running(self._options.checksums, hashing)
         offset, copied = unit.offset, 0
         descriptor = unit.descriptor
@@ -274,7 +291,7 @@ class Executor:
         self, piece: ByteRange, descriptor: int | None, offset: int, running: Running
     ) -> None:
         for start in range(0, piece.size_bytes, COPY_BUFFER):
-            block = self._buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
+            block = self._own.buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
             piece.file.read_into(piece.offset + start, block)
             running.update(block)
             if descriptor is not None:
@@ -301,7 +318,7 @@ class Executor:
         return True
 
     def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
-        scratch, start = self._scratch, piece.start
+        scratch, start = self._own.scratch, piece.start
         step = piece.tensor.step
         while start < piece.stop:
             stop = min(start + step - start % step, piece.stop)
@@ -315,11 +332,21 @@ class Executor:
         return offset
 
     def _start_write_back(self, descriptor: int, offset: int, size_bytes: int) -> None:
-        if start := getattr(self._libc, "sync_file_range", None):
-            start(
+        if self._start is not None:
+            self._start(
                 descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes),
                 _SYNC_FILE_RANGE_WRITE,
             )  # fmt: skip
+
+
+def _sync_file_range() -> Callable[..., int] | None:
+    """Return the system's call of this name; None where it has none."""
+    try:
+        found: Callable[..., int] | None
+        found = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+    except (OSError, TypeError):  # there is no such library
+        return None
+    return found
 
 
 def _used(records: Iterable[Record], files: Iterable[OutputFile]) -> list[Record]:
@@ -354,6 +381,9 @@ def _work(file: OutputFile) -> int:
 
 def _allocate(descriptor: int, size_bytes: int) -> None:
     """Reserve the space, so that a full disk is known at once."""
+    if not hasattr(os, "posix_fallocate"):
+        os.ftruncate(descriptor, size_bytes)
+        return
     try:
         os.posix_fallocate(descriptor, 0, size_bytes)
     except OSError as error:

@@ -37,7 +37,8 @@ def parallel_map(work: Callable[[_In], _Out], items: Sequence[_In], workers: int
     """Yield results in the order of the items; the first failure ends all workers.
 
     Where there are several workers, `work` runs in processes that are forked here: they see
-    everything that there is now, what they change stays theirs, and results are pickled.
+    everything that there is now, what they change stays theirs, and results are pickled. Elsewhere
+    it runs in threads: what it changes must be of one thread alone.
     """
     workers = min(workers, len(items))
     if workers <= 1:
@@ -91,7 +92,8 @@ def _begin(work: Callable[[Any], Any], items: Sequence[Any], parent: int) -> Non
     global _task
     _task = work, items
     # A worker that outlived a killed run would go on writing, and hold the output's lock.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if (control := getattr(ctypes.CDLL(None), "prctl", None)) is not None:
+        control(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too

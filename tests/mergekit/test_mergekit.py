@@ -203,22 +203,15 @@ def test_a_gradient_over_one_layer_is_its_last_value(tmp_path: Path) -> None:
     assert step["t"] == [{"target": r"re:h\.(0)\..*", "value": 1.0}, {"value": 0.0}]
 
 
-@pytest.mark.parametrize(
-    ("here", "dtype", "casts"),
-    [
-        (torch.bfloat16, "float32", True),
-        (torch.bfloat16, "float16", False),
-        (torch.float64, "float32", False),
-        (None, "float32", True),
-        (None, "bfloat16", False),
-    ],
-)
-def test_a_wider_dtype_is_the_state_s_before_it_is_merged(
-    tmp_path: Path, here: torch.dtype | None, dtype: str, casts: bool
-) -> None:
-    a = network(tmp_path, "a", dtype=here) if here else "a"
-    found = steps(tmp_path, merge_method="linear", models=models(a, "b", weight=1), dtype=dtype)
-    assert [step["op"] for step in found] == ["cast"] * casts + ["average"]
+@pytest.mark.parametrize("words", [{"dtype": "float32"}, {"dtype": "bfloat16", "out_dtype": "F32"}],
+                         ids=str)  # fmt: skip
+def test_a_wider_dtype_is_the_output_s_alone(tmp_path: Path, words: dict[str, str]) -> None:
+    a = network(tmp_path, "a", dtype=torch.bfloat16)
+    found = imported(
+        given(tmp_path, merge_method="linear", models=models(a, "b", weight=1), **words)
+    ).recipe
+    assert [step["op"] for step in found["steps"]] == ["average"]
+    assert found["output"] == {"dtype": "F32"}
 
 
 def test_a_base_that_is_no_source_of_a_slice_is_left_out(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ class Arithmetic:
 
     combine: Kernel
     statistics: Callable[[Operands], Any] | None = None
-    # Otherwise float64: one rounding of an inexact float32 decides about one bf16 in 30 000.
+    # Of operands of the result's dtype, that is. Otherwise float64: one rounding of an inexact
+    # float32 decides about one bf16 in 30 000.
     exact_in_float32: bool = False
     run: int = 1
     held_bytes: int = 0
@@ -143,9 +144,9 @@ class Merged:
             return WholeTensor(
                 spec, combine, operands, found.spare_bytes, explain=explain, about=self.about
             )
-        working = np.dtype(np.float32 if found.exact_in_float32 else np.float64)
-        if any(tensor.spec.dtype == "F64" for tensor in operands):
-            working = _FLOAT64
+        # Of values with more digits than the result's, float32 may end halfway between two results.
+        alike = all(tensor.spec.dtype == spec.dtype != "F64" for tensor in operands)
+        working = np.dtype(np.float32) if found.exact_in_float32 and alike else _FLOAT64
         kernel, compiled = found.combine, found.compiled
         if explain and found.hides_operands:
             compiled = None

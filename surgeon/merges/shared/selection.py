@@ -149,7 +149,7 @@ def _pass(operands: Operands, searches: Sequence[_Search], dtype: np.dtype[Any])
             for search in searches:
                 search.look_at_stored(stored, *room)
         return
-    for blocks in operands.blocks(np.dtype(np.float64) if _has_float64(operands) else dtype):
+    for blocks in operands.blocks(np.dtype(np.float64) if _needs_float64(operands) else dtype):
         for group in by_measure.values():
             with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are the largest
                 keys = _keys(group[0].measure(blocks), dtype)
@@ -157,8 +157,9 @@ def _pass(operands: Operands, searches: Sequence[_Search], dtype: np.dtype[Any])
                 search.look(keys, blocks)
 
 
-def _has_float64(operands: Operands) -> bool:
-    return any(tensor.spec.dtype == "F64" for tensor in operands.tensors)
+def _needs_float64(operands: Operands) -> bool:
+    """Say whether float32 does not hold the operands: they are float64, or not rounded yet."""
+    return any(tensor.spec.dtype == "F64" or not tensor.is_exact for tensor in operands.tensors)
 
 
 def _keys(values: Array, dtype: np.dtype[Any]) -> Array:
@@ -180,7 +181,7 @@ def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]
     """Begin each search with the window that a sample of the tensor suggests."""
     size = operands.tensors[0].spec.count
     starts = range(0, size - _RUN + 1, size // _runs(size))
-    working = np.dtype(np.float64) if _has_float64(operands) else dtype
+    working = np.dtype(np.float64) if _needs_float64(operands) else dtype
     blocks = Blocks((_sampled(tensor, starts, working) for tensor in operands.tensors), 0)
     samples: dict[int, Array] = {}
     with np.errstate(over="ignore", invalid="ignore"):
@@ -193,11 +194,15 @@ def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]
 def _sampled(tensor: LazyTensor, starts: range, working: np.dtype[Any]) -> Array:
     """Return the values of the runs that begin at these places."""
     scratch = Scratch()
-    stored = np.empty((len(starts), _RUN), DTYPES[tensor.spec.dtype].storage)
-    for row, start in zip(stored, starts, strict=True):
+    dtype = DTYPES[tensor.spec.dtype].storage if tensor.is_exact else working
+    found = np.empty((len(starts), _RUN), dtype)
+    for row, start in zip(found, starts, strict=True):
         with scratch.scope():
-            row[:] = tensor.elements(start, start + _RUN, scratch)
-    flat = stored.reshape(-1)
+            if tensor.is_exact:
+                row[:] = tensor.elements(start, start + _RUN, scratch)
+            else:
+                row[:] = tensor.values(start, start + _RUN, scratch, working)
+    flat = found.reshape(-1)
     if flat.dtype == working:
         return flat
     return upcast(flat, tensor.spec.dtype, np.empty(len(flat), working))
