@@ -38,6 +38,7 @@ from tests.network import (
     example_tensors,
     raw_bytes,
     read,
+    write,
 )
 
 EVERY_OP = [pytest.param(op, id=name) for name, op in OPS.items()]
@@ -346,6 +347,25 @@ def run_on_read_only_blocks(form):
 def test_merging_a_model_with_itself_returns_it(op, example):
     example.models |= dict.fromkeys(("other", "third"), str(example.input))
     assert_identical(example.operate(step(op)).tensors, read(example.input))
+
+
+@pytest.mark.parametrize("op", MERGES)
+def test_zeros_keep_the_sign_that_the_base_model_gives_them(op, example):
+    if op.name == "average":
+        pytest.skip("it has no base model: the mean of -0 and 0 is 0")
+    state = {name: signed_zeros(tensor) for name, tensor in read(example.input).items()}
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    example.input = write(example.folder / "signed.safetensors", state)
+    zero = str(write(example.folder / "zero.safetensors", zeros))
+    example.models |= dict.fromkeys(("other", "third"), zero)
+    assert_identical(example.operate(step(op)).tensors, state)
+
+
+def signed_zeros(tensor):
+    if not tensor.is_floating_point():
+        return torch.zeros_like(tensor)
+    signs = torch.where(torch.arange(tensor.numel()) % 3 == 0, -0.0, 0.0)
+    return signs.reshape(tensor.shape).to(tensor.dtype)
 
 
 # --- A recipe of no steps -------------------------------------------------------------------------

@@ -62,8 +62,8 @@ def consensus(
             votes += np.abs(change, out=change) > spare
         if scale != 1:
             out *= scale
-        # NaN and Inf stay, to be seen; adding -0.0 leaves the base's zeros their sign.
-        np.copyto(out, -0.0, where=(votes < at_least) & np.isfinite(out))
+        # NaN and Inf stay, to be seen.
+        np.copyto(out, 0.0, where=(votes < at_least) & np.isfinite(out))
         return np.add(blocks[0], out, out=out)
 
     return Arithmetic(combine, pruning.statistics, held_bytes=pruning.held_bytes)

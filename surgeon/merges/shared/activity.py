@@ -57,8 +57,7 @@ def acting(epsilon: float, boost: Boost | None = None) -> Arithmetic:
             out += change
             if boost:
                 alone += np.multiply(change, factor, out=change)
-        # Divided by -1 where nothing acts: adding -0.0 leaves the base's zeros their sign.
-        divisors = np.array([-1.0, *range(1, len(changes) + 1)])
+        divisors = np.array([1.0, *range(1, len(changes) + 1)])
         out /= np.take(divisors, together)
         if boost:
             np.copyto(out, alone, where=together == 1)

@@ -27,7 +27,7 @@ def election(
     Of each element the sign of the sum is elected, zero being positive; contributions of that sign
     are added. With `normalize`, that is divided by the weights of the models that agree. With
     `shares`, contributions are multiplied by the weights once the sign is elected. Where none
-    agrees the result is -0.0, which changes nothing that it is added to.
+    agrees the result is zero.
     """
     divisors = _divisors(at, weights, normalize)
 
@@ -108,7 +108,7 @@ def _looked_up(weights: Sequence[float], normalize: bool) -> Callable[[Sequence[
 
 def _divisor(weights: Sequence[float], normalize: bool) -> float:
     if not weights:
-        return -1.0
+        return 1.0
     if not normalize:
         return 1.0
     total = float(sum(weights))
@@ -128,7 +128,7 @@ def _added_up(weights: Sequence[float], normalize: bool) -> Callable[[Sequence[A
         if not normalize:
             np.copyto(total, 1.0)
         total[np.abs(total) <= 1e-12 * size] = np.nan
-        total[size == 0] = -1.0
+        total[size == 0] = 1.0
         return total
 
     return add_up

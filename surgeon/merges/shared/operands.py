@@ -141,6 +141,7 @@ class Merged:
         explain = self._explain if self.nonfinite == "error" else None
         if isinstance(found, WholeArithmetic):
             combine = self._looked_at(found.combine) if explain else found.combine
+            combine = partial(_whole_with_signs_of_base, combine)
             return WholeTensor(
                 spec, combine, operands, found.spare_bytes, explain=explain, about=self.about
             )
@@ -148,12 +149,15 @@ class Merged:
         alike = all(tensor.spec.dtype == spec.dtype != "F64" for tensor in operands)
         working = np.dtype(np.float32) if found.exact_in_float32 and alike else _FLOAT64
         kernel, compiled = found.combine, found.compiled
+        # Halves of equal zeros have their sign by themselves.
+        if not found.exact_in_float32:
+            kernel = _with_signs_of_base(kernel)
         if explain and found.hides_operands:
             compiled = None
-            look = self._looked_at
+            look, unguarded = self._looked_at, kernel
 
             def kernel(blocks: Blocks, statistics: Any, out: Array) -> Array:
-                return look(lambda seen: found.combine(blocks, statistics, out))(blocks)
+                return look(lambda seen: unguarded(blocks, statistics, out))(blocks)
 
         return Blockwise(
             spec, kernel, operands, found.statistics, working, explain, found.run,
@@ -175,6 +179,32 @@ class Merged:
         for block, model in zip(blocks, self.models, strict=True):
             require_finite(block, f"'{self.name}'" + (f" in model '{model}'" if model else ""))
         raise beyond(self.name, self.tensors[0].spec.dtype)
+
+
+def _with_signs_of_base(combine: Kernel) -> Kernel:
+    """Return a kernel that keeps the base model's bits where its result is equal to it.
+
+    Only zeros are equal and have other bits: a change of nothing may turn the base's -0 into 0.
+    """
+
+    def kernel(blocks: Blocks, statistics: Any, out: Array) -> Array:
+        return _keep_signs(combine(blocks, statistics, out), blocks[0])
+
+    return kernel
+
+
+def _whole_with_signs_of_base(
+    combine: Callable[[Sequence[Array]], Array], values: Sequence[Array]
+) -> Array:
+    return _keep_signs(combine(values), values[0])
+
+
+def _keep_signs(result: Array, base: Array) -> Array:
+    zeros = result == 0
+    if zeros.any():
+        np.logical_and(zeros, base == 0, out=zeros)
+        np.copyto(result, base, where=zeros)
+    return result
 
 
 def _largest(blocks: Sequence[Array], statistics: None, out: Array) -> Array:

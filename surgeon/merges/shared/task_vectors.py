@@ -36,14 +36,12 @@ def summed(
 ) -> Arithmetic:
     """Return b + λ Σ wᵢ sᵢ, divided by Σ wᵢ where `normalize`, of pruned task vectors sᵢ."""
     total = total_weight(weights) if normalize else 1.0
-    has_negative = min(*weights, lambda_, 0) < 0
 
     def combine(blocks: Blocks, statistics: Any, out: Array) -> Array:
         base = blocks[0]
         spare = out
         for model, (tensor, weight) in enumerate(zip(blocks[1:], weights, strict=True)):
-            # Negative task vectors: subtracting a zero from the base keeps the base's sign of zero.
-            change = np.subtract(base, tensor, out=spare)
+            change = np.subtract(tensor, base, out=spare)
             pruning.prune(model, change, blocks.start, statistics)
             if weight != 1:
                 change *= weight
@@ -55,9 +53,7 @@ def summed(
             out /= total
         if lambda_ != 1:
             out *= lambda_
-        if has_negative:
-            out += 0.0
-        return np.subtract(base, out, out=out)
+        return np.add(base, out, out=out)
 
     ending = Ending(total, lambda_, add_zero=has_negative)
 
