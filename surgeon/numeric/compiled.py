@@ -1,4 +1,4 @@
-"""The compiled loops: kernels.c and crc32.c, where they were built when surgeon was installed.
+"""The compiled loops: kernels.c and others, where they were built when surgeon was installed.
 
 Each takes blocks as they are stored and gives the bits that its NumPy form gives, which is what
 runs where there is no library, or where SURGEON_KERNELS=numpy asks for it. While a loop runs, other
@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 LIBRARY = Path(__file__).with_name("kernels.so")
-# The dtypes that the loops know, in the order of the enum in kernels.c.
+# The dtypes that the loops know, in the order of the enum in kernels.h.
 _NAMES = ("BF16", "F16", "F8_E4M3", "F8_E5M2", "F32", "F64")
 CODES = {name: code for code, name in enumerate(_NAMES)}
-# As in kernels.c: what a loop works on at once, and how many sums it keeps side by side.
+# As in kernels.h: what a loop works on at once, and how many sums it keeps side by side.
 CHUNK, LANES = 512, 128
 # What is built says which calls it answers; a library that was left behind by others is no use.
 _INTERFACE = 1

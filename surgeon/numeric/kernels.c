@@ -5,42 +5,7 @@
  * NumPy form of each; both give the same bits. So nothing here is reordered or contracted: compile
  * with -ffp-contract=off and without -ffast-math.
  */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
-/* One clone of a loop for each generation of processors, chosen when the library is loaded. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(SURGEON_PLAIN)
-#if __GNUC__ >= 12
-#define HAS_CLONES
-#endif
-#endif
-#ifdef HAS_CLONES
-#define CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define CLONES
-#endif
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define INLINE static inline
-#endif
-
-enum { BF16, F16, E4M3, E5M2, F32, F64 };
-enum { CHUNK = 512, LANES = 128 };
-
-struct operand {
-    const void *data;
-    int64_t dtype;
-};
+#include "kernels.h"
 
 /* To be changed with any function's arguments; compiled.py knows the same number. */
 EXPORT int surgeon_interface(void) { return 1; }
@@ -59,36 +24,6 @@ EXPORT const char *surgeon_processor(void)
 #else
     return "plain";
 #endif
-}
-
-INLINE size_t least_of(size_t a, size_t b) { return a < b ? a : b; }
-
-INLINE float float_of(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE uint32_t bits_of(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-INLINE double double_of(uint64_t bits)
-{
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE uint64_t long_bits_of(double value)
-{
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
 }
 
 /* ---- Upcasts ---- */
@@ -346,9 +281,8 @@ CLONES EXPORT void surgeon_products(size_t vectors, size_t length, const struct 
 
 /* ---- Selection by magnitude ---- */
 
-/* |x - base|, or |x| where there is no base; as bits, which are in the same order. */
-CLONES static void magnitude_keys(struct operand base, struct operand x, size_t start, size_t count,
-                                  uint64_t *restrict keys)
+CLONES void surgeon_magnitude_keys(struct operand base, struct operand x, size_t start,
+                                   size_t count, uint64_t *restrict keys)
 {
     double own[CHUNK], other[CHUNK];
     load(x, start, count, own);
@@ -372,7 +306,7 @@ CLONES EXPORT size_t surgeon_within(size_t count, struct operand base, struct op
     for (size_t start = 0; start < count; start += CHUNK) {
         size_t size = least_of(CHUNK, count - start);
         uint64_t found = 0;
-        magnitude_keys(base, x, start, size, keys);
+        surgeon_magnitude_keys(base, x, start, size, keys);
         for (size_t i = 0; i < size; i++) {
             above += keys[i] > high;
             found += keys[i] - low <= high - low;
@@ -398,7 +332,7 @@ CLONES EXPORT void surgeon_bins(size_t count, struct operand base, struct operan
     uint64_t keys[CHUNK], above = 0, inside = 0;
     for (size_t start = 0; start < count; start += CHUNK) {
         size_t size = least_of(CHUNK, count - start);
-        magnitude_keys(base, x, start, size, keys);
+        surgeon_magnitude_keys(base, x, start, size, keys);
         for (size_t i = 0; i < size; i++) {
             above += keys[i] > high;
             keys[i] -= low;
@@ -589,74 +523,6 @@ CLONES EXPORT void surgeon_magnitudes(size_t count, struct operand base,
     }
     to[0] = folded(lanes[0]);
     to[1] = folded(lanes[1]);
-}
-
-/* ---- Ranks ---- */
-
-/* Sort numbers by their upper 32 bits, leaving equal ones in their order; returns where they are:
- * in `items` or in `spare`. */
-static uint64_t *sorted(size_t count, uint64_t *items, uint64_t *spare)
-{
-    enum { MOST = 11 };
-    uint64_t varying = 0;
-    uint32_t bins[1 << MOST];
-    int low = 32, high = 64;
-    for (size_t i = 0; i < count; i++)
-        varying |= items[i] ^ items[0];
-    /* Only bits that are not the same in all: differences of bfloat16 have few. */
-    while (low < 64 && !(varying >> low & 1))
-        low++;
-    while (high > low && !(varying >> (high - 1) & 1))
-        high--;
-    /* Longer digits take fewer passes, but as many steps for each row as a digit has values. */
-    int most = count < 1024 ? 8 : MOST, passes = (high - low + most - 1) / most;
-    for (int left = passes; left > 0; left--) {
-        int digit = (high - low + left - 1) / left;
-        uint32_t mask = (1u << digit) - 1;
-        memset(bins, 0, (size_t)(mask + 1) * sizeof *bins);
-        for (size_t i = 0; i < count; i++)
-            bins[items[i] >> low & mask]++;
-        for (uint32_t bin = 0, sum = 0, here; bin <= mask; bin++, sum += here) {
-            here = bins[bin];
-            bins[bin] = sum;
-        }
-        for (size_t i = 0; i < count; i++)
-            spare[bins[items[i] >> low & mask]++] = items[i];
-        uint64_t *other = items;
-        items = spare;
-        spare = other;
-        low += digit;
-    }
-    return items;
-}
-
-/* For each row of magnitudes |x - base| the number that `table` has for the rank of each, from 0,
- * ascending, of equal ones the first being the lowest. `keys` has CHUNK more than a row, `items` two
- * rows. Rows have less than 2^32 elements. */
-CLONES EXPORT void surgeon_by_rank(size_t rows, size_t row, struct operand base, struct operand x,
-                                   const double *table, uint64_t *keys, uint64_t *items, double *to)
-{
-    for (size_t r = 0; r < rows; r++, to += row) {
-        uint64_t inexact = 0;
-        for (size_t start = 0; start < row; start += CHUNK)
-            magnitude_keys(base, x, r * row + start, least_of(CHUNK, row - start), keys + start);
-        for (size_t i = 0; i < row; i++) {
-            float narrow = (float)double_of(keys[i]);
-            inexact |= long_bits_of(narrow) ^ keys[i];
-            items[i] = (uint64_t)bits_of(narrow) << 32 | i;
-        }
-        uint64_t *found = items;
-        if (inexact) {
-            for (size_t i = 0; i < row; i++)
-                items[i] = keys[i] << 32 | i;
-            found = sorted(row, items, items + row);
-            for (size_t i = 0; i < row; i++)
-                found[i] = (keys[(uint32_t)found[i]] & 0xffffffff00000000) | (uint32_t)found[i];
-        }
-        found = sorted(row, found, found == items ? items + row : items);
-        for (size_t rank = 0; rank < row; rank++)
-            to[(uint32_t)found[rank]] = table[rank];
-    }
 }
 
 /* ---- Looking at values ---- */

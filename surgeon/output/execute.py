@@ -6,6 +6,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -101,13 +102,20 @@ class _Done:
     file_sha256: str = ""
 
 
+class _Room(threading.local):
+    """What a worker uses again and again; each has its own, threads too."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+        self.buffer = memoryview(bytearray(COPY_BUFFER))
+
+
 class Executor:
     """Checks, writes and verifies, with as many workers as there is work for."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._scratch = Scratch()
-        self._buffer = memoryview(bytearray(COPY_BUFFER))
+        self._room = _Room()
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def check(self, checks: Sequence[tuple[str, Check]], size_bytes: int) -> list[str]:
@@ -118,7 +126,7 @@ class Executor:
     def _check(self, item: tuple[str, Check]) -> str | None:
         place, check = item
         try:
-            note = check(self._scratch)
+            note = check(self._room.scratch)
         except SurgeonError as error:
             raise error.at(place) from None
         return f"{place}: {note}" if note else None
@@ -212,7 +220,7 @@ class Executor:
     def _verify(self, record: Record) -> None:
         running = Running("crc32")
         for start in range(0, record.size_bytes, COPY_BUFFER):
-            block = self._buffer[: min(COPY_BUFFER, record.size_bytes - start)]
+            block = self._room.buffer[: min(COPY_BUFFER, record.size_bytes - start)]
             record.file.read_into(record.offset + start, block)
             running.update(block)
         self._is_verified(record, f"crc32:{running.crc32:08x}")
@@ -255,7 +263,7 @@ class Executor:
         return done
 
     def _write_unit(self, unit: _Unit, hashing: Hash | None) -> _Done:
-        self._scratch.forget(unit.placed.tensor)
+        self._room.scratch.forget(unit.placed.tensor)
         running = Running(self._options.checksums, hashing)
         offset, copied = unit.offset, 0
         descriptor = unit.descriptor
@@ -283,7 +291,7 @@ class Executor:
         self, piece: ByteRange, descriptor: int | None, offset: int, running: Running
     ) -> None:
         for start in range(0, piece.size_bytes, COPY_BUFFER):
-            block = self._buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
+            block = self._room.buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
             piece.file.read_into(piece.offset + start, block)
             running.update(block)
             if descriptor is not None:
@@ -310,7 +318,7 @@ class Executor:
         return True
 
     def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
-        scratch, start = self._scratch, piece.start
+        scratch, start = self._room.scratch, piece.start
         step = piece.tensor.step if isinstance(piece.tensor, Blockwise) else BLOCK
         while start < piece.stop:
             stop = min(start + step - start % step, piece.stop)
