@@ -206,7 +206,7 @@ class Blockwise:
         if not self.compiled or not compiled.knows(self.spec.dtype, *dtypes):
             return False
         statistics = scratch.known(self, self._known) if self.statistics else None
-        with scratch.scope():
+        with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
             blocks = stored_blocks(self.operands, start, stop, scratch)
             fits = self.compiled(blocks, statistics, self.spec.dtype, out)
         return fits or self.explain is None
