@@ -8,8 +8,8 @@ from setuptools.command.build_ext import build_ext
 # Never -ffast-math: the loops give the bits that NumPy gives.
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
          "-fvisibility=hidden"]  # fmt: skip
-SOURCES = ["surgeon/numeric/kernels.c", "surgeon/numeric/crc32.c",
-           "surgeon/numeric/philox.c"]  # fmt: skip
+FILES = ("kernels", "ranks", "crc32", "philox")
+SOURCES = [f"surgeon/numeric/{name}.c" for name in FILES]
 
 
 class BuildLoops(build_ext):
@@ -36,7 +36,13 @@ class BuildLoops(build_ext):
 
 setup(
     ext_modules=[
-        Extension("surgeon.numeric.kernels", SOURCES, extra_compile_args=FLAGS, optional=True)
+        Extension(
+            "surgeon.numeric.kernels",
+            SOURCES,
+            depends=["surgeon/numeric/kernels.h"],
+            extra_compile_args=FLAGS,
+            optional=True,
+        )
     ],
     cmdclass={"build_ext": BuildLoops},
 )

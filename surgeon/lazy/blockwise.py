@@ -264,7 +264,9 @@ class Blockwise(Form):
                 for operand in self.operands:
                     block = yield Request(operand, start, stop)
                     stored.append(Block(block, operand.spec.dtype))
-                if self.compiled(stored, statistics, self.spec.dtype, out) or not self.explain:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    fits = self.compiled(stored, statistics, self.spec.dtype, out)
+                if fits or not self.explain:
                     return
         spare = scratch.take(np.uint32, SPARE * (stop - start))
         # Sums of float32 may overflow although their mean does not.

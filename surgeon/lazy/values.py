@@ -6,6 +6,8 @@ import numpy as np
 
 from surgeon.base.errors import PlanError
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
+from surgeon.numeric import compiled
+from surgeon.numeric.compiled import Block
 from surgeon.numeric.dtypes import DTYPES, LARGEST, Array
 
 
@@ -48,6 +50,10 @@ def is_finite_tensor(tensor: LazyTensor, scratch: Scratch) -> bool:
     for start in range(0, tensor.spec.count, BLOCK):
         with scratch.scope():
             stop = min(start + BLOCK, tensor.spec.count)
-            if not is_finite(upcast_blocks([tensor], start, stop, scratch)[0]):
+            if compiled.knows(tensor.spec.dtype):
+                block = Block(tensor.elements(start, stop, scratch), tensor.spec.dtype)
+                if not compiled.extremes(block, np.zeros(2)):
+                    return False
+            elif not is_finite(upcast_blocks([tensor], start, stop, scratch)[0]):
                 return False
     return True

@@ -51,7 +51,7 @@ def average(
         return np.divide(out, divisor, out=out)
 
     by, into = (1 / divisor, 1.0) if _is_power_of_two(divisor) else (1.0, divisor)
-    form = Linear([1.0] * len(weights) if equal else weights, by, into, exact)
+    form = Linear([1.0] * len(weights) if equal else weights, by, into, exact, keep_zeros=not exact)
     return Arithmetic(combine, exact_in_float32=exact, compiled=form)
 
 

@@ -7,18 +7,22 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.lazy import Blocks, Operands
+from surgeon.lazy import Blocks, Operands, StoredBlocks
 from surgeon.merges.shared import Arithmetic, TensorContext, Varying, merge
-from surgeon.merges.shared.election import Election, election
+from surgeon.merges.shared.election import Election, divisor_table, election
 from surgeon.merges.shared.moments import root_mean_squares
 from surgeon.merges.shared.selection import Cut, cuts, held_bytes, share
-from surgeon.numeric.dtypes import Array
+from surgeon.numeric import compiled
+from surgeon.numeric.compiled import Change
+from surgeon.numeric.dtypes import Array, upcast
 
 
 @dataclass(frozen=True)
 class _Known:
     selected: Cut | None
     elect: Election
+    shares: Sequence[float]
+    divisors: Array | None
 
 
 @merge(
@@ -49,13 +53,31 @@ def sce(
             ((cut,),) = cuts(operands, [_variance], [[wanted]])
             selected = Cut(cut.least, cut.end if cut.least else 0)
         roots = root_mean_squares(operands, lambda blocks: _changes(blocks, selected))
-        return _Known(selected, election(at, _shares(roots), normalize=True, shares=True))
+        shares = _shares(roots)
+        elect = election(at, shares, normalize=True, shares=True)
+        return _Known(selected, elect, shares, divisor_table(shares, normalize=True))
 
     def combine(blocks: Blocks, statistics: _Known, out: Array) -> Array:
         statistics.elect(_changes(blocks, statistics.selected), out)
         return np.add(blocks[0], out, out=out)
 
-    return Arithmetic(combine, find, held_bytes=held_bytes(prod(at.shape), 1))
+    def compiled_form(blocks: StoredBlocks, statistics: _Known, dtype: str, out: Array) -> bool:
+        mask = None
+        if statistics.selected:
+            raised = (upcast(b.elements, b.dtype, np.empty(len(out), np.float64)) for b in blocks)
+            values = Blocks(raised, blocks.start)
+            mask = statistics.selected.kept(_variance(values), blocks.start)
+        changes = [Change(mask, share=share) for share in statistics.shares]
+        assert statistics.divisors is not None
+        return compiled.elected(blocks, changes, statistics.divisors, 1.0, dtype, out, shares=True)[
+            0
+        ]
+
+    few = divisor_table([1.0] * len(at.streams), normalize=True) is not None
+    return Arithmetic(
+        combine, find, held_bytes=held_bytes(prod(at.shape), 1),
+        compiled=compiled_form if few else None,
+    )  # fmt: skip
 
 
 def _changes(blocks: Blocks, selected: Cut | None) -> list[Array]:

@@ -1,4 +1,4 @@
-"""The compiled loops: kernels.c and crc32.c, where they were built when surgeon was installed.
+"""The compiled loops: kernels.c and others, where they were built when surgeon was installed.
 
 Each takes blocks as they are stored and gives the bits that its NumPy form gives, which is what
 runs where there is no library, or where SURGEON_KERNELS=numpy asks for it. While a loop runs, other
@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 LIBRARY = Path(__file__).with_name("kernels.so")
-# The dtypes that the loops know, in the order of the enum in kernels.c.
+# The dtypes that the loops know, in the order of the enum in kernels.h.
 _NAMES = ("BF16", "F16", "F8_E4M3", "F8_E5M2", "F32", "F64")
 CODES = {name: code for code, name in enumerate(_NAMES)}
-# As in kernels.c: what a loop works on at once, and how many sums it keeps side by side.
+# As in kernels.h: what a loop works on at once, and how many sums it keeps side by side.
 CHUNK, LANES = 512, 128
 # What is built says which calls it answers; a library that was left behind by others is no use.
-_INTERFACE = 1
+_INTERFACE = 2
 _ALL = (1 << 63) - 1
 
 
@@ -76,7 +76,7 @@ class _Change(Structure):
 
 class _Ending(Structure):
     _fields_ = (
-        ("divide", c_double), ("multiply", c_double), ("from_zero", c_int64), ("add_zero", c_int64),
+        ("divide", c_double), ("multiply", c_double), ("from_zero", c_int64),
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
         f"linear{bits}": (
             _FLAG,
             (_COUNT, POINTER(_Operand), _COUNT, _POINTER, c_double, c_double, c_int64, _POINTER,
-             _FLAG),
+             _FLAG, _FLAG),
         )
         for bits in (32, 64)
     },
@@ -222,13 +222,17 @@ def linear(
     divide: float = 1.0,
     in_float32: bool = False,
     one_nan: bool = True,
+    keep_zeros: bool = False,
 ) -> bool:
-    """Write Σ factor · block · multiply / divide, rounded once; return whether all fit."""
+    """Write Σ factor · block · multiply / divide, rounded once; return whether all fit.
+
+    With `keep_zeros` a zero that is the first block's keeps that one's sign.
+    """
     function = _loops().linear32 if in_float32 else _loops().linear64
     numbers = np.array(factors, np.float64)
     return not function(
         len(out), _operands(blocks), len(blocks), _address(numbers), multiply, divide,
-        CODES[dtype], _address(out), int(one_nan),
+        CODES[dtype], _address(out), int(one_nan), int(keep_zeros),
     )  # fmt: skip
 
 
@@ -304,7 +308,6 @@ class Ending:
     divide: float = 1.0
     multiply: float = 1.0
     from_zero: bool = False
-    add_zero: bool = False
 
 
 def summed(
@@ -312,7 +315,7 @@ def summed(
 ) -> bool:
     """Write base - Σ (base - block), each changed, rounded once; return whether all fit."""
     base, *others = blocks
-    end = _Ending(ending.divide, ending.multiply, int(ending.from_zero), int(ending.add_zero))
+    end = _Ending(ending.divide, ending.multiply, int(ending.from_zero))
     return not _loops().sum(
         len(out), _operand(base), _changes(others, changes), len(others), end, CODES[dtype],
         _address(out),

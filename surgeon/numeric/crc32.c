@@ -1,17 +1,9 @@
 /* CRC-32, as zlib's: by tables, and where the processor can, by carry-less multiplication. */
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "kernels.h"
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #elif defined(__ARM_FEATURE_CRC32)
 #include <arm_acle.h>
-#endif
-
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
 #endif
 
 static uint32_t crc_tables[8][256];

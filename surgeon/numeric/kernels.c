@@ -5,45 +5,10 @@
  * NumPy form of each; both give the same bits. So nothing here is reordered or contracted: compile
  * with -ffp-contract=off and without -ffast-math.
  */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
-/* One clone of a loop for each generation of processors, chosen when the library is loaded. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(SURGEON_PLAIN)
-#if __GNUC__ >= 12
-#define HAS_CLONES
-#endif
-#endif
-#ifdef HAS_CLONES
-#define CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define CLONES
-#endif
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define INLINE static inline
-#endif
-
-enum { BF16, F16, E4M3, E5M2, F32, F64 };
-enum { CHUNK = 512, LANES = 128 };
-
-struct operand {
-    const void *data;
-    int64_t dtype;
-};
+#include "kernels.h"
 
 /* To be changed with any function's arguments; compiled.py knows the same number. */
-EXPORT int surgeon_interface(void) { return 1; }
+EXPORT int surgeon_interface(void) { return 2; }
 
 EXPORT const char *surgeon_processor(void)
 {
@@ -59,36 +24,6 @@ EXPORT const char *surgeon_processor(void)
 #else
     return "plain";
 #endif
-}
-
-INLINE size_t least_of(size_t a, size_t b) { return a < b ? a : b; }
-
-INLINE float float_of(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE uint32_t bits_of(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-INLINE double double_of(uint64_t bits)
-{
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE uint64_t long_bits_of(double value)
-{
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
 }
 
 /* ---- Upcasts ---- */
@@ -253,15 +188,18 @@ INLINE void load(struct operand from, size_t start, size_t count, double *restri
 
 /* ---- Linear combinations ---- */
 
-/* Σ factor · operand, in the order of the operands; then times `multiply`, then by `divide`. */
+/* Σ factor · operand, in the order of the operands; then times `multiply`, then by `divide`. With
+ * `keep_zeros` a zero that is the first operand's keeps that one's sign. */
 #define LINEAR(REAL, UPCAST, DOWNCAST)                                                           \
-    REAL sum[CHUNK], term[CHUNK];                                                                \
+    REAL sum[CHUNK], term[CHUNK], own[CHUNK];                                                    \
     int beyond = 0;                                                                              \
     for (size_t start = 0; start < count; start += CHUNK) {                                      \
         size_t size = least_of(CHUNK, count - start);                                            \
         for (size_t k = 0; k < operands; k++) {                                                  \
             REAL factor = (REAL)factors[k], *into = k ? term : sum;                              \
             UPCAST(from[k].dtype, from[k].data, start, size, into);                              \
+            if (keep_zeros && !k)                                                                \
+                memcpy(own, sum, size * sizeof *own);                                            \
             if (factor != 1)                                                                     \
                 for (size_t i = 0; i < size; i++)                                                \
                     into[i] *= factor;                                                           \
@@ -275,20 +213,22 @@ INLINE void load(struct operand from, size_t start, size_t count, double *restri
         if (divide != 1)                                                                         \
             for (size_t i = 0; i < size; i++)                                                    \
                 sum[i] /= (REAL)divide;                                                          \
+        for (size_t i = 0; i < size && keep_zeros; i++)                                          \
+            sum[i] = sum[i] == 0 && own[i] == 0 ? own[i] : sum[i];                               \
         beyond |= DOWNCAST(dtype, sum, start, size, to, always);                                 \
     }                                                                                            \
     return beyond;
 
 CLONES EXPORT int surgeon_linear32(size_t count, const struct operand *from, size_t operands,
                                    const double *factors, double multiply, double divide,
-                                   int64_t dtype, void *to, int always)
+                                   int64_t dtype, void *to, int always, int keep_zeros)
 {
     LINEAR(float, surgeon_upcast32, surgeon_downcast32)
 }
 
 CLONES EXPORT int surgeon_linear64(size_t count, const struct operand *from, size_t operands,
                                    const double *factors, double multiply, double divide,
-                                   int64_t dtype, void *to, int always)
+                                   int64_t dtype, void *to, int always, int keep_zeros)
 {
     LINEAR(double, surgeon_upcast64, surgeon_downcast64)
 }
@@ -346,9 +286,8 @@ CLONES EXPORT void surgeon_products(size_t vectors, size_t length, const struct 
 
 /* ---- Selection by magnitude ---- */
 
-/* |x - base|, or |x| where there is no base; as bits, which are in the same order. */
-CLONES static void magnitude_keys(struct operand base, struct operand x, size_t start, size_t count,
-                                  uint64_t *restrict keys)
+CLONES void surgeon_magnitude_keys(struct operand base, struct operand x, size_t start,
+                                   size_t count, uint64_t *restrict keys)
 {
     double own[CHUNK], other[CHUNK];
     load(x, start, count, own);
@@ -372,7 +311,7 @@ CLONES EXPORT size_t surgeon_within(size_t count, struct operand base, struct op
     for (size_t start = 0; start < count; start += CHUNK) {
         size_t size = least_of(CHUNK, count - start);
         uint64_t found = 0;
-        magnitude_keys(base, x, start, size, keys);
+        surgeon_magnitude_keys(base, x, start, size, keys);
         for (size_t i = 0; i < size; i++) {
             above += keys[i] > high;
             found += keys[i] - low <= high - low;
@@ -398,7 +337,7 @@ CLONES EXPORT void surgeon_bins(size_t count, struct operand base, struct operan
     uint64_t keys[CHUNK], above = 0, inside = 0;
     for (size_t start = 0; start < count; start += CHUNK) {
         size_t size = least_of(CHUNK, count - start);
-        magnitude_keys(base, x, start, size, keys);
+        surgeon_magnitude_keys(base, x, start, size, keys);
         for (size_t i = 0; i < size; i++) {
             above += keys[i] > high;
             keys[i] -= low;
@@ -478,13 +417,20 @@ CLONES static void change_of(const struct change *how, const double *restrict ba
                 to[i] *= factor[k];
 }
 
-/* How a sum of changes is finished: divided, multiplied, a zero added, which makes -0 to 0. */
+/* How a sum of changes is finished: divided, then multiplied. */
 struct ending {
     double divide, multiply;
-    int64_t from_zero, add_zero;
+    int64_t from_zero;
 };
 
-/* base - Σ (base - x), each changed. Subtracting a zero leaves a zero of the base its sign. */
+/* Where the result is the base model's zero, it keeps its sign. */
+INLINE void keep_zeros_of(const double *restrict base, size_t size, double *restrict to)
+{
+    for (size_t i = 0; i < size; i++)
+        to[i] = to[i] == 0 && base[i] == 0 ? base[i] : to[i];
+}
+
+/* base - Σ (base - x), each changed. */
 CLONES EXPORT int surgeon_sum(size_t count, struct operand base, const struct change *changes,
                               size_t models, struct ending end, int64_t dtype, void *to)
 {
@@ -505,10 +451,9 @@ CLONES EXPORT int surgeon_sum(size_t count, struct operand base, const struct ch
             sum[i] /= end.divide;
         for (size_t i = 0; i < size && end.multiply != 1; i++)
             sum[i] *= end.multiply;
-        for (size_t i = 0; i < size && end.add_zero; i++)
-            sum[i] += 0.0;
         for (size_t i = 0; i < size; i++)
             sum[i] = own[i] - sum[i];
+        keep_zeros_of(own, size, sum);
         beyond |= surgeon_downcast64(dtype, sum, start, size, to, 1);
     }
     return beyond;
@@ -565,6 +510,7 @@ CLONES EXPORT int surgeon_elect(size_t count, struct operand base, const struct 
         flags |= 2 * elect(size, changes, models, has_shares, divisors, spare, sum);
         for (size_t i = 0; i < size; i++)
             sum[i] = own[i] + sum[i] * lambda;
+        keep_zeros_of(own, size, sum);
         flags |= surgeon_downcast64(dtype, sum, start, size, to, 1);
     }
     return flags;
@@ -589,74 +535,6 @@ CLONES EXPORT void surgeon_magnitudes(size_t count, struct operand base,
     }
     to[0] = folded(lanes[0]);
     to[1] = folded(lanes[1]);
-}
-
-/* ---- Ranks ---- */
-
-/* Sort numbers by their upper 32 bits, leaving equal ones in their order; returns where they are:
- * in `items` or in `spare`. */
-static uint64_t *sorted(size_t count, uint64_t *items, uint64_t *spare)
-{
-    enum { MOST = 11 };
-    uint64_t varying = 0;
-    uint32_t bins[1 << MOST];
-    int low = 32, high = 64;
-    for (size_t i = 0; i < count; i++)
-        varying |= items[i] ^ items[0];
-    /* Only bits that are not the same in all: differences of bfloat16 have few. */
-    while (low < 64 && !(varying >> low & 1))
-        low++;
-    while (high > low && !(varying >> (high - 1) & 1))
-        high--;
-    /* Longer digits take fewer passes, but as many steps for each row as a digit has values. */
-    int most = count < 1024 ? 8 : MOST, passes = (high - low + most - 1) / most;
-    for (int left = passes; left > 0; left--) {
-        int digit = (high - low + left - 1) / left;
-        uint32_t mask = (1u << digit) - 1;
-        memset(bins, 0, (size_t)(mask + 1) * sizeof *bins);
-        for (size_t i = 0; i < count; i++)
-            bins[items[i] >> low & mask]++;
-        for (uint32_t bin = 0, sum = 0, here; bin <= mask; bin++, sum += here) {
-            here = bins[bin];
-            bins[bin] = sum;
-        }
-        for (size_t i = 0; i < count; i++)
-            spare[bins[items[i] >> low & mask]++] = items[i];
-        uint64_t *other = items;
-        items = spare;
-        spare = other;
-        low += digit;
-    }
-    return items;
-}
-
-/* For each row of magnitudes |x - base| the number that `table` has for the rank of each, from 0,
- * ascending, of equal ones the first being the lowest. `keys` has CHUNK more than a row, `items` two
- * rows. Rows have less than 2^32 elements. */
-CLONES EXPORT void surgeon_by_rank(size_t rows, size_t row, struct operand base, struct operand x,
-                                   const double *table, uint64_t *keys, uint64_t *items, double *to)
-{
-    for (size_t r = 0; r < rows; r++, to += row) {
-        uint64_t inexact = 0;
-        for (size_t start = 0; start < row; start += CHUNK)
-            magnitude_keys(base, x, r * row + start, least_of(CHUNK, row - start), keys + start);
-        for (size_t i = 0; i < row; i++) {
-            float narrow = (float)double_of(keys[i]);
-            inexact |= long_bits_of(narrow) ^ keys[i];
-            items[i] = (uint64_t)bits_of(narrow) << 32 | i;
-        }
-        uint64_t *found = items;
-        if (inexact) {
-            for (size_t i = 0; i < row; i++)
-                items[i] = keys[i] << 32 | i;
-            found = sorted(row, items, items + row);
-            for (size_t i = 0; i < row; i++)
-                found[i] = (keys[(uint32_t)found[i]] & 0xffffffff00000000) | (uint32_t)found[i];
-        }
-        found = sorted(row, found, found == items ? items + row : items);
-        for (size_t rank = 0; rank < row; rank++)
-            to[(uint32_t)found[rank]] = table[rank];
-    }
 }
 
 /* ---- Looking at values ---- */

@@ -1,13 +1,6 @@
 /* Philox 4x64 of ten rounds (Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3), as
  * NumPy's bit generator of that name gives it. */
-#include <stddef.h>
-#include <stdint.h>
-
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
+#include "kernels.h"
 
 static uint64_t product(uint64_t a, uint64_t b, uint64_t *low)
 {

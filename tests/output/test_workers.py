@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from surgeon.base.errors import PlanError, WriteError
+from surgeon.output.execute import Options
 from surgeon.output.workers import parallel_map
 
 
@@ -101,3 +103,16 @@ def _is_running(process: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+def test_threads_have_scratch_of_their_own(example, monkeypatch):
+    """Where there is no fork, threads are the workers."""
+    ties = {"op": "ties", "models": ["other", "third"], "density": 0.5}
+    expected = example.operate(ties, options=Options(workers=1)).path.read_bytes()
+    monkeypatch.setattr("surgeon.output.workers._SHARED_FROM", 0)
+    monkeypatch.setattr("surgeon.output.execute._UNIT", 1 << 10)
+    macos = SimpleNamespace(platform="darwin")
+    monkeypatch.setattr("surgeon.output.workers.sys", macos)
+    for _ in range(5):
+        again = example.operate(ties, options=Options(workers=4))
+        assert again.path.read_bytes() == expected

@@ -179,7 +179,7 @@ def combined(vectors: Vectors, *, relative: bool = False) -> CompiledForm | None
     def combine(blocks: StoredBlocks, statistics: Shares, dtype: str, out: Array) -> bool:
         factors = [float(factor) for factor in statistics.factors[0]]
         if not relative and not statistics.alike[0]:
-            return compiled.linear(blocks, factors, dtype, out)
+            return compiled.linear(blocks, factors, dtype, out, keep_zeros=True)
         changes = [Change(weight=factor) for factor in (factors if relative else factors[1:])]
         return compiled.summed(blocks, changes, Ending(from_zero=True), dtype, out)
 

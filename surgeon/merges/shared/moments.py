@@ -9,6 +9,7 @@ import numpy as np
 
 from surgeon.lazy import Blocks, Operands
 from surgeon.numeric.dtypes import Array
+from surgeon.numeric.sums import sum_of
 
 # Sums of squares within these have not lost anything to underflow, nor overflowed.
 _LEAST, _MOST = 1e-200, 1e300
@@ -42,8 +43,7 @@ def _sums_of_squares(
             for model, found in enumerate(values(blocks)):
                 if scales:
                     np.divide(found, scales[model], out=found)
-                # Not np.dot, whose bits depend on the number of threads.
-                totals[model] += float(np.add.reduce(np.square(found, out=found)))
+                totals[model] += sum_of(np.square(found, out=found))
     return totals
 
 

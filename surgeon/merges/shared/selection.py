@@ -30,8 +30,8 @@ _HELD = 1 << 21
 _FEW = 1 << 18
 _BINS = 1 << 16
 # A sample tells nearly where a threshold lies: runs of so many elements, of one element in 64.
-_RUN, _SAMPLED = 256, 64
-_FEWEST_RUNS, _MOST_RUNS = 64, 256
+_RUN, _SAMPLED = 512, 64
+_FEWEST_RUNS, _MOST_RUNS = 32, 128
 
 # A new array of signed values of which the magnitudes are compared.
 Measure = Callable[[Blocks], Array]

@@ -55,7 +55,7 @@ def summed(
             out *= lambda_
         return np.add(base, out, out=out)
 
-    ending = Ending(total, lambda_, add_zero=has_negative)
+    ending = Ending(total, lambda_)
 
     def compiled_form(blocks: StoredBlocks, statistics: Any, dtype: str, out: Array) -> bool:
         changes = _changes(blocks, pruning, weights, statistics)
