@@ -166,13 +166,14 @@ def opened(
         is_needed = first.optimizer_state == "carry"
         is_used = any(stage.optimizer_state == "carry" for stage in stages.stages)
         state: OptimizerState | None = None
-        notes: list[str] = []
+        notes: list[str] = list(stages.notes)
         if optimizer is not None or checkpoint.contents is not None:
             from surgeon.manifest import optimizer_state  # most runs have none
 
-            state, notes = optimizer_state.of_run(
+            state, about = optimizer_state.of_run(
                 optimizer, checkpoint, made.tensors, stack, is_used=is_used, is_needed=is_needed
             )
+            notes += about
         if is_needed and state is None:
             raise PlanError(
                 f"{recipe.label}: training: stage '{first.name}' carries an optimizer's state, "
