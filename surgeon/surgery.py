@@ -23,6 +23,7 @@ from surgeon.manifest.names import (
     is_file,
     manifest_of,
     optimizer_of,
+    state_beside,
 )
 from surgeon.model_folder.files import Besides, besides
 from surgeon.ops.shared import torch_module
@@ -123,6 +124,7 @@ def opened(
     locations: Mapping[str, str],
     optimizer: str | None = None,
     *,
+    optimizer_order: str | None = None,
     allow_code: bool = False,
 ) -> Iterator[Opened]:
     """Open all checkpoints of a recipe and plan it; reads headers only.
@@ -167,20 +169,21 @@ def opened(
         is_used = any(stage.optimizer_state == "carry" for stage in stages.stages)
         state: OptimizerState | None = None
         notes: list[str] = list(stages.notes)
-        if optimizer is not None or checkpoint.contents is not None:
+        if optimizer is not None or optimizer_order or checkpoint.contents is not None:
             from surgeon.manifest import optimizer_state  # most runs have none
 
             state, about = optimizer_state.of_run(
-                optimizer, checkpoint, made.tensors, stack, is_used=is_used, is_needed=is_needed
-            )
+                optimizer, checkpoint, made.tensors, stack, is_used=is_used, is_needed=is_needed,
+                order=optimizer_order,
+            )  # fmt: skip
             notes += about
         if is_needed and state is None:
             raise PlanError(
                 f"{recipe.label}: training: stage '{first.name}' carries an optimizer's state, "
                 "and there is none; --optimizer FILE says where it is"
             )
-        beside: Path | None = optimizer_of(checkpoint.path)
-        if beside and beside.exists() and optimizer is None and state is None:
+        beside = state_beside(checkpoint.path)
+        if beside and optimizer is None and state is None:
             notes = [*notes, f"{beside} is not carried; --optimizer {beside} does that"]
         else:
             beside = None

@@ -24,6 +24,7 @@ from surgeon.cli.options import (
     json_option,
     model_option,
     optimizer_option,
+    optimizer_order_option,
     set_option,
     size,
 )
@@ -119,14 +120,16 @@ def _say(lines: Sequence[str]) -> None:
 @contextmanager
 def _planned(
     recipe: str, source: str, extra: Sequence[str], named: Mapping[str, str],
-    variables: Mapping[str, Any], optimizer: str | None, *, allow_code: bool,
+    variables: Mapping[str, Any], optimizer: str | None, optimizer_order: str | None, *,
+    allow_code: bool,
 ) -> Iterator[Opened]:  # fmt: skip
     from surgeon.recipe import load
     from surgeon.surgery import bind_models, opened
 
     loaded = load(recipe, variables)
     locations = bind_models(loaded, extra, named)
-    with opened(loaded, source, locations, optimizer, allow_code=allow_code) as made:
+    with opened(loaded, source, locations, optimizer, optimizer_order=optimizer_order,
+                allow_code=allow_code) as made:  # fmt: skip
         yield made
 
 
@@ -138,6 +141,7 @@ def _planned(
 @model_option
 @set_option
 @optimizer_option
+@optimizer_order_option
 @allow_code_option
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option(
@@ -159,7 +163,8 @@ def _planned(
 )  # fmt: skip
 def _apply(
     recipe: str, source: str, models: Sequence[str], output: Path, named: dict[str, str],
-    variables: dict[str, Any], optimizer: str | None, allow_code: bool, force: bool,
+    variables: dict[str, Any], optimizer: str | None, optimizer_order: str | None,
+    allow_code: bool, force: bool,
     link: bool, as_json: bool, quiet: bool, checksums: Literal["crc32", "sha256", "none"],
     workers: int | None, max_memory: int | None,
 ) -> None:  # fmt: skip
@@ -177,7 +182,14 @@ def _apply(
 
     began = time.monotonic()
     with _planned(
-        recipe, source, models, named, variables, optimizer, allow_code=allow_code
+        recipe,
+        source,
+        models,
+        named,
+        variables,
+        optimizer,
+        optimizer_order,
+        allow_code=allow_code,
     ) as opened:
         count = workers or _default_workers()
         if max_memory is not None:
@@ -220,17 +232,26 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @model_option
 @set_option
 @optimizer_option
+@optimizer_order_option
 @allow_code_option
 @json_option
 def _plan(
     recipe: str, source: str, models: Sequence[str], named: dict[str, str],
-    variables: dict[str, Any], optimizer: str | None, allow_code: bool, as_json: bool,
+    variables: dict[str, Any], optimizer: str | None, optimizer_order: str | None,
+    allow_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what RECIPE would make of INPUT; reads no tensor data."""
     from surgeon.cli import report
 
     with _planned(
-        recipe, source, models, named, variables, optimizer, allow_code=allow_code
+        recipe,
+        source,
+        models,
+        named,
+        variables,
+        optimizer,
+        optimizer_order,
+        allow_code=allow_code,
     ) as opened:
         opened.besides.check()
         if as_json:

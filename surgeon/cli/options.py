@@ -63,6 +63,11 @@ optimizer_option = click.option(
     help="Where the optimizer's state is that is to go through the same surgery; 'none' leaves "
     "behind the one in INPUT, which is taken where a stage carries it.",
 )  # fmt: skip
+optimizer_order_option = click.option(
+    "--optimizer-order", metavar="strict|FILE",
+    help="How a state without names is told: 'strict' refuses to go by the order of the model's "
+    "parameters alone, FILE is a JSON list of names in the optimizer's order.",
+)  # fmt: skip
 allow_code_option = click.option(
     "--allow-code", is_flag=True,
     help="Let `match` import and run the module that the recipe names.",

@@ -37,6 +37,14 @@ def choose(value: object, inner: str, place: str) -> tuple[dict[str, LazyTensor]
     return _tensors(chosen, place, notes), tuple(notes)
 
 
+def state_dicts(value: object) -> dict[str, dict[str, LazyTensor]]:
+    """Return all dicts of tensors in a torch file's value, by the words that name them."""
+    return {
+        name: {str(key): item for key, item in found.items() if isinstance(item, Held)}
+        for name, found in _candidates(value, "")
+    }
+
+
 def unwrapped(names: Mapping[str, Value]) -> tuple[dict[str, Value], str]:
     """Return the mapping with the wrapper prefixes that all names share taken off, and them."""
     removed = ""

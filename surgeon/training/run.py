@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -32,6 +33,10 @@ from surgeon.training.saved_state import Kind
 from surgeon.training.sharded import is_sharded
 from surgeon.training.started import Started
 
+_BY_ORDER = (
+    "optimizer_state was matched by the order of the parameters alone; to make certain, apply the "
+    "recipe to a state that has names, or give them with --optimizer-order FILE"
+)
 _NOT_OURS = "something else than the optimizer that start() returned writes to it"
 
 
@@ -326,6 +331,8 @@ def bound(manifest: Manifest, model: nn.Module) -> Run:
         problems += error.at(label).problems
     if problems:
         raise ManifestError(*problems)
+    if manifest.optimizer_state and manifest.optimizer_state.matched_by == "order":
+        warnings.warn(f"{label}: {_BY_ORDER}", stacklevel=3)
     with _placed(label):
         return Run(manifest, live, resolved(manifest, live))
 
