@@ -47,15 +47,9 @@ def seen(model: nn.Module, manifest: Manifest) -> Live:
     Segments of wrappers are left out wherever they stand in a name, and, where the manifest has no
     such names, a `module.` before all. A name that the manifest does not have is none where the
     same parameter goes by one that it has: transformers writes tied ones once. Raises ManifestError
-    where two names would meet, and for layers of PEFT.
+    where two names would meet.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    if adapted := [name for name, m in modules.items() if type(m).__module__.startswith("peft.")]:
-        raise ManifestError(
-            f"'{adapted[0]}' is a layer of PEFT, and the manifest is for the model without "
-            "adapters; bind and start the model first, then add adapters, or merge them into it "
-            "(merge_and_unload)"
-        )
     names = _Plain(modules)
     found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -140,6 +134,17 @@ def _file_problems(path: Path, stated: WeightFile) -> Iterator[str]:
         yield f"{path}: has {size_bytes} bytes, and the manifest says {stated.size_bytes}{_APPLY}"
     if header_sha256(header) != stated.header_sha256:
         yield f"{path}: its header is not the one that the manifest was written for{_APPLY}"
+
+
+def refuse_adapters(model: nn.Module) -> None:
+    """Raise ManifestError for a model with layers of PEFT."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("peft."):
+            raise ManifestError(
+                f"'{name}' is a layer of PEFT, and the manifest is for the model without adapters; "
+                "bind and start the model first, then add adapters, or merge them into it "
+                "(merge_and_unload)"
+            )
 
 
 def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
