@@ -29,6 +29,7 @@ def opened(
     locations: Mapping[str, str],
     optimizer: str | None = None,
     *,
+    optimizer_order: str | None = None,
     allow_code: bool = False,
 ) -> Iterator[Opened]:
     """Open all checkpoints of a recipe and plan it; reads headers only.
@@ -36,6 +37,7 @@ def opened(
     Without `allow_code`, a recipe whose `match` names a module is refused.
     `optimizer` is where the state of the input's optimizer is. Without it, a state that the input
     holds beside the model is taken where a stage carries it; "none" leaves that behind.
+    `optimizer_order` says how a state without names is told: "strict", or a JSON list of names.
     """
     with ExitStack() as stack:
 
@@ -63,7 +65,9 @@ def opened(
         if not made.tensors:
             raise PlanError(f"{recipe.label}: no tensor is left to write")
         stages = manifest.resolve(recipe, made, checkpoint, models)
-        carried = carry(recipe, stages.stages, optimizer, checkpoint, made.tensors, stack)
+        carried = carry(
+            recipe, stages, optimizer, checkpoint, made.tensors, stack, order=optimizer_order
+        )
         yield Opened(
             recipe, checkpoint, models, others, made, stages, carried.state, carried.notes,
             folder_files(recipe, checkpoint, made), carried.left_beside,

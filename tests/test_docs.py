@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from surgeon import recipe
 from surgeon.recipe import validation
 from surgeon.recipe.editor_schema import recipe_schema
-from tests.docs import PARTS, ROOT, generated
+from tests.docs import PARTS, ROOT, TORCH_TABLE, generated, torch_table
 
 README = (ROOT / "README.md").read_text()
 
@@ -117,3 +117,13 @@ def test_the_merge_of_the_readme_adds_what_models_agree_on(tmp_path: Path) -> No
     steps = [new[name] - old[name] for name in names]
     assert all(0 < (step != 0).sum() <= 8 for step in steps)  # 4 of each of two models
     torch.testing.assert_close(new["lm_head.weight"], old["lm_head.weight"], rtol=0, atol=0)
+
+
+def test_table_of_torch_classes_is_fresh() -> None:
+    text = torch_table()
+    if (
+        TORCH_TABLE.read_text().partition("TORCH =")[2].partition("\n")[0]
+        != (text.partition("TORCH =")[2].partition("\n")[0])
+    ):
+        pytest.skip("written with another version of torch")
+    assert TORCH_TABLE.read_text() == text

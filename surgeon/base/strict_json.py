@@ -36,12 +36,18 @@ def read_json(path: Path, *, most_bytes: int = MOST_BYTES, allow_infinite: bool 
 
 
 def parse_object(
-    text: bytes, *, most_bytes: int = MOST_BYTES, deepest: int = DEEPEST
+    text: bytes,
+    *,
+    most_bytes: int = MOST_BYTES,
+    deepest: int = DEEPEST,
+    allow_surrogates: bool = False,
 ) -> dict[str, Any]:
     """Return a JSON object that starts with the first byte; raises ValueError for anything else."""
     if not text.startswith(b"{"):
         raise ValueError(f"found {text[:4]!r} where the JSON object should start, expected '{{'")
-    value: dict[str, Any] = parse_json(text, most_bytes=most_bytes, deepest=deepest)
+    value: dict[str, Any] = parse_json(
+        text, most_bytes=most_bytes, deepest=deepest, allow_surrogates=allow_surrogates
+    )
     return value
 
 
@@ -51,10 +57,13 @@ def parse_json(
     most_bytes: int = MOST_BYTES,
     deepest: int = DEEPEST,
     allow_infinite: bool = False,
+    allow_surrogates: bool = False,
 ) -> Any:
     """Return the value of a JSON text; raises ValueError for what is refused.
 
-    `allow_infinite` lets NaN and the infinities through, which transformers writes into configs.
+    `allow_infinite` lets NaN and the infinities through, which transformers writes into configs,
+    and `allow_surrogates` halves of pairs, which are how Python spells a file's name that is not
+    UTF-8.
     """
     if len(text) > most_bytes:
         raise ValueError(f"longer than {most_bytes:,} bytes")
@@ -70,7 +79,7 @@ def parse_json(
         value = json.loads(decoded, **hooks)
         if type(value) is not dict or _has_more_keys(decoded, value):
             json.loads(decoded, **hooks, object_pairs_hook=_unique)
-        if "\\u" in decoded:
+        if "\\u" in decoded and not allow_surrogates:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"line {error.lineno}, column {error.colno}: {error.msg}") from None

@@ -18,6 +18,7 @@ from surgeon.cli.options import (
     json_option,
     model_option,
     optimizer_option,
+    optimizer_order_option,
     output_option,
     set_option,
     size,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 @contextmanager
 def _planned(
     recipe: str, source: str, extra: Sequence[str], named: Mapping[str, str],
-    variables: Mapping[str, Any], optimizer: str | None, *, allow_code: bool,
+    variables: Mapping[str, Any], optimizer: str | None, optimizer_order: str | None, *,
+    allow_code: bool,
 ) -> Iterator[Opened]:  # fmt: skip
     from surgeon.recipe import load
     from surgeon.recipe.locations import bind_models
@@ -38,7 +40,10 @@ def _planned(
 
     loaded = load(recipe, variables)
     locations = bind_models(loaded, extra, named)
-    with opened(loaded, source, locations, optimizer, allow_code=allow_code) as made:
+    with opened(
+        loaded, source, locations, optimizer, optimizer_order=optimizer_order,
+        allow_code=allow_code,
+    ) as made:  # fmt: skip
         yield made
 
 
@@ -50,6 +55,7 @@ def _planned(
 @model_option
 @set_option
 @optimizer_option
+@optimizer_order_option
 @allow_code_option
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option(
@@ -71,7 +77,8 @@ def _planned(
 )  # fmt: skip
 def _apply(
     recipe: str, source: str, paths: Sequence[str], output: Path | None, named: dict[str, str],
-    variables: dict[str, Any], optimizer: str | None, allow_code: bool, force: bool,
+    variables: dict[str, Any], optimizer: str | None,
+    optimizer_order: str | None, allow_code: bool, force: bool,
     link: bool, as_json: bool, quiet: bool, checksums: Literal["crc32", "sha256", "none"],
     workers: int | None, max_memory: int | None,
 ) -> None:  # fmt: skip
@@ -90,7 +97,7 @@ def _apply(
     models, target = _models_and_output(source, paths, output)
     began = time.monotonic()
     with _planned(
-        recipe, source, models, named, variables, optimizer, allow_code=allow_code
+        recipe, source, models, named, variables, optimizer, optimizer_order, allow_code=allow_code
     ) as opened:
         count = workers or default_workers()
         if max_memory is not None:
@@ -138,11 +145,13 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @model_option
 @set_option
 @optimizer_option
+@optimizer_order_option
 @allow_code_option
 @json_option
 def _plan(
     recipe: str, source: str, models: Sequence[str], output: Path | None, force: bool,
-    named: dict[str, str], variables: dict[str, Any], optimizer: str | None, allow_code: bool,
+    named: dict[str, str], variables: dict[str, Any], optimizer: str | None,
+    optimizer_order: str | None, allow_code: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Say what RECIPE would make of INPUT; reads no tensor data.
@@ -154,7 +163,7 @@ def _plan(
     from surgeon.surgery import output_plan
 
     with _planned(
-        recipe, source, models, named, variables, optimizer, allow_code=allow_code
+        recipe, source, models, named, variables, optimizer, optimizer_order, allow_code=allow_code
     ) as opened:
         plan = output_plan(opened, output, force=force)
         if as_json:

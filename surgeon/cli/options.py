@@ -68,6 +68,11 @@ output_option = click.option(
     "-o", "--output", metavar="OUTPUT", type=click.Path(path_type=Path),
     help="Where the result goes: a .safetensors file, or a model folder.",
 )  # fmt: skip
+optimizer_order_option = click.option(
+    "--optimizer-order", metavar="strict|FILE",
+    help="How a state without names is told: 'strict' refuses to go by the order of the model's "
+    "parameters alone, FILE is a JSON list of names in the optimizer's order.",
+)  # fmt: skip
 allow_code_option = click.option(
     "--allow-code", is_flag=True,
     help="Let `match` import and run the module that the recipe names.",

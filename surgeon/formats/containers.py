@@ -69,6 +69,14 @@ def _about_module(value: object) -> list[str]:
     return notes
 
 
+def state_dicts(value: object) -> dict[str, dict[str, LazyTensor]]:
+    """Return all dicts of tensors in a torch file's value, by the words that name them."""
+    return {
+        found.name: {str(key): item for key, item in found.value.items() if is_tensor(item)}
+        for found in _candidates(value, "")
+    }
+
+
 def _mapping(value: object) -> Container | None:
     """Return what is a dict, or stands for one; raises ValueError as `state_dict` does."""
     if isinstance(value, dict):

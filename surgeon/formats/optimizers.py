@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -45,13 +46,15 @@ class Entry:
 class SavedState:
     """An optimizer's state as a file holds it; its groups hold entries in the optimizer's order.
 
-    `place` is what names it on the command line. Nothing may be read after `close`.
+    `place` is what names it on the command line. `matched_by` is "order" in a file of ours whose
+    names were told by nothing better. Nothing may be read after `close`.
     """
 
     place: str
     groups: tuple[tuple[Entry, ...], ...]
     records: tuple[Record, ...]
     close: Callable[[], None]
+    matched_by: Literal["", "order"] = ""
 
     @property
     def entries(self) -> list[Entry]:
@@ -177,7 +180,13 @@ def state_of_ours(checkpoint: Checkpoint) -> SavedState:
         values = {key: checkpoint.tensors[name] for key, name in names.items()}
         own = frozenset(key for key, name in names.items() if name in were_numbers)
         entries.append(Entry(block, values, own))
-    return SavedState(str(checkpoint.path), (tuple(entries),), checkpoint.records, checkpoint.close)
+    return SavedState(
+        str(checkpoint.path),
+        (tuple(entries),),
+        checkpoint.records,
+        checkpoint.close,
+        "order" if described.get("matched_by") == "order" else "",
+    )
 
 
 def _names(value: object) -> list[str]:

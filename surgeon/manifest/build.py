@@ -27,7 +27,7 @@ from surgeon.manifest.model import (
     TensorEntry,
     WeightFile,
 )
-from surgeon.recipe import Recipe, lineage
+from surgeon.recipe import Recipe, lineage, torch_classes
 from surgeon.recipe.plan import Plan
 
 
@@ -48,6 +48,7 @@ class Training:
     optimizer: OptimizerClass | None
     teacher: WantedTeacher | None
     stages: Sequence[Stage]
+    notes: tuple[str, ...] = ()
 
 
 def resolve(
@@ -61,6 +62,7 @@ def resolve(
             read(OptimizerClass, optimizer) if optimizer else None,
             _teacher(section["teacher"], plan, models) if "teacher" in section else None,
             stages.resolve(section, plan.tensors),
+            tuple(torch_classes.notes(section)),
         )
     except SurgeonError as error:
         raise error.at(f"{recipe.label}: training") from None

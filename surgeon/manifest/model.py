@@ -180,6 +180,10 @@ class StateFile:
 
     file: Annotated[FileName, FILE_NAME]
     sha256: Sha256
+    matched_by: Annotated[
+        Literal["names", "shapes", "order"] | None,
+        "what told which parameter each state is of; the order alone is no proof",
+    ] = None
     parameters: Annotated[Blocks, "the blocks that have old state in it"]
 
 
@@ -314,7 +318,12 @@ Kind = TypeVar("Kind", bound=Manifest)
 
 def read(kind: type[Kind], path: Path) -> Kind:
     """Read the manifest at a path, strictly; raises OSError, or ValueError with what is wrong."""
-    found = parse_object(read_regular(path, MOST_BYTES), most_bytes=MOST_BYTES, deepest=_DEEPEST)
+    found = parse_object(
+        read_regular(path, MOST_BYTES),
+        most_bytes=MOST_BYTES,
+        deepest=_DEEPEST,
+        allow_surrogates=True,  # names of files
+    )
     version = found.get("surgeon_manifest")
     if type(version) is not int or version < 1:
         raise ValueError("not a surgeon manifest: it has no 'surgeon_manifest' version")

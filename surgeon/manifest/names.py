@@ -7,6 +7,8 @@ from pathlib import Path
 FOLDER_MANIFEST = "surgeon.manifest.json"
 FOLDER_OPTIMIZER = "surgeon.optimizer.safetensors"
 _SUFFIX = ".safetensors"
+# What transformers' Trainer and accelerate write into a folder.
+_TRAINERS = ("optimizer.pt", "optimizer.bin")
 
 
 def is_file(output: Path) -> bool:
@@ -24,6 +26,13 @@ def optimizer_of(output: Path) -> Path:
     if is_file(output):
         return output.with_suffix(".optimizer.safetensors")
     return output / FOLDER_OPTIMIZER
+
+
+def state_beside(path: Path) -> Path | None:
+    """Return an optimizer's state that lies beside a checkpoint: ours, or that of its trainer."""
+    found = [optimizer_of(path)]
+    found += [path / name for name in _TRAINERS] if path.is_dir() else []
+    return next((state for state in found if state.exists()), None)
 
 
 def located(path: Path) -> Path:

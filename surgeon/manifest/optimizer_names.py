@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Literal
 
-from surgeon.base.errors import PlanError, did_you_mean
+from surgeon.base.errors import Hints, PlanError, did_you_mean, listed
 from surgeon.base.regions import Region, intersection, parsed, split_block, whole
 from surgeon.draft import Tensors
 from surgeon.formats import SavedState
@@ -15,33 +18,120 @@ from surgeon.manifest.stages import is_parameter
 
 Match = tuple[str, Region, Entry]
 Shape = tuple[int, ...]
+MatchedBy = Literal["names", "shapes", "order"]
 _WITH_NAMES = (
-    "save the state of an optimizer that was made with model.named_parameters(), or leave it out "
-    "with --optimizer none"
+    "save the state of an optimizer that was made with model.named_parameters(), give the names in "
+    "its order (--optimizer-order FILE, a JSON list), or leave the state out (--optimizer none)"
 )
+STRICT = "strict"
 
 
-def matched(saved: SavedState, tensors: Tensors, *, ordered: bool) -> tuple[list[Match], list[str]]:
-    """Return what each entry is the state of, and the names of those that the input lacks.
+@dataclass(frozen=True)
+class Order:
+    """What is known of the order of an optimizer's parameters.
 
-    Entries without names are told by the order of the input's parameters, if it has that order.
-    Raises PlanError where counts or shapes do not fit, or the order does not tell.
+    `names` are all of them, group after group, as the user gave them. `is_kept` says whether the
+    input keeps the order of the model's parameters, and `is_strict` that it is no proof.
+    """
+
+    is_kept: bool
+    names: tuple[str, ...] | None = None
+    is_strict: bool = False
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What each entry is the state of, the names that the input lacks, and what told."""
+
+    found: list[Match]
+    unknown: list[str]
+    by: MatchedBy
+
+
+def matched(saved: SavedState, tensors: Tensors, order: Order) -> Matched:
+    """Return what each entry is the state of.
+
+    Told by names; else by shapes, where no two are equal; else, for the parameters of one group, by
+    the order of the input's own, if it has that. Raises PlanError where counts or shapes do not
+    fit, or nothing tells.
     """
     try:
-        if all(entry.block for entry in saved.entries):
-            found, unknown = _by_name(saved.entries, tensors)
-        elif ordered:
-            found, unknown = list(_by_order(saved, tensors)), []
-        else:
-            raise PlanError(
-                "holds no names, and only a torch file keeps the order of a model's parameters; "
-                + _WITH_NAMES
-            )
-        if problems := [*_misfits(found, tensors), *_twice(found, tensors)]:
+        result = _matched(saved, tensors, order)
+        if problems := [*_misfits(result.found, tensors), *_twice(result.found, tensors)]:
             raise PlanError(*problems)
     except PlanError as error:
         raise error.at(saved.place) from None
-    return found, unknown
+    return result
+
+
+def _matched(saved: SavedState, tensors: Tensors, order: Order) -> Matched:
+    if all(entry.block for entry in saved.entries):
+        if order.names is not None:
+            raise PlanError("has the names of its parameters; leave --optimizer-order FILE away")
+        return Matched(*_by_name(saved.entries, tensors), saved.matched_by or "names")
+    if order.names is not None:
+        return Matched(_by_given_names(saved.entries, order.names, tensors), [], "names")
+    shapes = _parameters(tensors)
+    if len(saved.entries) != len(shapes):
+        raise PlanError(
+            f"keeps the state of {len(saved.entries)} parameters without their names, and the "
+            f"input has {len(shapes)}; {_WITH_NAMES}"
+        )
+    if (found := _by_shape(saved.entries, shapes)) is not None:
+        return Matched(found, [], "shapes")
+    if len(saved.groups) > 1:
+        raise PlanError(
+            f"has {len(saved.groups)} groups of parameters without names, and several parameters "
+            f"of one shape: which is which cannot be told; {_WITH_NAMES}"
+        )
+    if not order.is_kept or _is_sorted(tensors):
+        reason = "its names were sorted" if order.is_kept else "only a torch file keeps it"
+        raise PlanError(
+            "holds no names, several parameters have one shape, and the input does not have the "
+            f"order of the model's parameters ({reason}); {_WITH_NAMES}"
+        )
+    if order.is_strict:
+        raise PlanError(
+            "holds no names, and several parameters have one shape, so that only the order of the "
+            f"input's parameters tells, which --optimizer-order strict refuses; {_WITH_NAMES}"
+        )
+    pairs = zip(shapes, saved.entries, strict=True)
+    return Matched([(name, whole(shapes[name]), entry) for name, entry in pairs], [], "order")
+
+
+def _is_sorted(tensors: Tensors) -> bool:
+    """Say whether names were sorted: torch's layers have their weight before their bias."""
+    names = list(tensors)
+    biases = [name for name in names if name.rpartition(".")[2] == "bias"]
+    has_weight = any(f"{name.removesuffix('bias')}weight" in tensors for name in biases)
+    return has_weight and names == sorted(names)
+
+
+def fits(saved: SavedState, tensors: Tensors) -> bool:
+    """Say whether a state without names could be that of these tensors, by counts and shapes."""
+    shapes = _parameters(tensors)
+    kept = Counter(shape for shape in map(_shape_of, saved.entries) if shape is not None)
+    return len(saved.entries) == len(shapes) and kept <= Counter(shapes.values())
+
+
+def _by_given_names(
+    entries: Sequence[Entry], names: Sequence[str], tensors: Tensors
+) -> list[Match]:
+    if len(names) != len(entries):
+        raise PlanError(
+            f"keeps the state of {len(entries)} parameters, and --optimizer-order names "
+            f"{len(names)}"
+        )
+    named = [replace(entry, block=name) for entry, name in zip(entries, names, strict=True)]
+    if unknown := [name for name in names if _name_in(name, tensors) not in tensors]:
+        hint = Hints(tensors)
+        raise PlanError(
+            *(f"--optimizer-order: the input has no '{name}'{hint(name)}" for name in unknown)
+        )
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise PlanError(f"--optimizer-order: {listed(twice)} is there twice")
+    return _by_name(named, tensors)[0]
 
 
 def _by_name(entries: Iterable[Entry], tensors: Tensors) -> tuple[list[Match], list[str]]:
@@ -81,46 +171,20 @@ def _parameters(tensors: Tensors) -> dict[str, Shape]:
     return {name: tensors[name].spec.shape for name in first.values()}
 
 
-def _by_order(saved: SavedState, tensors: Tensors) -> Iterator[Match]:
-    shapes = _parameters(tensors)
-    if len(saved.entries) != len(shapes):
-        raise PlanError(
-            f"keeps the state of {len(saved.entries)} parameters without their names, and the "
-            f"input has {len(shapes)}; {_WITH_NAMES}"
-        )
-    alone = len(saved.groups) == 1
-    pairs = zip(shapes, saved.entries, strict=True) if alone else _by_shape(saved, shapes)
-    for name, entry in pairs:
-        yield name, whole(shapes[name]), entry
+def _by_shape(entries: Sequence[Entry], shapes: Mapping[str, Shape]) -> list[Match] | None:
+    """Tell entries by their shapes; None where two parameters, or two entries, have the same."""
+    kept = [_shape_of(entry) for entry in entries]
+    owners = {shape: name for name, shape in shapes.items()}
+    if len(owners) < len(shapes) or len(set(kept)) < len(kept) or not set(kept) <= owners.keys():
+        return None
+    pairs = zip(kept, entries, strict=True)
+    return [(owners[shape], whole(shape), entry) for shape, entry in pairs if shape is not None]
 
 
-def _by_shape(saved: SavedState, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Entry]]:
-    """Tell by their shapes which group parameters are in; each group keeps the model's order."""
-    slots: dict[Shape, list[str]] = {}
-    for name, shape in shapes.items():
-        slots.setdefault(shape, []).append(name)
-    order = list(shapes)
-    groups_of: dict[Shape, int] = {}
-    for number, group in enumerate(saved.groups):
-        last = -1
-        for entry in group:
-            kept = {tensor.spec.shape for tensor in entry.values.values()} - {()}
-            shape = next(iter(kept), ())
-            if len(kept) != 1 or groups_of.setdefault(shape, number) != number:
-                raise PlanError(_unordered(len(saved.groups), shape if len(kept) == 1 else None))
-            name = slots[shape].pop(0) if slots.get(shape) else ""
-            if not name or order.index(name) < last:
-                raise PlanError(_unordered(len(saved.groups), None))
-            last = order.index(name)
-            yield name, entry
-
-
-def _unordered(count: int, shape: Shape | None) -> str:
-    reason = "their shapes do not tell" if shape is None else f"two of them have shape {shape}"
-    return (
-        f"has {count} groups of parameters without names, and {reason} which parameter is in "
-        f"which; {_WITH_NAMES}"
-    )
+def _shape_of(entry: Entry) -> Shape | None:
+    """Return the shape that all of an entry's moments have; None where they do not tell."""
+    kept = {tensor.spec.shape for tensor in entry.values.values()} - {()}
+    return next(iter(kept)) if len(kept) == 1 else None
 
 
 def _misfits(found: Iterable[Match], tensors: Tensors) -> Iterator[str]:

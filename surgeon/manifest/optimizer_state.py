@@ -12,14 +12,18 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
 
 import numpy as np
 
 from surgeon import __version__
-from surgeon.base.errors import SurgeonError, listed
+from surgeon.base.errors import PlanError, SurgeonError, UsageError, listed
 from surgeon.base.regions import Region, remainder, spelled
 from surgeon.draft import Tensors, ties
 from surgeon.formats import Checkpoint, Record, SavedState, open_optimizer
+from surgeon.formats.checkpoint import Contents
+from surgeon.formats.containers import state_dicts
 from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
 from surgeon.initialisers.places import Bound
 from surgeon.lazy import (
@@ -33,14 +37,20 @@ from surgeon.lazy import (
     walk,
 )
 from surgeon.manifest.model import StateFile
-from surgeon.manifest.optimizer_names import matched
+from surgeon.manifest.optimizer_names import STRICT, MatchedBy, Order, fits, matched
 from surgeon.numeric.dtypes import DTYPES
+from surgeon.recipe import read_json
 
 Bytes = tuple[object, ...]
 _ZEROS = Bound("zeros", lambda start, stop, stream, scratch: np.zeros(stop - start))
 # What --optimizer says to leave the state in the input behind.
 NONE = "none"
 _UNUSED = 'optimizer state: no stage takes it up with "optimizer_state": "carry"'
+_BY_ORDER = (
+    "optimizer state: matched by the order of the input's parameters alone; to make certain, save "
+    "it from an optimizer that was made with model.named_parameters(), or give the names in its "
+    "order (--optimizer-order FILE)"
+)
 _UNKNOWN = "the input has no such tensors"
 _COMBINED = "their values were made of several tensors"
 _MIXED = "they were put together from tensors of which different things were kept"
@@ -61,11 +71,14 @@ class OptimizerState:
     numbers: tuple[str, ...]
     reset: Mapping[str, tuple[str, ...]]
     records: tuple[Record, ...]
+    matched_by: MatchedBy
 
     @property
     def metadata(self) -> dict[str, str]:
         """What the metadata of the file says that holds it."""
-        described = {"parameters": self.parameters, "numbers": self.numbers}
+        described: dict[str, object] = {"parameters": self.parameters, "numbers": self.numbers}
+        if self.matched_by == "order":  # for the next surgery on it
+            described["matched_by"] = self.matched_by
         return {
             "surgeon": json.dumps({"version": __version__}),
             METADATA: json.dumps(described, ensure_ascii=False),
@@ -73,12 +86,15 @@ class OptimizerState:
 
     def entry(self, file: str) -> StateFile:
         """Return what the manifest says of the file, but for its hash."""
-        return StateFile(file=file, sha256="", parameters=self.parameters)
+        return StateFile(
+            file=file, sha256="", matched_by=self.matched_by, parameters=self.parameters
+        )
 
     @property
     def notes(self) -> list[str]:
-        """A line for each reason for which state was lost."""
-        return [
+        """A line for each reason for which state was lost, and one where it may be another's."""
+        guessed = [_BY_ORDER] if self.matched_by == "order" else []
+        return guessed + [
             f"optimizer state: reset for {listed(names)}: {reason}"
             for reason, names in self.reset.items()
         ]
@@ -146,18 +162,24 @@ def of_run(
     *,
     is_used: bool,
     is_needed: bool,
+    order: str | None = None,
 ) -> tuple[OptimizerState | None, list[str]]:
     """Carry the state that is given, else that of the input if some stage uses it; add notes.
 
     `given` is a file, which is opened until the stack closes, or "none". Why the input's state
-    cannot be carried is a note too, or where it is needed an error.
+    cannot be carried is a note too, or where it is needed an error. `order` is what
+    --optimizer-order says: "strict", or a file of names.
     """
+    names = _order_in(order) if order not in (None, STRICT) else None
+    if names is not None and (given == NONE or (given is None and not is_used)):
+        raise UsageError("--optimizer-order FILE: no optimizer's state is carried; see --optimizer")
+    known = Order(checkpoint.contents is not None, names, order == STRICT)
     if given == NONE:
         return None, []
     if given is not None:
         saved = open_optimizer(given)
         stack.callback(saved.close)
-        state = carried(saved, checkpoint, planned)
+        state = carried(saved, checkpoint, planned, known)
         return state, [*state.notes, *([] if is_used else [_UNUSED])]
     contents = checkpoint.contents
     there = [f"{contents.path}#{name}" for name in places_in(contents)] if contents else []
@@ -170,24 +192,65 @@ def of_run(
             for path in there
         ]
     try:
-        state = carried(state_in(contents, ""), checkpoint, planned)
+        saved = state_in(contents, "")
+        _require_ours(saved, checkpoint, contents)
+        state = carried(saved, checkpoint, planned, known)
     except SurgeonError as error:
-        if is_needed:
+        if is_needed or order is not None:
             raise
         return None, [f"an optimizer's state is left behind: {line}" for line in error.problems]
     found = f"found the state of an optimizer in {state.place}; --optimizer none leaves it behind"
     return state, [found, *state.notes]
 
 
-def carried(saved: SavedState, checkpoint: Checkpoint, planned: Tensors) -> OptimizerState:
+def _order_in(path: str) -> tuple[str, ...]:
+    """Read a JSON list of names, or of such lists, one for each group."""
+    found = read_json(Path(path), f"--optimizer-order: {path}")
+    items = found if isinstance(found, list) else [found]
+    names = [name for item in items for name in (item if isinstance(item, list) else [item])]
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"--optimizer-order: {path}: is not a JSON list of names")
+    return tuple(names)
+
+
+def _require_ours(saved: SavedState, checkpoint: Checkpoint, contents: Contents) -> None:
+    """Raise where a state without names may be that of other tensors in the input's file."""
+    if all(entry.block for entry in saved.entries):
+        return
+    mine = {id(tensor) for tensor in checkpoint.tensors.values()}
+    ours, others = "", {}
+    for name, tensors in state_dicts(contents.value).items():
+        if mine.isdisjoint(map(id, tensors.values())):
+            others[name] = tensors
+        else:
+            ours = name
+    word = saved.place.rpartition("#")[2].rpartition(".")[2]
+    nearer = [n for n in others if _likeness(n, word) > _likeness(ours, word)]
+    if rivals := nearer or [name for name, tensors in others.items() if fits(saved, tensors)]:
+        raise PlanError(
+            f"{saved.place}: may be the state of {listed(rivals)} as well as of '{ours}'; "
+            f"--optimizer {saved.place} says that it is that of the input"
+        )
+
+
+def _likeness(name: str, word: str) -> int:
+    """Return with how many letters two names end alike, such as netD and optD."""
+    pairs = zip(reversed(name.lower()), reversed(word.lower()), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def carried(
+    saved: SavedState, checkpoint: Checkpoint, planned: Tensors, order: Order
+) -> OptimizerState:
     """Return the state of the planned tensors, from what was saved for those of a checkpoint.
 
     Raises PlanError where the two do not belong together.
     """
     sources: dict[Bytes, list[_Source]] = {}
     given = checkpoint.tensors
-    found, unknown = matched(saved, given, ordered=checkpoint.contents is not None)
-    for name, region, entry in found:
+    match = matched(saved, given, order)
+    unknown = match.unknown
+    for name, region, entry in match.found:
         source = _source(given[name].spec.shape, region, entry)
         sources.setdefault(given[name].byte_origin, []).append(source)
     carrying = _Carrying(sources, reset={_UNKNOWN: unknown} if unknown else {})
@@ -202,6 +265,7 @@ def carried(saved: SavedState, checkpoint: Checkpoint, planned: Tensors) -> Opti
         numbers=tuple(carrying.numbers),
         reset={reason: tuple(names) for reason, names in carrying.reset.items()},
         records=saved.records,
+        matched_by=match.by,
     )
 
 

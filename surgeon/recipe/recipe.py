@@ -16,6 +16,7 @@ import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
 from surgeon.base import strict_json
 from surgeon.base.errors import Hints, MissingError, SurgeonError, UsageError, did_you_mean
 from surgeon.draft.registry import COMMON, OPS
+from surgeon.recipe import torch_classes
 from surgeon.recipe.frame import RECIPE_SCHEMA
 from surgeon.recipe.validation import problems_of
 
@@ -177,6 +178,8 @@ def _parsed(
         name = step.get("id") if isinstance(step, dict) else None
         if isinstance(name, str) and ids.setdefault(name, index) != index:
             problems.append(f"steps[{index}].id: '{name}' is the id of steps[{ids[name]}] already")
+    if not problems and "training" in filled:
+        problems += torch_classes.problems(filled["training"])
     if problems:
         raise UsageError(*(f"{label}: {problem}" for problem in dict.fromkeys(problems)))
     resolved = {**filled, "vars": variables}

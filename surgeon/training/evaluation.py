@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from surgeon.training.errors import ManifestError
+
 
 class StaysInEvaluation(nn.Module):
     """Mixed into a frozen normalisation layer's class, so that its statistics stay as they are.
@@ -17,6 +19,13 @@ class StaysInEvaluation(nn.Module):
 
     def train(self, mode: bool = True) -> StaysInEvaluation:
         return super().train(False)
+
+    def reset_running_stats(self) -> None:
+        """Raise: torch's update_bn resets statistics that would then never be collected."""
+        raise ManifestError(
+            f"the running statistics of a {original_class(self).__name__} are frozen in this "
+            "stage; update those of a model that no stage was started for"
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made on the fly: by its name pickle would not find it again.

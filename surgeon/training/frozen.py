@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from surgeon.base.regions import spelled
-from surgeon.training.cover import ResolvedStage
+from surgeon.training.cover import Block, ResolvedStage
 from surgeon.training.live import Live
 from surgeon.training.sharded import index, local, owned
 
@@ -45,3 +45,19 @@ def _fingerprint(tensor: Tensor) -> str:
     for chunk in torch.split(tensor.reshape(-1), _CHUNK):
         digest.update(chunk.contiguous().cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def renorm_problems(frozen: Iterable[Block], live: Live) -> Iterator[str]:
+    """Say which frozen rows a forward pass would change: `max_norm` scales those that it reads."""
+    names = {block.name for block in frozen}
+    rescaled = {
+        id(module.weight): name
+        for name, module in live.modules.items()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+    }
+    for name in sorted(names):
+        if module := rescaled.get(id(live.parameters[name])):
+            yield (
+                f"'{name}' is frozen, or some of its rows are, and max_norm of '{module}' changes "
+                "the rows that a forward pass reads; set its max_norm to None"
+            )

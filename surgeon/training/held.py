@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.base.regions import Region, intersection, whole, without
+from surgeon.training.blocks import BlockParameter
 from surgeon.training.cover import Block
 from surgeon.training.errors import ManifestError
 from surgeon.training.sharded import alike, index, is_sharded, local, owned, within
@@ -40,7 +41,7 @@ def hold(block: Block, parameter: nn.Parameter, state: State) -> Held:
     is_copy = not view.is_contiguous()
     if is_copy:
         view = view.clone(memory_format=torch.contiguous_format)
-    leaf = nn.Parameter(alike(view, block.region, parameter))
+    leaf = BlockParameter(alike(view, block.region, parameter))
     return Held(block.name, block.region, leaf, state, is_copy)
 
 

@@ -14,7 +14,11 @@ from surgeon.base.files import reading
 from surgeon.base.strict_json import MOST_BYTES
 from surgeon.formats.safetensors import header_sha256
 from surgeon.manifest.model import Manifest, WeightFile
+from surgeon.training.errors import ManifestError
 
+# What torch's wrappers call the module inside of them.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_HOLD_A_MODULE = ("DataParallel", "DistributedDataParallel", "AveragedModel")
 _TOGETHER = "; keep the two in one folder"
 _APPLY = "; take the manifest that was written with it, or apply the recipe again"
 _BUILD = "; bind a model that is built for the checkpoint as it is after the surgery"
@@ -40,10 +44,34 @@ class Live:
 def seen(model: nn.Module, manifest: Manifest) -> Live:
     """Return a model's contents under the names they had before any wrapping.
 
-    Removed are torch.compile's `_orig_mod.` and, where the manifest has no such names, the
-    `module.` of DataParallel and its kind.
+    Segments of wrappers are left out wherever they stand in a name, and, where the manifest has no
+    such names, a `module.` before all. A name that the manifest does not have is none where the
+    same parameter goes by one that it has: transformers writes tied ones once. Raises ManifestError
+    where two names would meet.
     """
-    parameters = {_plain(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names = _Plain(modules)
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        plain = names(name)
+        if found.setdefault(plain, parameter) is not parameter:
+            raise ManifestError(f"'{name}' and another parameter are both '{plain}' in the model")
+    prefix = _prefix(found, manifest)
+    parameters = {name.removeprefix(prefix): parameter for name, parameter in found.items()}
+    held = {id(parameters[name]) for name in manifest.tensors if name in parameters}
+    return Live(
+        model,
+        {n: p for n, p in parameters.items() if n in manifest.tensors or id(p) not in held},
+        {
+            names(name).removeprefix(prefix): buffer
+            for name, buffer in model.named_buffers(remove_duplicate=False)
+        },
+        {f"{names(n)}.".removeprefix(prefix).rstrip("."): m for n, m in modules.items()},
+    )
+
+
+def _prefix(parameters: Mapping[str, nn.Parameter], manifest: Manifest) -> str:
+    """Return the `module.` that is before all names of the model, and of none in the manifest."""
     prefix = ""
     while (
         parameters
@@ -51,18 +79,27 @@ def seen(model: nn.Module, manifest: Manifest) -> Live:
         and not any(name.startswith(f"{prefix}module.") for name in manifest.tensors)
     ):
         prefix += "module."
-    buffers = model.named_buffers(remove_duplicate=False)
-    modules = model.named_modules(remove_duplicate=False)
-    return Live(
-        model,
-        {name.removeprefix(prefix): parameter for name, parameter in parameters.items()},
-        {_plain(name).removeprefix(prefix): buffer for name, buffer in buffers},
-        {f"{_plain(n)}.".removeprefix(prefix).rstrip("."): module for n, module in modules},
-    )
+    return prefix
 
 
-def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+class _Plain:
+    """Names without the segments that wrappers put into them."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._inside = {
+            f"{name}.module".lstrip(".")
+            for name, module in modules.items()
+            if type(module).__name__ in _HOLD_A_MODULE
+        }
+
+    def __call__(self, name: str) -> str:
+        kept: list[str] = []
+        path = ""
+        for part in name.split("."):
+            path = f"{path}.{part}".lstrip(".")
+            if part not in _WRAPPERS and path not in self._inside:
+                kept.append(part)
+        return ".".join(kept)
 
 
 def checkpoint_problems(manifest: Manifest) -> Iterator[str]:
@@ -99,12 +136,35 @@ def _file_problems(path: Path, stated: WeightFile) -> Iterator[str]:
         yield f"{path}: its header is not the one that the manifest was written for{_APPLY}"
 
 
+def refuse_adapters(model: nn.Module) -> None:
+    """Raise ManifestError for a model with layers of PEFT."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("peft."):
+            raise ManifestError(
+                f"'{name}' is a layer of PEFT, and the manifest is for the model without adapters; "
+                "bind and start the model first, then add adapters, or merge them into it "
+                "(merge_and_unload)"
+            )
+
+
 def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
     """Say which parameters and buffers are missing, unexpected or of another shape."""
     tensors = manifest.tensors
     here = {**live.buffers, **live.parameters}
     unknown = [name for name in tensors if name not in here]
     unlisted = [name for name in live.parameters if name not in tensors]
+    parametrized = {}
+    for name in unlisted:
+        module, segment, rest = name.partition(".parametrizations.")
+        if segment:
+            parametrized[f"{module}.{rest.partition('.')[0]}"] = name
+    for name in sorted(parametrized):
+        yield (
+            f"'{name}' is parametrized in the model; bind and start first and register the "
+            "parametrization then, or remove it (torch.nn.utils.parametrize)"
+        )
+    unknown = [name for name in unknown if name not in parametrized]
+    unlisted = [name for name in unlisted if ".parametrizations." not in name]
     hint = Hints(unlisted)
     for name in unknown:
         yield f"'{name}' is in the manifest, not in the model{hint(name) or _BUILD}"

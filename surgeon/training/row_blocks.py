@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surgeon.base.regions import Region
+from surgeon.training.blocks import BlockParameter
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held
 from surgeon.training.replaced import is_replaced
@@ -46,6 +47,9 @@ class RowBlocks:
         self._copies = [(held, place) for held, place in self._places if held.is_copy]
         self._taken: Tensor | None = None
         self._released = False
+        for held in blocks:
+            if isinstance(held.parameter, BlockParameter):  # FSDP2's are of a class of their own
+                held.parameter.follow = self.follow
         # A tensor's register_hook would never be called for FSDP2's parameters.
         self._handle = parameter.register_post_accumulate_grad_hook(self)  # type: ignore[no-untyped-call]
 
@@ -69,6 +73,11 @@ class RowBlocks:
             )
         if self._module._parameters.get(self._attribute) is not self.parameter:
             raise ManifestError(is_replaced(self._name))
+
+    def follow(self) -> None:
+        """Have the blocks' gradients be those of a gradient that was put there since."""
+        if not self._released and self.parameter.grad is not self._taken:
+            self._take_gradients()
 
     @torch.no_grad()
     def _take_gradients(self) -> None:
@@ -139,6 +148,7 @@ class RowBlocks:
     def release(self) -> None:
         """Let go of the parameter: its gradient is whole again, and the blocks have none."""
         self._released = True
+        self._taken = None  # it is as large as the parameter
         self._handle.remove()
         for held in self.blocks:
             held.parameter.grad = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,17 +22,27 @@ from surgeon.training.cover import ResolvedStage, blocks_of, resolved
 from surgeon.training.distillation import Distillation, load_teacher, old_outputs
 from surgeon.training.errors import ManifestError
 from surgeon.training.evaluation import keep_in_evaluation, release
-from surgeon.training.frozen import fingerprints
+from surgeon.training.frozen import fingerprints, renorm_problems
 from surgeon.training.gradients import Gradients, gradients_of
 from surgeon.training.held import Held
-from surgeon.training.live import Live, checkpoint_problems, name_problems, seen, tie_problems
-from surgeon.training.replaced import Holder, refuse_replaced, require_held
+from surgeon.training.live import (
+    Live,
+    checkpoint_problems,
+    name_problems,
+    refuse_adapters,
+    seen,
+    tie_problems,
+)
+from surgeon.training.replaced import Watch, refuse_replaced
 from surgeon.training.report import Report, report_of
 from surgeon.training.row_blocks import RowBlocks, connect, release_all
 from surgeon.training.saved_state import Kind
-from surgeon.training.sharded import is_sharded
 from surgeon.training.started import Started
 
+_BY_ORDER = (
+    "optimizer_state was matched by the order of the parameters alone; to make certain, apply the "
+    "recipe to a state that has names, or give them with --optimizer-order FILE"
+)
 _NOT_OURS = "something else than the optimizer that start() returned writes to it"
 
 
@@ -172,7 +183,7 @@ class Run:
         """
         started = self._running()
         with self._placed(started.name):
-            require_held(started.optimizer, self._whole(started.held))
+            self._watch.require(started.optimizer)
             now = fingerprints(started.stage, _fitting(self.manifest, self._live.model))
             moved = [name for name, before in started.fingerprints.items() if now[name] != before]
             if moved:
@@ -219,6 +230,8 @@ class Run:
         _require_unwrapped(self._live.model)
         # Seen anew: `fully_shard` and loading with assign=True put others in their place.
         self._live = _fitting(self.manifest, self._live.model)
+        if problems := list(renorm_problems(stage.frozen, self._live)):
+            raise ManifestError(*problems)
         return stage, self._optimizer(optimizer), self._args
 
     def _begin(
@@ -240,8 +253,14 @@ class Run:
         )
         held = self._started.held
         self._train(held)
-        refuse_replaced(optimizer, self._whole(held))
+        started, root = self._started, self._live.model
+        self._watch = Watch(
+            lambda: seen(root, self.manifest),
+            {member.name: parameters[member.name] for member in held},
+            stage.stage.eval_modules,
+        )
         connect(optimizer, self._connected(stage, held))
+        refuse_replaced(optimizer, self._watch, lambda: self._started is started)
         resume.refuse_other_shapes(optimizer, held, parameters)
         kept = {id(self._live.modules[name]) for name in stage.stage.eval_modules}
         for module in self._live.modules.values():
@@ -287,15 +306,6 @@ class Run:
         ties = self.manifest.ties
         return {name: p for name, p in self._live.parameters.items() if name not in ties}
 
-    def _whole(self, held: Sequence[Held]) -> Mapping[str, Holder]:
-        """Return what the optimizer holds as the model does; FSDP2 looks after its own."""
-        return {
-            member.name: self._live.holder(member.name)
-            for member in held
-            if member.parameter is self._live.parameters[member.name]
-            and not is_sharded(member.parameter)
-        }
-
     def _connected(self, stage: ResolvedStage, held: Sequence[Held]) -> list[RowBlocks]:
         parts: dict[str, list[Held]] = {}
         for member in held:
@@ -326,11 +336,14 @@ def bound(manifest: Manifest, model: nn.Module) -> Run:
         problems += error.at(label).problems
     if problems:
         raise ManifestError(*problems)
+    if manifest.optimizer_state and manifest.optimizer_state.matched_by == "order":
+        warnings.warn(f"{label}: {_BY_ORDER}", stacklevel=3)
     with _placed(label):
         return Run(manifest, live, resolved(manifest, live))
 
 
 def _fitting(manifest: Manifest, model: nn.Module) -> Live:
+    refuse_adapters(model)
     live = seen(model, manifest)
     if problems := [*name_problems(manifest, live), *tie_problems(manifest, live)]:
         raise ManifestError(*problems)

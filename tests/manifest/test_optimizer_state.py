@@ -26,6 +26,7 @@ from surgeon.formats.files import InMemory
 from surgeon.formats.optimizers import Entry, SavedState
 from surgeon.inspection import verify
 from surgeon.lazy import Joined, Selected, Stored, TensorSpec
+from surgeon.manifest.optimizer_names import Order
 from surgeon.manifest.optimizer_state import OptimizerState, carried
 from surgeon.output.execute import Options
 from tests.cli.test_cli import process, run
@@ -240,7 +241,9 @@ def joined_state(k_shape: tuple[int, ...], k_keys: tuple[str, ...]) -> Optimizer
     saved = SavedState("in", (entries,), (), lambda: None)
     last = Selected(given["k"], 0, ((k_shape[0] - 1, k_shape[0]),))
     planned = {"qk": Joined((given["q"], last), 0)}
-    return carried(saved, Checkpoint(Path("in"), dict(given), "", 0), dict(planned))
+    return carried(
+        saved, Checkpoint(Path("in"), dict(given), "", 0), dict(planned), Order(is_kept=False)
+    )
 
 
 def test_parts_from_several_tensors_keep_their_own_step_counts() -> None:
@@ -366,17 +369,6 @@ def test_without_names_the_order_of_parameters_tells(tmp_path: Path) -> None:
         assert torch.equal(made.tensors[f"{name}/exp_avg"], kept(model, optimizer, name)["exp_avg"])
 
 
-def test_groups_without_names_are_told_by_shapes(tmp_path: Path) -> None:
-    model = Network()
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0}])
-    step(model, optimizer)
-    made = operate(tmp_path, both(model, optimizer))
-    for name, _ in model.named_parameters():
-        assert torch.equal(made.tensors[f"{name}/exp_avg"], kept(model, optimizer, name)["exp_avg"])
-
-
 def carrying() -> Json:
     """A training section whose first stage cannot do without a state."""
     adam = {"class": "torch.optim.Adam", "args": {"lr": 0.1}}
@@ -395,9 +387,7 @@ def groups_of(model: Network, *names: tuple[str, ...]) -> list[Json]:
         ([("norm.weight", "body.weight", "body.bias", "norm.bias", "fc.weight", "fc.bias")],
          "'body.bias' is F32 (6,) in the input, but its 'exp_avg' is (6, 4)"),
         ([("body.weight", "body.bias", "fc.weight", "fc.bias"), ("norm.weight", "norm.bias")],
-         "has 2 groups of parameters without names, and two of them have shape (6,)"),
-        ([("fc.weight", "body.weight"), ("body.bias", "norm.weight", "norm.bias", "fc.bias")],
-         "has 2 groups of parameters without names, and their shapes do not tell"),
+         "has 2 groups of parameters without names, and several parameters of one shape"),
     ],
 )  # fmt: skip
 def test_an_order_that_does_not_tell_is_refused(
@@ -419,7 +409,7 @@ def test_sorted_files_have_no_order(tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "in.safetensors")
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     found = message(tmp_path, "in.safetensors", optimizer=str(tmp_path / "optimizer.pt"))
-    assert "optimizer.pt: holds no names, and only a torch file keeps the order" in found
+    assert "of the model's parameters (only a torch file keeps it)" in found
     assert "model.named_parameters()" in found
 
 

@@ -149,8 +149,8 @@ def test_buffers_and_statistics_are_neither_trained_nor_frozen(bench):
         ({"lr": 0.5}, {"lr": 0.5}),
         ({"lr_scale": 5}, {"lr": 0.5}),
         ({"weight_decay": 0}, {"lr": 0.1, "weight_decay": 0}),
-        ({"lr": 1, "betas": [0.9, 0.99], "foreach": False},
-         {"lr": 1, "betas": [0.9, 0.99], "foreach": False}),
+        ({"lr": 1, "dampening": 0.5, "foreach": False},
+         {"lr": 1, "dampening": 0.5, "foreach": False}),
     ],
 )  # fmt: skip
 def test_settings_of_a_group_reach_the_manifest(bench, settings, expected):

@@ -225,3 +225,80 @@ def test_bind_names_an_unknown_evaluation_module(tmp_path: Path) -> None:
         "out.manifest.json: stage 'warm-up': eval_modules: there is no module 'nrom'; did you "
         "mean 'norm'?",
     )
+
+
+def test_bind_takes_a_tied_parameter_that_was_written_once(tmp_path: Path) -> None:
+    path = saved(
+        Tied(tied=True), tmp_path, stage("all", group("all", ["embedding.weight"]), frozen=[])
+    )
+    text = json.loads(path.read_text())
+    del text["tensors"]["output.weight"]
+    path.write_text(json.dumps({**text, "ties": {}}))
+    optimizer, _ = Manifest.load(path).bind(Tied(tied=True)).start("all")
+    assert len(optimizer.param_groups[0]["params"]) == 1
+    assert "'output.weight' is in the model, not in the manifest" in " ".join(
+        problems(Manifest.load(path), Tied(tied=False))
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_bind_sees_through_a_wrapper_inside(tmp_path: Path) -> None:
+    manifest = loaded(network(), tmp_path, WARM_UP)
+    model = network()
+    inner, model.fc = model.fc, nn.DataParallel(model.fc)  # type: ignore[assignment]
+    manifest.bind(model).start("warm-up")
+    assert inner.weight.requires_grad
+    assert not model.body.weight.requires_grad
+
+
+def test_bind_refuses_names_that_would_meet(tmp_path: Path) -> None:
+    model = network()
+    model.fc._orig_mod = nn.Linear(6, 8)
+    assert problems(loaded(network(), tmp_path, WARM_UP), model) == (
+        "out.manifest.json: 'fc._orig_mod.weight' and another parameter are both 'fc.weight' in "
+        "the model",
+    )
+
+
+def test_bind_refuses_parametrizations_by_name(tmp_path: Path) -> None:
+    model = network()
+    nn.utils.parametrizations.weight_norm(model.fc)
+    (found,) = problems(loaded(network(), tmp_path, WARM_UP), model)
+    assert found.startswith("out.manifest.json: 'fc.weight' is parametrized in the model; bind")
+
+
+@pytest.mark.slow
+def test_bind_refuses_adapters_by_name(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    manifest = loaded(network(), tmp_path, WARM_UP)
+    adapted = get_peft_model(network(), LoraConfig(target_modules=["fc"]))
+    (found,) = problems(manifest, adapted)
+    assert "is a layer of PEFT, and the manifest is for the model without adapters" in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "BertForMaskedLM", "LlamaForCausalLM"])
+def test_bind_takes_tied_transformers_models_from_their_folders(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    from surgeon import surgery
+    from surgeon.output.execute import Options
+    from surgeon.recipe import load
+
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(transformers, kind).config_class(
+        **sizes, intermediate_size=16, tie_word_embeddings=True
+    )
+    model = getattr(transformers, kind)(config)
+    model.save_pretrained(tmp_path / "in")
+    recipe = tmp_path / "r.json"
+    adam = {"class": "torch.optim.AdamW", "args": {"lr": 0.1}}
+    recipe.write_text(json.dumps({"surgeon": 1, "steps": [], "training": {"optimizer": adam}}))
+    with surgery.opened(load(str(recipe), {}), str(tmp_path / "in"), {}) as opened:
+        surgery.write(opened, tmp_path / "out", Options(workers=1), force=False)
+    read = getattr(transformers, kind).from_pretrained(tmp_path / "out")
+    run = Manifest.load(tmp_path / "out").bind(read)
+    optimizer, _ = run.start(run.stages[0].name)
+    held = {id(p) for entry in optimizer.param_groups for p in entry["params"]}
+    assert held == {id(parameter) for parameter in read.parameters()}

@@ -82,11 +82,13 @@ def test_the_smallest_change_is_seen(tmp_path: Path) -> None:
 def test_weights_that_were_replaced_are_looked_at(tmp_path: Path) -> None:
     model = network()
     run = started(model, tmp_path)
-    state = dict(copied(model))
-    model.load_state_dict(state, assign=True)
+    model.body.bias = nn.Parameter(model.body.bias.detach().clone())
     run.check()
-    model.load_state_dict({**state, "body.bias": state["body.bias"] + 1}, assign=True)
+    model.body.bias = nn.Parameter(model.body.bias.detach() + 1)
     assert moved(run) == ["body.bias"]
+    model.load_state_dict(dict(copied(model)), assign=True)
+    with pytest.raises(ManifestError, match=r"'fc\.weight' is another parameter than when"):
+        run.check()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64])

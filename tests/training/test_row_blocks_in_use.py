@@ -250,7 +250,8 @@ def test_whole_parameters_that_were_replaced_are_refused(tmp_path: Path, act: st
     place = "out.manifest.json: stage 'head': " if act == "check" else ""
     assert sorted(caught.value.problems) == [
         f"{place}'{name}' is another parameter than when the stage was started (load_state_dict "
-        "with assign=True replaces parameters); load, then start"
+        "with assign=True replaces parameters, and so does another module in its place); load or "
+        "replace, then start"
         for name in HEAD
     ]
     optimizer, _ = run.start("head")

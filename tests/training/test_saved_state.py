@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import HEAD, Network, group, loaded, network, stage
+from small import HEAD, NAMES, Network, group, loaded, network, stage
 from test_distributed import on_two_ranks
 from torch import nn
 
@@ -392,3 +392,11 @@ def test_ranks_take_their_own_rows(tmp_path: Path) -> None:
     alone.load_state_dict(load_file(path))
     one_more(alone, Manifest.load(path).bind(alone).start("all")[0])
     on_two_ranks(tmp_path, sharded, dict(alone.state_dict()))
+
+
+def test_bind_warns_of_a_state_that_was_matched_by_order(tmp_path: Path) -> None:
+    state = {"file": "s", "sha256": "", "parameters": []}
+    changes = {"optimizer_state": {**state, "matched_by": "order"}}
+    manifest = loaded(network(), tmp_path, stage("all", group("all", NAMES)), **changes)
+    with pytest.warns(UserWarning, match="was matched by the order of the parameters alone"):
+        manifest.bind(network())
