@@ -189,6 +189,10 @@ def _open_file(path: Path, inner: str = "") -> Checkpoint:
             raise CheckpointError(
                 f"{path}: only torch files have containers; leave '#{inner}' away"
             )
+        if start.startswith(b"GGUF"):
+            from surgeon.formats.gguf import open_gguf
+
+            return open_gguf(file)
         if has_header(file.size_bytes, start) and not is_foreign(start):
             return open_safetensors(file)
         if not (start.lstrip().startswith(b"{") and b'"' in start):
