@@ -13,7 +13,7 @@ from pathlib import Path
 from surgeon.base.errors import CheckpointError
 from surgeon.formats.checkpoint import Checkpoint, Contents, Opaque, Record
 from surgeon.formats.containers import choose
-from surgeon.formats.files import InputFile, Window
+from surgeon.formats.files import InputFile
 from surgeon.formats.folders import (
     in_folder,
     is_distributed,
@@ -211,27 +211,19 @@ def _contents(file: InputFile, start: bytes) -> Contents:
         raise CheckpointError(f"{file.path}: {error}") from None
 
 
-def _archived(file: InputFile | Window) -> Contents:
+def _archived(file: InputFile) -> Contents:
     """Return what a torch archive holds; raises ValueError with what is wrong with it."""
     # Here, since most files are not torch's.
-    from surgeon.formats.opcodes import read as read_pickle
+    from surgeon.formats.archives import read_archive
     from surgeon.formats.torch_globals import left_unbuilt
-    from surgeon.formats.torch_values import TorchWorld
-    from surgeon.formats.torch_zip import open_archive
 
-    archive = open_archive(file)
-    data = archive.read("data.pkl")
-    world = TorchWorld(file, archive.members)
-    try:
-        value = read_pickle(data, world)
-    except ValueError as error:
-        raise ValueError(f"data.pkl: {error}") from None
+    value, world, data = read_archive(file)
     return Contents(
         path=file.path,
         value=value,
         header_sha256=hashlib.sha256(data).hexdigest(),
         size_bytes=file.size_bytes,
-        origins=world.origins if archive.states_checksums else {},
+        origins=world.origins,
         close=file.close,
         weight_files=(file.path,),
         notes=left_unbuilt(world.unknown),
@@ -239,10 +231,11 @@ def _archived(file: InputFile | Window) -> Contents:
 
 
 def _distributed(folder: Path) -> Contents:
+    from surgeon.formats.archives import Archives
     from surgeon.formats.distributed import open_distributed
     from surgeon.formats.opcodes import read as read_pickle
 
-    return open_distributed(folder, read_pickle, _archived)
+    return open_distributed(folder, read_pickle, Archives())
 
 
 def _torch(contents: Contents, inner: str) -> Checkpoint:

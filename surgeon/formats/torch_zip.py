@@ -101,9 +101,13 @@ def open_archive(file: InputFile | Window) -> Archive:
 
 def _directory(file: InputFile | Window) -> tuple[int, int, bytes]:
     """Return how many entries the central directory has, where it is, and its bytes."""
-    tail_size = min(file.size_bytes, _END.size + _LONGEST_COMMENT)
+    # Without a comment, as torch writes it.
+    tail_size = min(file.size_bytes, _END.size)
+    tail = file.read(file.size_bytes - tail_size, tail_size)
+    if not (tail.startswith(b"PK\x05\x06") and tail.endswith(b"\0\0")):
+        tail_size = min(file.size_bytes, _END.size + _LONGEST_COMMENT)
+        tail = file.read(file.size_bytes - tail_size, tail_size)
     tail_offset = file.size_bytes - tail_size
-    tail = file.read(tail_offset, tail_size)
     place = tail.rfind(b"PK\x05\x06")
     if place < 0:
         raise ValueError("the zip archive is cut off or damaged: it has no directory")
