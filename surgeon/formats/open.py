@@ -15,6 +15,7 @@ from surgeon.formats.checkpoint import Checkpoint, Contents, Opaque, Record
 from surgeon.formats.containers import choose
 from surgeon.formats.files import InputFile
 from surgeon.formats.folders import (
+    has_weights,
     in_folder,
     is_distributed,
     leaves_folder,
@@ -81,14 +82,18 @@ def _open(path: Path, inner: str) -> Checkpoint:
         raise CheckpointError(f"{path}: no such file")
     if not _is_folder(path):
         checkpoint = _named(path, inner)
-    elif is_distributed(path):
-        contents = _distributed(path)
+    elif contents := _folder_of_parts(path):
         with _closed_on_failure(contents):
             checkpoint = _torch(contents, inner)
     elif inner:
         raise CheckpointError(f"{path}: a folder has no containers; leave '#{inner}' away")
     else:
         checkpoint = open_folder(path, _open_file)
+    try:
+        _require_values(checkpoint)
+    except CheckpointError:
+        checkpoint.close()
+        raise
     return _unwrapped(checkpoint)
 
 
@@ -99,6 +104,17 @@ def _named(path: Path, inner: str) -> Checkpoint:
         raise CheckpointError(problem)
     checkpoint = _open_file(path, inner)
     return checkpoint if folder is None else in_folder(checkpoint, folder)
+
+
+def _require_values(checkpoint: Checkpoint) -> None:
+    """Raise where most tensors are what DeepSpeed leaves where the values are in other files."""
+    empty = [name for name, tensor in checkpoint.tensors.items() if tensor.spec.shape == (0,)]
+    if len(empty) > 1 and 2 * len(empty) > len(checkpoint.tensors):
+        raise CheckpointError(
+            f"{checkpoint.path}: found {len(empty)} of {len(checkpoint.tensors)} tensors of shape "
+            "(0,), which DeepSpeed's ZeRO stage 3 leaves in place of parameters: the ranks' files "
+            "hold them; name the folder that holds 'latest' or zero_pp_rank_*"
+        )
 
 
 def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
@@ -138,11 +154,11 @@ def open_optimizer(location: str) -> SavedState:
     Reads headers only. Raises CheckpointError, one line per problem.
     """
     path, inner = _split(location)
-    if _is_folder(path) and is_distributed(path):
+    if _is_folder(path):
         with _collection_paused():
-            contents = _distributed(path)
-            with _closed_on_failure(contents):
-                return state_in(contents, inner)
+            if contents := _folder_of_parts(path):
+                with _closed_on_failure(contents):
+                    return state_in(contents, inner)
     file = InputFile(path)
     with _closed_on_failure(file), _collection_paused():
         start = file.read(0, min(_START, file.size_bytes))
@@ -230,12 +246,20 @@ def _archived(file: InputFile) -> Contents:
     )
 
 
-def _distributed(folder: Path) -> Contents:
-    from surgeon.formats.archives import Archives
-    from surgeon.formats.distributed import open_distributed
-    from surgeon.formats.opcodes import read as read_pickle
+def _folder_of_parts(folder: Path) -> Contents | None:
+    """Return what a folder holds that the ranks of one run saved; None of any other folder."""
+    if is_distributed(folder):
+        from surgeon.formats.archives import Archives
+        from surgeon.formats.distributed import open_distributed
+        from surgeon.formats.opcodes import read as read_pickle
 
-    return open_distributed(folder, read_pickle, Archives())
+        return open_distributed(folder, read_pickle, Archives())
+    if not has_weights(folder):
+        from surgeon.formats.deepspeed import open_deepspeed, tag_folder
+
+        if (inner := tag_folder(folder)) is not None:
+            return open_deepspeed(inner, open_contents)
+    return None
 
 
 def _torch(contents: Contents, inner: str) -> Checkpoint:
