@@ -19,7 +19,7 @@ MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _LONGEST_HEADER = 256_000_000
 _FIRST_READ = 1 << 20
-_MOST_TENSORS = 1_000_000
+_MOST_TENSORS = 100_000
 _MOST_DIMENSIONS = 4
 _LONGEST_VALUE = 1000
 _DEEPEST_ARRAY = 4
@@ -33,7 +33,10 @@ _QUANTISED = {
 }  # fmt: skip
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
             12: "d"}  # fmt: skip
+_FORMS = {form: struct.Struct(f"<{form}") for form in _SCALARS.values()}
 _STRING, _ARRAY = 8, 9
+# Behind so many nobody learns more from going on.
+_MOST_PROBLEMS = 1000
 _NOTE = (
     "GGUF: names, and the order of rows of some weights (q and k of llama), are llama.cpp's, not "
     "transformers'"
@@ -53,7 +56,7 @@ class _Header:
 
     def take(self, form: str) -> int | float | bool:
         """Return the next number."""
-        shape = struct.Struct(f"<{form}")
+        shape = _FORMS[form]
         if self.place + shape.size > len(self.data):
             raise _EndsError
         (value,) = shape.unpack_from(self.data, self.place)
@@ -73,6 +76,12 @@ class _Header:
         """Return the next string."""
         return self.skip(int(self.take("Q"))).decode("utf-8")
 
+    def name(self) -> str:
+        """Return the next string, which is a name."""
+        if not (name := self.text()):
+            raise ValueError(f"found an empty name at byte {self.place} of the GGUF header")
+        return name
+
     def value(self, kind: int, depth: int = 0) -> str | None:
         """Return the next value as text; None for arrays, which are tokens and the like."""
         if kind in _SCALARS:
@@ -83,7 +92,7 @@ class _Header:
             raise ValueError(f"found a value of type {kind}, which GGUF does not have")
         inner, count = int(self.take("I")), int(self.take("Q"))
         if inner in _SCALARS:
-            self.skip(count * struct.calcsize(f"<{_SCALARS[inner]}"))
+            self.skip(count * _FORMS[_SCALARS[inner]].size)
         elif count > len(self.data):  # each takes some bytes
             raise _EndsError
         else:
@@ -106,7 +115,7 @@ def open_gguf(file: InputFile) -> Checkpoint:
                 raise CheckpointError(
                     f"{file.path}: the GGUF header is cut off or damaged"
                 ) from None
-            size_bytes = min(size_bytes * 4, file.size_bytes, _LONGEST_HEADER)
+            size_bytes = min(size_bytes * 16, file.size_bytes, _LONGEST_HEADER)
         except ValueError as error:
             raise CheckpointError(f"{file.path}: {error}") from None
 
@@ -120,10 +129,12 @@ def _opened(file: InputFile, data: bytes) -> Checkpoint:
         raise ValueError(f"found GGUF version {version}, expected 2 or 3; {hint}")
     count, entries = int(header.take("Q")), int(header.take("Q"))
     if count > _MOST_TENSORS or entries > _MOST_TENSORS:
-        raise ValueError(f"found {count} tensors and {entries} entries, expected at most a million")
+        raise ValueError(
+            f"found {count} tensors and {entries} entries, expected at most {_MOST_TENSORS} of each"
+        )
     metadata: dict[str, str] = {}
     for _ in range(entries):
-        key = header.text()
+        key = header.name()
         value = header.value(int(header.take("I")))
         if value is not None and len(value) <= _LONGEST_VALUE:
             metadata[key] = value
@@ -153,7 +164,7 @@ def _about(metadata: dict[str, str]) -> list[str]:
 
 def _entry(header: _Header) -> tuple[str, tuple[int, ...], int, int]:
     """Return the name, the shape, the type and the offset of the next tensor."""
-    name = header.text()
+    name = header.name()
     dimensions = int(header.take("I"))
     if dimensions > _MOST_DIMENSIONS:
         raise ValueError(f"tensor {name!r:.200}: found {dimensions} dimensions, expected at most 4")
@@ -174,8 +185,11 @@ def _tensors(
             "converted from, or on a dequantised one: llama-quantize --allow-requantize IN OUT BF16"
         )
     tensors: dict[str, LazyTensor] = {}
-    problems, places = [], []
+    problems: list[str] = []
+    places = []
     for name, shape, kind, offset in found:
+        if len(problems) > _MOST_PROBLEMS:
+            break
         try:
             spec: TensorSpec = spec_of(_TYPES[kind], shape)
             place = begin + offset

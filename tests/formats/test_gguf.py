@@ -97,10 +97,11 @@ def test_a_header_longer_than_the_first_read(written):
         (lambda d: d[:100], "cut off or damaged"),
         (lambda d: d[:-200], "where the file of"),
         (lambda d: d[:4] + struct.pack("<I", 1) + d[8:], "found GGUF version 1"),
-        (lambda d: d[:8] + struct.pack("<Q", 1 << 60) + d[16:], "expected at most a million"),
+        (lambda d: d[:8] + struct.pack("<Q", 1 << 60) + d[16:], "expected at most 100000 of each"),
         (lambda d: d.replace(b"F64", b"F16"), "found it twice"),
+        (lambda d: d[:8] + struct.pack("<QQ", 10**5, 10**5) + bytes(1 << 24), "an empty name at"),
     ],
-    ids=["header", "data", "version", "count", "twice"],
+    ids=["header", "data", "version", "count", "twice", "zeros"],
 )
 def test_damaged_files_are_refused(written, change, words):
     path = written(PLAIN)
