@@ -508,11 +508,14 @@ def fuzzed(tmp_path_factory):
     torch.serialization.set_crc32_options(False)
     try:
         torch.save({"model": {"x": BASE, "y": BASE.t()}, "optimizer": [1.5, "a"]}, folder / "a.pt")
+        torch.save({"ema": torch.nn.BatchNorm1d(3), "f": argparse.Namespace(a=1)}, folder / "b.pt")
     finally:
         torch.serialization.set_crc32_options(True)
     from safetensors.torch import save_file
 
     save_file({"x": BASE, "y": BASE + 1}, folder / "a.safetensors", {"format": "pt"})
+    legacy = {"model": {"x": BASE, "y": BASE.t()}, "e": torch.nn.Linear(2, 2)}
+    torch.save(legacy, folder / "c.pt", _use_new_zipfile_serialization=False)
     return folder / "fuzz", [path.read_bytes() for path in sorted(folder.iterdir())]
 
 
