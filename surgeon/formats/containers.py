@@ -13,6 +13,9 @@ from surgeon.lazy import LazyTensor
 # Deeper than what anybody nests; a name of a million keys would be as long.
 _DEEPEST = 100
 
+# Where Lightning keeps the arguments of a model: a loss with weights is none of the model's.
+_SETTINGS = "hyper_parameters"
+
 Container = dict[object, object]
 
 
@@ -172,7 +175,7 @@ def _candidates(root: object, name: str) -> Iterator[_Candidate]:
         elif not is_module(value):
             pending += reversed(
                 [(f"{name}.{key}" if name else str(key), item, depth + 1)
-                 for key, item in _entries(value) if _is_container(item)]
+                 for key, item in _entries(value) if _is_container(item) and key != _SETTINGS]
             )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,9 +46,18 @@ _IGNORED = frozenset({"torch.serialization._get_layout", "pathlib.PosixPath",
 _DTYPES = {f"torch.{row.torch}": row.name for row in DTYPES.values() if row.bits >= 8}
 _HINT = "convert it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
 _DEEPEST = 100
+# Behind so many nobody learns more from going on.
+_MOST_PROBLEMS = 1000
 
 ReadPickle = Callable[[bytes, Any], object]
-ReadArchive = Callable[[Window], Contents]
+
+
+class ReadArchive(Protocol):
+    """What reads archives of torch.save inside a file."""
+
+    def read(self, file: Window) -> tuple[object, Mapping[LazyTensor, Record]]:
+        """Return an archive's value, and the records of the storages of its tensors."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -116,10 +125,10 @@ class _MetadataWorld:
         raise TypeError
 
 
-def open_distributed(folder: Path, read: ReadPickle, read_archive: ReadArchive) -> Contents:
+def open_distributed(folder: Path, read: ReadPickle, archives: ReadArchive) -> Contents:
     """Return what a distributed checkpoint holds, put together; reads headers only.
 
-    `read` reads a pickle, `read_archive` what torch.save wrote. Raises CheckpointError, one line
+    `read` reads a pickle, `archives` what torch.save wrote. Raises CheckpointError, one line
     per problem.
     """
     path = folder / DISTRIBUTED
@@ -136,7 +145,7 @@ def open_distributed(folder: Path, read: ReadPickle, read_archive: ReadArchive) 
     finally:
         metadata.close()
     with ExitStack() as stack:
-        parts = _Parts(folder, stack, read_archive)
+        parts = _Parts(folder, stack, archives)
         root = _Container()
         problems = []
         for item in items:
@@ -145,6 +154,8 @@ def open_distributed(folder: Path, read: ReadPickle, read_archive: ReadArchive) 
             except (ValueError, CheckpointError) as error:
                 found = error.problems if isinstance(error, CheckpointError) else [str(error)]
                 problems += [f"{folder}: '{item.name}': {line}" for line in found]
+                if len(problems) > _MOST_PROBLEMS:
+                    break
         if problems:
             raise at_most(problems, folder)
         return Contents(
@@ -287,12 +298,14 @@ class _Container(dict[str | int, Any]):
 class _Parts:
     """The archives of a folder, opened as they are asked for; `origins` as in `Contents`."""
 
-    def __init__(self, folder: Path, stack: ExitStack, read_archive: ReadArchive) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, archives: ReadArchive) -> None:
         self.files: dict[str, InputFile] = {}
         self.origins: dict[LazyTensor, Record] = {}
         self._folder = folder
         self._stack = stack
-        self._read_archive = read_archive
+        self._archives = archives
+        # One archive, said to be 100 000 tensors, would be read as often.
+        self._read_places: set[tuple[str, int]] = set()
 
     def value(self, item: _Item) -> object:
         """Return a tensor, put together, or what an entry is otherwise."""
@@ -319,9 +332,12 @@ class _Parts:
         return tensor
 
     def _read(self, place: _Place) -> object:
-        contents = self._read_archive(self._window(place))
-        self.origins.update(contents.origins)
-        return contents.value
+        if (place.file, place.offset) in self._read_places:
+            raise ValueError(f"found it at byte {place.offset} of {place.file}, as another one is")
+        self._read_places.add((place.file, place.offset))
+        value, origins = self._archives.read(self._window(place))
+        self.origins.update(origins)
+        return value
 
     def _window(self, place: _Place) -> Window:
         file = self.files.get(place.file)

@@ -18,6 +18,8 @@ from surgeon.numeric.dtypes import Array
 
 # What a process has open besides its inputs: the output, libraries, pipes.
 _OTHER_FILES = 64
+# Where torch puts what describes an archive of one tensor, at its front and at its end.
+_END_BYTES = 1536
 
 
 class InputFile:
@@ -191,13 +193,21 @@ _POOL = _Pool()
 
 
 class Window:
-    """A part of a file, with offsets of its own; the file is closed by whoever opened it."""
+    """A part of a file, with offsets of its own; the file is closed by whoever opened it.
+
+    Its first and last bytes, where an archive describes itself, are read at once.
+    """
 
     def __init__(self, file: InputFile, offset: int, size_bytes: int) -> None:
         self.path = file.path
         self.size_bytes = size_bytes
         self._file = file
         self._offset = offset
+        if size_bytes <= 2 * _END_BYTES:
+            self._head = self._tail = file.read(offset, size_bytes)
+        else:
+            self._head = file.read(offset, _END_BYTES)
+            self._tail = file.read(offset + size_bytes - _END_BYTES, _END_BYTES)
 
     def fileno(self) -> int | None:
         return None
@@ -208,6 +218,11 @@ class Window:
 
     def read(self, offset: int, size_bytes: int) -> bytes:
         """Return bytes of the part; for headers."""
+        if offset + size_bytes <= len(self._head):
+            return self._head[offset : offset + size_bytes]
+        within = offset - self.size_bytes + len(self._tail)
+        if within >= 0 and offset + size_bytes <= self.size_bytes:
+            return self._tail[within : within + size_bytes]
         return self._file.read(self._offset + offset, size_bytes)
 
     def close(self) -> None:

@@ -44,9 +44,12 @@ _DEEPEST_SNAPSHOT = 3
 def is_distributed(folder: Path) -> bool:
     """Tell a torch distributed checkpoint from a model's folder, which may hold one besides."""
     # Not Path.exists, which raises where it may not look.
-    return os.path.lexists(folder / DISTRIBUTED) and not any(
-        os.path.lexists(folder / name) for name in (*_WEIGHTS, *_INDEXES, *_ADAPTERS)
-    )
+    return os.path.lexists(folder / DISTRIBUTED) and not has_weights(folder)
+
+
+def has_weights(folder: Path) -> bool:
+    """Say whether a folder is a model's, or an adapter's."""
+    return any(os.path.lexists(folder / name) for name in (*_WEIGHTS, *_INDEXES, *_ADAPTERS))
 
 
 def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:

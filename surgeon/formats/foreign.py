@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 _CONVERT = "convert it with the library that wrote it, to safetensors"
+# What zip archives that are not torch's are told by, too.
+KERAS = (
+    "load it with Keras and save its weights with safetensors.numpy.save_file("
+    "{w.path: w.numpy() for w in model.weights}, PATH)"
+)
+NPZ = "save its arrays with safetensors.numpy.save_file(dict(numpy.load(IN)), OUT)"
 _UNPACK = "unpack it first"
 _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x1f\x8b", "gzip", _UNPACK),
     (0, b"BZh", "bzip2", _UNPACK),
     (0, b"\xfd7zXZ", "xz", _UNPACK),
     (0, b"\x28\xb5\x2f\xfd", "zstandard", _UNPACK),
-    (0, b"\x89HDF", "HDF5", _CONVERT),
-    (0, b"GGUF", "GGUF", "surgery is done on the checkpoint that it was converted from"),
-    (0, b"\x93NUMPY", "a NumPy array", "save it with safetensors.numpy.save_file"),
+    (0, b"\x89HDF", "HDF5, as Keras writes it", KERAS),
+    (0, b"\x93NUMPY", "a NumPy array",
+     "save it with safetensors.numpy.save_file({NAME: numpy.load(IN)}, OUT)"),
     (0, b"version https://git-lfs", "a git-lfs pointer", "fetch the file itself: git lfs pull"),
     (0, b"<", "markup (HTML or XML)", "it may be an error page that was downloaded instead"),
     (4, b"TFL3", "TensorFlow Lite", _CONVERT),

@@ -13,8 +13,9 @@ from pathlib import Path
 from surgeon.base.errors import CheckpointError
 from surgeon.formats.checkpoint import Checkpoint, Contents, Opaque, Record
 from surgeon.formats.containers import choose
-from surgeon.formats.files import InputFile, Window
+from surgeon.formats.files import InputFile
 from surgeon.formats.folders import (
+    has_weights,
     in_folder,
     is_distributed,
     leaves_folder,
@@ -81,14 +82,18 @@ def _open(path: Path, inner: str) -> Checkpoint:
         raise CheckpointError(f"{path}: no such file")
     if not _is_folder(path):
         checkpoint = _named(path, inner)
-    elif is_distributed(path):
-        contents = _distributed(path)
+    elif contents := _folder_of_parts(path):
         with _closed_on_failure(contents):
             checkpoint = _torch(contents, inner)
     elif inner:
         raise CheckpointError(f"{path}: a folder has no containers; leave '#{inner}' away")
     else:
         checkpoint = open_folder(path, _open_file)
+    try:
+        _require_values(checkpoint)
+    except CheckpointError:
+        checkpoint.close()
+        raise
     return _unwrapped(checkpoint)
 
 
@@ -99,6 +104,17 @@ def _named(path: Path, inner: str) -> Checkpoint:
         raise CheckpointError(problem)
     checkpoint = _open_file(path, inner)
     return checkpoint if folder is None else in_folder(checkpoint, folder)
+
+
+def _require_values(checkpoint: Checkpoint) -> None:
+    """Raise where most tensors are what DeepSpeed leaves where the values are in other files."""
+    empty = [name for name, tensor in checkpoint.tensors.items() if tensor.spec.shape == (0,)]
+    if len(empty) > 1 and 2 * len(empty) > len(checkpoint.tensors):
+        raise CheckpointError(
+            f"{checkpoint.path}: found {len(empty)} of {len(checkpoint.tensors)} tensors of shape "
+            "(0,), which DeepSpeed's ZeRO stage 3 leaves in place of parameters: the ranks' files "
+            "hold them; name the folder that holds 'latest' or zero_pp_rank_*"
+        )
 
 
 def _unwrapped(checkpoint: Checkpoint) -> Checkpoint:
@@ -138,11 +154,11 @@ def open_optimizer(location: str) -> SavedState:
     Reads headers only. Raises CheckpointError, one line per problem.
     """
     path, inner = _split(location)
-    if _is_folder(path) and is_distributed(path):
+    if _is_folder(path):
         with _collection_paused():
-            contents = _distributed(path)
-            with _closed_on_failure(contents):
-                return state_in(contents, inner)
+            if contents := _folder_of_parts(path):
+                with _closed_on_failure(contents):
+                    return state_in(contents, inner)
     file = InputFile(path)
     with _closed_on_failure(file), _collection_paused():
         start = file.read(0, min(_START, file.size_bytes))
@@ -189,6 +205,10 @@ def _open_file(path: Path, inner: str = "") -> Checkpoint:
             raise CheckpointError(
                 f"{path}: only torch files have containers; leave '#{inner}' away"
             )
+        if start.startswith(b"GGUF"):
+            from surgeon.formats.gguf import open_gguf
+
+            return open_gguf(file)
         if has_header(file.size_bytes, start) and not is_foreign(start):
             return open_safetensors(file)
         if not (start.lstrip().startswith(b"{") and b'"' in start):
@@ -207,38 +227,39 @@ def _contents(file: InputFile, start: bytes) -> Contents:
         raise CheckpointError(f"{file.path}: {error}") from None
 
 
-def _archived(file: InputFile | Window) -> Contents:
+def _archived(file: InputFile) -> Contents:
     """Return what a torch archive holds; raises ValueError with what is wrong with it."""
     # Here, since most files are not torch's.
-    from surgeon.formats.opcodes import read as read_pickle
+    from surgeon.formats.archives import read_archive
     from surgeon.formats.torch_globals import left_unbuilt
-    from surgeon.formats.torch_values import TorchWorld
-    from surgeon.formats.torch_zip import open_archive
 
-    archive = open_archive(file)
-    data = archive.read("data.pkl")
-    world = TorchWorld(file, archive.members)
-    try:
-        value = read_pickle(data, world)
-    except ValueError as error:
-        raise ValueError(f"data.pkl: {error}") from None
+    value, world, data = read_archive(file)
     return Contents(
         path=file.path,
         value=value,
         header_sha256=hashlib.sha256(data).hexdigest(),
         size_bytes=file.size_bytes,
-        origins=world.origins if archive.states_checksums else {},
+        origins=world.origins,
         close=file.close,
         weight_files=(file.path,),
         notes=left_unbuilt(world.unknown),
     )
 
 
-def _distributed(folder: Path) -> Contents:
-    from surgeon.formats.distributed import open_distributed
-    from surgeon.formats.opcodes import read as read_pickle
+def _folder_of_parts(folder: Path) -> Contents | None:
+    """Return what a folder holds that the ranks of one run saved; None of any other folder."""
+    if is_distributed(folder):
+        from surgeon.formats.archives import Archives
+        from surgeon.formats.distributed import open_distributed
+        from surgeon.formats.opcodes import read as read_pickle
 
-    return open_distributed(folder, read_pickle, _archived)
+        return open_distributed(folder, read_pickle, Archives())
+    if not has_weights(folder):
+        from surgeon.formats.deepspeed import open_deepspeed, tag_folder
+
+        if (inner := tag_folder(folder)) is not None:
+            return open_deepspeed(inner, open_contents)
+    return None
 
 
 def _torch(contents: Contents, inner: str) -> Checkpoint:

@@ -71,7 +71,7 @@ def _found(root: object) -> Iterator[tuple[str, Mapping[object, object]]]:
     pending = [("", root)]
     while pending:
         name, value = pending.pop()
-        if not isinstance(value, dict | list) or id(value) in seen:
+        if not isinstance(value, dict | list | tuple) or id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, dict) and is_optimizer(value):
@@ -79,7 +79,7 @@ def _found(root: object) -> Iterator[tuple[str, Mapping[object, object]]]:
             continue
         items = value.items() if isinstance(value, dict) else enumerate(value)
         inner = [(f"{name}.{key}".lstrip("."), item) for key, item in items
-                 if isinstance(item, dict | list)]  # fmt: skip
+                 if isinstance(item, dict | list | tuple)]  # fmt: skip
         pending += reversed(inner)
 
 

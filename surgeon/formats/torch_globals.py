@@ -303,6 +303,7 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
     "builtins.range": lambda world, *parts: parts,
     "builtins.getattr": _attribute,
     "_codecs.encode": _bytes,
+    "deepspeed.runtime.zero.config.ZeroStageEnum": lambda world, value: value,
     "copyreg._reconstructor": _reconstructed,
     "copyreg.__newobj__": lambda world, kind, *parts: world.call(kind, parts),
     "copyreg.__newobj_ex__": lambda world, kind, parts, _: world.call(kind, parts),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from surgeon.formats.checkpoint import Record
 from surgeon.formats.files import InputFile, Window
+from surgeon.formats.foreign import KERAS, NPZ
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -68,6 +69,8 @@ def open_archive(file: InputFile | Window) -> Archive:
         raise ValueError(
             "the zip archive is cut off or damaged: its directory ends early"
         ) from None
+    # First what the archive is: of another's the members are of no interest.
+    folder = _folder({entry.name.decode("utf-8", "backslashreplace") for entry in entries})
     records: dict[str, Record] = {}
     entries.sort()
     for place, entry in enumerate(entries):
@@ -79,7 +82,6 @@ def open_archive(file: InputFile | Window) -> Archive:
             records[name] = _record(file, entry, following)
         except ValueError as error:
             raise ValueError(f"member {name!r}: {error}") from None
-    folder = _folder(records)
     members = {
         name.removeprefix(folder): record
         for name, record in records.items()
@@ -99,9 +101,13 @@ def open_archive(file: InputFile | Window) -> Archive:
 
 def _directory(file: InputFile | Window) -> tuple[int, int, bytes]:
     """Return how many entries the central directory has, where it is, and its bytes."""
-    tail_size = min(file.size_bytes, _END.size + _LONGEST_COMMENT)
+    # Without a comment, as torch writes it.
+    tail_size = min(file.size_bytes, _END.size)
+    tail = file.read(file.size_bytes - tail_size, tail_size)
+    if not (tail.startswith(b"PK\x05\x06") and tail.endswith(b"\0\0")):
+        tail_size = min(file.size_bytes, _END.size + _LONGEST_COMMENT)
+        tail = file.read(file.size_bytes - tail_size, tail_size)
     tail_offset = file.size_bytes - tail_size
-    tail = file.read(tail_offset, tail_size)
     place = tail.rfind(b"PK\x05\x06")
     if place < 0:
         raise ValueError("the zip archive is cut off or damaged: it has no directory")
@@ -199,27 +205,28 @@ def _record(file: InputFile | Window, entry: _Entry, following: int) -> Record:
     return Record(file, offset, entry.size_bytes, entry.crc32)
 
 
-def _folder(records: dict[str, Record]) -> str:
-    """Return the archive's one folder, the one that holds data.pkl."""
+def _folder(names: Collection[str]) -> str:
+    """Return the archive's one folder, the one that holds data.pkl.
+
+    Raises ValueError with what the archive is instead.
+    """
     folders = [
         name.removesuffix("data.pkl")
-        for name in records
+        for name in names
         if name.endswith("/data.pkl") and name.count("/") == 1
     ]
     if not folders:
-        if any(name.endswith(".npy") for name in records):
-            raise ValueError(
-                "this is a NumPy .npz archive; save its arrays with safetensors.numpy.save_file"
-            )
+        if any(name.endswith(".npy") for name in names):
+            raise ValueError(f"this is a NumPy .npz archive; {NPZ}")
+        if "model.weights.h5" in names:
+            raise ValueError(f"this is a Keras model; {KERAS}")
         raise ValueError(_NOT_TORCH)
     if len(folders) > 1:
         raise ValueError(f"found data.pkl in {len(folders)} folders, expected it in one")
     folder = folders[0]
-    if any(
-        name.startswith(f"{folder}code/") or name == f"{folder}constants.pkl" for name in records
-    ):
+    if any(name.startswith(f"{folder}code/") or name == f"{folder}constants.pkl" for name in names):
         raise ValueError(
             "this is a TorchScript archive, which holds code; save its weights with "
-            "torch.save(torch.jit.load(...).state_dict(), ...)"
+            "torch.save(torch.jit.load(IN).state_dict(), OUT)"
         )
     return folder

@@ -28,9 +28,8 @@ def renaming(names: Collection[str]) -> tuple[dict[str, str], list[str]]:
     """
     renamed = {name: name for name in names}
     notes = []
-    for segment in _SEGMENTS:
-        if not any(segment in name for name in names):
-            continue
+    together = "\n".join(names)
+    for segment in (segment for segment in _SEGMENTS if segment in together):
         shorter = {name: _without(segment, now) for name, now in renamed.items()}
         changed = [name for name in names if shorter[name] != renamed[name]]
         if not changed:
@@ -53,8 +52,10 @@ def _without(segment: str, name: str) -> str:
 
 def without_count(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], list[str]]:
     """Return the tensors of an averaged model without how many were averaged, and a note on it."""
+    if _AVERAGED not in tensors:
+        return dict(tensors), []
     rest = {name: tensor for name, tensor in tensors.items() if name != _AVERAGED}
-    is_averaged = len(rest) == len(tensors) - 1 and all(n.startswith("module.") for n in rest)
+    is_averaged = all(name.startswith("module.") for name in rest)
     if not rest or not is_averaged or tensors[_AVERAGED].spec.shape:
         return dict(tensors), []
     return rest, [f"left out {_AVERAGED!r}, which says how many models AveragedModel averaged"]

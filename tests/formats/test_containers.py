@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from surgeon.formats import open_checkpoint
+from surgeon.formats import open_checkpoint, open_optimizer
 from tests.formats.test_torch import assert_same, error_of, rewritten
 
 X = torch.arange(6.0)
@@ -22,6 +22,7 @@ LIGHTNING = {
     "epoch": 3, "state_dict": STATE, "optimizer_states": [OPTIMIZER], "lr_schedulers": [{}],
     "callbacks": {"ModelCheckpoint{'monitor': 'x'}": {"best_k_models": SCORES, "kth_value": X[0]}},
     "averaging_state": {"n_averaged": torch.tensor(5)},
+    "hyper_parameters": {"loss": torch.nn.CrossEntropyLoss(weight=X)},
 }  # fmt: skip
 
 
@@ -69,6 +70,11 @@ def test_several_are_listed_under_names_that_open_them(saved, value, names):
     assert [line.partition(": ")[0] for line in lines] == [f"{path}#{name}" for name in names]
     for name in names:
         assert {"w", "b"} <= open_checkpoint(f"{path}#{name}").tensors.keys()
+
+
+def test_the_optimizer_beside_a_model_in_a_tuple_is_named(saved):
+    state = open_optimizer(f"{saved((STATE, OPTIMIZER))}#1")
+    assert list(state.entries[0].values) == ["exp_avg"]
 
 
 def test_numbers_alone_are_a_model_where_there_is_nothing_else(saved):

@@ -444,6 +444,27 @@ def test_what_contradicts_itself_is_refused(case, tmp_path):
     assert all(problem.startswith(str(tmp_path / "ck")) for problem in caught.value.problems)
 
 
+def test_one_archive_for_many_tensors_is_refused_at_once(tmp_path):
+    """100 000 of them would be read for as long as that takes."""
+    made = handmade()
+    place = made.metadata.storage_data[names.MetadataIndex("b", torch.Size([0]))]
+    for n in range(3000):
+        made.metadata.storage_data[names.MetadataIndex(f"b{n}", torch.Size([0]))] = place
+        made.metadata.state_dict_metadata[f"b{n}"] = described(made, "b")
+    message = error_of(made.write(tmp_path / "ck"))
+    assert "'b0': found it at byte" in message
+    assert message.endswith("and 981 more problems")
+
+
+def test_archives_with_one_pickle_are_told_apart(tmp_path):
+    """Their tensors have equal shapes, so that one description serves them all."""
+    state = {f"w{n}": torch.randn(4, 3) for n in range(6)} | {"v": torch.randn(6, 4)[1:3]}
+    made = Handmade()
+    for name, tensor in state.items():
+        made.add(name, tensor, [[1, 2]])
+    assert_identical(read(made.write(tmp_path / "ck"), tmp_path / "out.safetensors"), state)
+
+
 class _Evil:
     def __reduce__(self):
         return os.system, ("touch evil",)

@@ -10,6 +10,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -457,9 +458,24 @@ def test_torchscript_is_refused(tmp_path):
         assert "TorchScript" in error_of(tmp_path / "a.pt")
 
 
+def test_what_torch_jit_saves_is_refused_as_what_it_is(tmp_path):
+    """Its code is compressed, which is not what is wrong with it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), tmp_path / "a.pt")
+    message = error_of(tmp_path / "a.pt")
+    assert "this is a TorchScript archive" in message
+    assert "compress" not in message
+
+
 def test_npz_and_other_zips_are_refused(tmp_path):
-    np.savez(tmp_path / "a.npz", x=np.arange(3))
-    assert "NumPy .npz" in error_of(tmp_path / "a.npz")
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", x=np.arange(3))
+        assert "NumPy .npz archive; save its arrays with" in error_of(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "a.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("metadata.json", "config.json", "model.weights.h5"):
+            archive.writestr(name, b"{}")
+    assert "this is a Keras model" in error_of(tmp_path / "a.keras")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("readme.txt", b"")
     assert "no data.pkl" in error_of(tmp_path / "a.zip")
@@ -472,7 +488,7 @@ def test_npz_and_other_zips_are_refused(tmp_path):
         (b"\x93NUMPY\x01\x00", "NumPy"),
         (b"\x1f\x8b\x08" + bytes(700_000), "gzip"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
-        (b"GGUF\x03\x00\x00\x00\xff", "GGUF"),
+        (b"GGUF\x03\x00\x00\x00\xff", "GGUF header is cut off"),
         (b"\x08\x07\x12\x07pytorch", "ONNX"),
         (b"a" * 257 + b"ustar\x0000", "tar archive"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
@@ -492,11 +508,14 @@ def fuzzed(tmp_path_factory):
     torch.serialization.set_crc32_options(False)
     try:
         torch.save({"model": {"x": BASE, "y": BASE.t()}, "optimizer": [1.5, "a"]}, folder / "a.pt")
+        torch.save({"ema": torch.nn.BatchNorm1d(3), "f": argparse.Namespace(a=1)}, folder / "b.pt")
     finally:
         torch.serialization.set_crc32_options(True)
     from safetensors.torch import save_file
 
     save_file({"x": BASE, "y": BASE + 1}, folder / "a.safetensors", {"format": "pt"})
+    legacy = {"model": {"x": BASE, "y": BASE.t()}, "e": torch.nn.Linear(2, 2)}
+    torch.save(legacy, folder / "c.pt", _use_new_zipfile_serialization=False)
     return folder / "fuzz", [path.read_bytes() for path in sorted(folder.iterdir())]
 
 
