@@ -28,8 +28,8 @@ from surgeon.inspection import verify
 from surgeon.lazy import Joined, Selected, Stored, TensorSpec
 from surgeon.manifest.optimizer_state import OptimizerState, carried
 from surgeon.output.execute import Options
-from tests.network import Json, write_recipe
 from tests.cli.test_cli import process, run
+from tests.network import Json, write_recipe
 
 WIDEN = {"op": "widen", "target": "fc", "rows": 1}
 KINDS: dict[str, tuple[type[torch.optim.Optimizer], Json]] = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.network import Json
 from tests.manifest.test_optimizer_state import Operated, operate
+from tests.network import Json
 
 Kept = dict[str, torch.Tensor]
 

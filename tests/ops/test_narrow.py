@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from surgeon.base.errors import SurgeonError
-from tests.network import assert_identical
 from tests.manifest.test_optimizer_state import operate
+from tests.network import assert_identical
 
 
 def step(target, **parameters):

@@ -6,8 +6,8 @@ from torch.nn.functional import interpolate
 
 from surgeon.base.errors import SurgeonError
 from surgeon.output.execute import Options
-from tests.network import assert_identical, correctly_rounded
 from tests.manifest.test_optimizer_state import operate
+from tests.network import assert_identical, correctly_rounded
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 

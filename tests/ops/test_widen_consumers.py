@@ -8,8 +8,8 @@ from torch import nn
 from surgeon.base.errors import SurgeonError
 from surgeon.lazy import Stream
 from surgeon.ops.widen import _drawn
-from tests.network import assert_identical
 from tests.manifest.test_optimizer_state import operate
+from tests.network import assert_identical
 
 
 def step(target, consumers, **parameters):
