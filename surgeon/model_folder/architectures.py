@@ -40,7 +40,8 @@ class Architecture:
 
     `rows` are found by their names with `{}` for every number. `counts` are patterns of numbered
     containers, with their lengths; `ties` are patterns of tensors that may be one. `settings` are
-    what rules of positions go by where the config says nothing.
+    what rules of positions go by where the config says nothing. Tensors whose names have one of
+    `float32` in them are computed in float32 whatever the rest is.
     """
 
     rows: Mapping[str, tuple[Row, ...]]
@@ -53,6 +54,7 @@ class Architecture:
     aliases: Mapping[str, tuple[str, ...]]
     ties: Mapping[str, str]
     settings: Mapping[str, Any]
+    float32: tuple[str, ...]
 
     def rows_of(self, name: str) -> Iterator[Row]:
         """Yield the rows that a tensor may be of."""
@@ -109,6 +111,7 @@ def architecture_of(config: Json, names: Iterable[str]) -> Architecture | None:
         aliases=aliases,
         ties={new: old for one in (chosen or order) for new, old in one.get("ties", {}).items()},
         settings=record.get("settings", {}),
+        float32=tuple(dict.fromkeys(p for one in chosen or order for p in one.get("float32", ()))),
     )
 
 

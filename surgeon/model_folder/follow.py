@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Follo
         require_counts(case)
         require_vocabulary(case)
         _check_token_ids(case)
+        _note_narrowed(case)
         _note_unexplained(case)
     problems = tuple(dict.fromkeys(f"config.json: {problem}" for problem in case.problems))
     notes = tuple(dict.fromkeys(f"config.json: {note}" for note in case.notes))
@@ -174,6 +176,25 @@ def _check_token_ids(case: Case) -> None:
             case.contradiction(
                 f"{key} is {json.dumps(value)}, but vocab_size is {new}; state it in output.config"
             )
+
+
+def _note_narrowed(case: Case) -> None:
+    """Name the tensors that lose digits though the class computes with them in float32."""
+    parts = case.architecture.float32 if case.architecture else ()
+    names = [
+        name
+        for name, tensor in case.after.items()
+        if parts
+        and tensor.spec.dtype in ("BF16", "F16")
+        and name in case.before
+        and case.before[name].spec.dtype in ("F32", "F64")
+        and any(re.search(part, name) for part in parts)
+    ]
+    if names:
+        case.notes.append(
+            f"{listed(names)} lost digits: {case.new.get('model_type')} keeps them in float32; "
+            "leave them out of the cast"
+        )
 
 
 def _note_unexplained(case: Case) -> None:

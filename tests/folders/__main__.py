@@ -28,6 +28,9 @@ def main(types: tuple[str, ...]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = {job: (what, why) for job, what, why in outcomes(model_type, Path(folder))}
         reasons += [f"{model_type} {job}: {why}" for job, (what, why) in found.items() if why]
+        for job, (what, why) in found.items():
+            if why:
+                print(f"{model_type} {job}: {what}: {why}", file=sys.stderr, flush=True)
         if "model" in found:
             continue
         counts.update(what for what, _ in found.values())
