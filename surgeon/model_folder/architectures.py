@@ -64,6 +64,14 @@ class Architecture:
             if row.matches(parts):
                 yield row
 
+    def is_uniform(self, name: str) -> bool:
+        """Return whether what a tensor is does not depend on the numbers in its name."""
+        return all(
+            not any("{i}" in text for kind in row.kinds for text in kind)
+            and not any(part.isdigit() for part in row.parts)
+            for row in self.rows_of(name)
+        )
+
     def inside(self, name: str) -> str:
         """Return a tensor's name as the class would name it, which may have another prefix."""
         removed, added = self.prefix

@@ -59,7 +59,7 @@ def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Follo
         _follow_ties(case)
         _follow_dtype(case)
         follow_layers(case)
-        require_names(case, becomes(case))
+        require_names(case, becomes(case), meaning)
         require_counts(case)
         require_vocabulary(case)
         _check_token_ids(case)

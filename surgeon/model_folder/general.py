@@ -8,6 +8,7 @@ from typing import Any
 
 from surgeon.model_folder.architectures import Architecture
 from surgeon.model_folder.case import Case, Json, containers, listed
+from surgeon.model_folder.said import Meaning
 
 _COUNT = re.compile(r"(.*_)?(layers?|depth|blocks|num_hidden_layers|experts)")
 _NUMBERED = re.compile(r"\.\d+\.")
@@ -57,13 +58,17 @@ def require_vocabulary(case: Case) -> None:
                 )
 
 
-def require_names(case: Case, architecture: Architecture | None) -> None:
+def require_names(case: Case, architecture: Architecture | None, meaning: Meaning) -> None:
     """Refuse tensors that the class has no name for; say which it would miss."""
     if architecture is None:
         return
-    odd = [name for name in case.after if not any(architecture.rows_of(name))]
+    known = meaning.after if architecture is case.architecture else {}
+    odd = [name for name in case.after if name not in known and not any(architecture.rows_of(name))]
+    if not odd and case.after.keys() >= case.before.keys():
+        return
     was_odd = case.architecture is None or any(
-        not any(case.architecture.rows_of(name)) for name in case.before
+        name not in meaning.before and not any(case.architecture.rows_of(name))
+        for name in case.before
     )
     kind = case.new.get("model_type")
     if odd and (not was_odd or kind != case.old.get("model_type")):

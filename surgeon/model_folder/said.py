@@ -43,10 +43,19 @@ def meaning_of(case: Case) -> Meaning:
     known = case.architecture
     before: dict[str, Dims] = {}
     used: dict[str, dict[Dims, None]] = {}
+    # The layers of a model are alike: one of them is looked at.
+    alike: dict[tuple[str, tuple[int, ...]], Dims | None] = {}
     for name, tensor in case.before.items():
-        if (dims := _best(case, known, name, tensor.spec.shape)) is not None:
+        normal, shape = _normal(name), tensor.spec.shape
+        if (normal, shape) in alike:
+            dims = alike[normal, shape]
+        else:
+            dims = _best(case, known, name, shape)
+            if known.is_uniform(name):
+                alike[normal, shape] = dims
+        if dims is not None:
             before[name] = dims
-            used.setdefault(_normal(name), {})[dims] = None
+            used.setdefault(normal, {})[dims] = None
     origins: dict[object, str] | None = None
     after: dict[str, Dims] = {}
     for name, tensor in case.after.items():
