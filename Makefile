@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint docs bench exactness conformance clean
+.PHONY: demo test slow lint docs bench exactness conformance architectures folders clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -39,6 +39,12 @@ exactness: .venv/ready
 
 conformance: .venv/ready
 	$(BIN)/python -m tests.conformance
+
+architectures: .venv/frameworks
+	nice $(BIN)/python -m tests.architectures
+
+folders: .venv/frameworks
+	$(BIN)/python -m tests.folders
 
 clean:
 	rm -rf .venv .bench demo

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.base.errors import CheckpointError, listed
-from surgeon.formats.checkpoint import Contents, Held, Opaque, plain, spec_of
+from surgeon.formats.checkpoint import Contents, Opaque, is_tensor, plain, spec_of
 from surgeon.lazy import Joined, LazyTensor, Rearranged, Sharded, Stored, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
 
@@ -254,7 +254,7 @@ def _ordered(
         if source in named:
             named[alias] = named[source]
     missing = [
-        str(name) for name, value in module.items() if name not in named and isinstance(value, Held)
+        str(name) for name, value in module.items() if name not in named and is_tensor(value)
     ]
     if missing:
         raise ValueError(f"found {listed(missing)} in the module, and neither shape nor buffer")
@@ -283,7 +283,7 @@ def _optimizer(
             for name, tensor in cut(moments, groups):  # type: ignore[arg-type]  # none is None
                 state[name][key] = tensor
             continue
-        is_number = not isinstance(value, Held) or not value.spec.shape
+        is_number = not is_tensor(value) or not value.spec.shape
         for name in names:
             state[name][key] = value if is_number else Opaque("a tensor of another layout")
     described = [

@@ -5,24 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from surgeon.base import patterns
 from surgeon.draft import Tensors
-from surgeon.model_folder.families import Family
+from surgeon.model_folder import expressions
+from surgeon.model_folder.architectures import Architecture
 
 Json = dict[str, Any]
 
 _PLACE = re.compile(r"(.+)\[(\d)\]")
 _MOST_NAMED = 3
+LABELS = "num_labels"
+# Where a config names neither labels nor their number, transformers takes this for granted.
+_DEFAULT_LABELS = 2
 
 
 @dataclass
 class Case:
     """A config before and after, with the tensors before and after.
 
-    `stated` is what the recipe says in output.config, already in `new`. `explained` are the
-    dimensions of tensors whose meaning some rule knows.
+    `stated` is what the recipe says in output.config, already in `new`. `architecture` is what is
+    known of the model type, if anything. `explained` are the dimensions of tensors whose meaning
+    some rule knows.
     """
 
     old: Json
@@ -30,19 +36,94 @@ class Case:
     new: Json
     before: Tensors
     after: Tensors
-    family: Family
+    architecture: Architecture | None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     explained: set[tuple[str, int]] = field(default_factory=set)
 
     def contradiction(self, problem: str) -> None:
-        """Report a mistake; of an architecture without rules of its own, only a suspicion."""
-        (self.problems if self.family.types else self.notes).append(problem)
+        """Report what would make the config contradict the tensors."""
+        self.problems.append(problem)
 
-    def follow(self, key: str, value: Any) -> None:
-        """Give a key its new value, unless the recipe states one."""
-        if key not in self.stated:
-            self.new[key] = value
+    def follow(self, path: str, value: Any) -> None:
+        """Give a number its new value, unless the recipe states one."""
+        if not self.states(path):
+            for place in self.places_of(path):
+                put(self.new, place, value)
+
+    def states(self, path: str) -> bool:
+        """Return whether the recipe states a number of the config."""
+        return any(has(self.stated, place) for place in self.names_of(path))
+
+    def names_of(self, path: str) -> list[str]:
+        """Return a number's name, and the other names that the config class has for it."""
+        others = self.architecture.aliases.get(path, ()) if self.architecture else ()
+        return [path, *others]
+
+    def places_of(self, path: str) -> list[str]:
+        """Return where the config states a number; its own name where it does not."""
+        return [place for place in self.names_of(path) if has(self.new, place)] or [path]
+
+    def look_up(self, config: Json, path: str) -> Any:
+        """Return what a config states at a path, under any of its names; None without."""
+        for place in self.names_of(path):
+            if (found := get(config, place)) is not None:
+                return found
+        return None
+
+    def value(self, config: Json, path: str, depth: int = 0) -> Fraction | None:
+        """Return a number of a config, or what it is by default; None where it has none."""
+        if path == LABELS:
+            return Fraction(labels_of(config))
+        found = self.look_up(config, path)
+        if found is not None:
+            return Fraction(found) if type(found) is int and found >= 0 else None
+        defaults = self.architecture.defaults.get(path) if self.architecture else None
+        if defaults is None or depth > _MOST_NAMED:
+            return None
+        # The second is what null stands for, where that is something else than nothing.
+        is_null = any(has(config, place) for place in self.names_of(path))
+        text = defaults[-1] if is_null else defaults[0]
+        if text is None:
+            return None
+        return expressions.value(text, lambda other: self.value(config, other, depth + 1))
+
+
+def labels_of(config: Json) -> int:
+    """Return how many labels a config has."""
+    named, count = config.get("id2label"), config.get(LABELS, _DEFAULT_LABELS)
+    return len(named) if isinstance(named, dict) else count if type(count) is int else 0
+
+
+def get(config: Any, path: str) -> Any:
+    """Return what is at a path of a config; None where there is nothing."""
+    for part in path.split("."):
+        if isinstance(config, list):
+            config = config[int(part)] if part.isdigit() and int(part) < len(config) else None
+        else:
+            config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def has(config: Json, path: str) -> bool:
+    """Return whether a config has an entry at a path, be it null."""
+    outer, _, last = path.rpartition(".")
+    inside = get(config, outer) if outer else config
+    if isinstance(inside, list):
+        return last.isdigit() and int(last) < len(inside)
+    return isinstance(inside, dict) and last in inside
+
+
+def put(config: Json, path: str, value: Any) -> None:
+    """Put a value at a path of a config, in place."""
+    outer, _, last = path.rpartition(".")
+    inside: Any = config
+    for part in outer.split(".") if outer else ():
+        inside = inside[int(part)] if isinstance(inside, list) else inside.setdefault(part, {})
+    if isinstance(inside, list):
+        inside[int(last)] = value
+    else:
+        inside[last] = value
 
 
 def matching(pattern: str, names: Iterable[str]) -> Iterator[str]:
@@ -67,15 +148,14 @@ def sized(place: str, tensors: Tensors) -> Iterator[tuple[str, int, int]]:
             yield name, dim, shape[dim]
 
 
-def numbered(segment: str, names: Iterable[str]) -> dict[str, set[int]]:
-    """Return {container: the numbers in it} for the containers of this name."""
+def containers(names: Iterable[str]) -> dict[str, set[int]]:
+    """Return {container: the numbers in it} of all numbered modules."""
     found: dict[str, set[int]] = {}
     for name in names:
         parts = name.split(".")
-        for place, part in enumerate(parts[:-2]):
-            if part == segment and parts[place + 1].isdigit():
-                container = ".".join(parts[: place + 1])
-                found.setdefault(container, set()).add(int(parts[place + 1]))
+        for place, part in enumerate(parts[1:-1], 1):
+            if part.isdigit():
+                found.setdefault(".".join(parts[:place]), set()).add(int(part))
     return found
 
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from surgeon.draft import Tensors
-from surgeon.lazy import walk
+from surgeon.model_folder.architectures import Architecture, architecture_of
+from surgeon.model_folder.becomes import becomes
 from surgeon.model_folder.case import Case, Json, listed, matching
-from surgeon.model_folder.families import COMMON, FAMILIES
+from surgeon.model_folder.families import COMMON
+from surgeon.model_folder.general import require_counts, require_names, require_vocabulary
 from surgeon.model_folder.labels import follow_labels
-from surgeon.model_folder.sizes import follow_grid, follow_sizes
+from surgeon.model_folder.layers import follow_layers
+from surgeon.model_folder.said import meaning_of
+from surgeon.model_folder.sizes import follow_sizes
 from surgeon.numeric.dtypes import DTYPES, dtype_named
 
 __all__ = ["Followed", "follow"]
+
+# Parts of the names of input embeddings that are tied to one another: of encoder and decoder.
+_INPUTS = ("embed_tokens", "embed_in", "word_embeddings", "wte")
 
 
 @dataclass(frozen=True)
@@ -42,16 +50,20 @@ def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Follo
 
     A key is followed where the input's tensors agree with it; everything else stays as it is.
     """
-    family = FAMILIES.get(str(config.get("model_type")), COMMON)
-    case = Case(config, stated, _merged(config, stated), before, after, family)
+    known = architecture_of(config, before)
+    case = Case(config, stated, _merged(config, stated), before, after, known)
     if config:
-        follow_sizes(case)
-        follow_grid(case)
-        follow_labels(case)
+        meaning = meaning_of(case)
+        follow_sizes(case, meaning)
+        follow_labels(case, meaning)
         _follow_ties(case)
         _follow_dtype(case)
-        _follow_layer_lists(case)
+        follow_layers(case)
+        require_names(case, becomes(case), meaning)
+        require_counts(case)
+        require_vocabulary(case)
         _check_token_ids(case)
+        _note_narrowed(case)
         _note_unexplained(case)
     problems = tuple(dict.fromkeys(f"config.json: {problem}" for problem in case.problems))
     notes = tuple(dict.fromkeys(f"config.json: {note}" for note in case.notes))
@@ -82,8 +94,6 @@ def _changes(old: Json, new: Json) -> tuple[Json, ...]:
 
 def _follow_ties(case: Case) -> None:
     """Follow whether the output embedding is the tensor of the input embedding."""
-    if not case.family.embedding:
-        return
     key = "tie_word_embeddings"
     was, is_tied = _is_tied(case, case.before), _is_tied(case, case.after)
     if is_tied is None:
@@ -99,9 +109,27 @@ def _follow_ties(case: Case) -> None:
 
 def _is_tied(case: Case, tensors: Tensors) -> bool | None:
     """Return whether input and output embedding are one; None where there are not both."""
-    embeddings = {id(tensors[name]) for name in matching(case.family.embedding, tensors)}
-    outputs = {id(tensors[name]) for name in matching(case.family.output, tensors)}
+    if case.architecture is not None and case.architecture.ties:
+        return _is_tied_as_known(case.architecture, tensors)
+    embeddings = {id(tensors[name]) for name in matching(COMMON.embedding, tensors)}
+    outputs = {id(tensors[name]) for name in matching(COMMON.output, tensors)}
     return bool(embeddings & outputs) if embeddings and outputs else None
+
+
+def _is_tied_as_known(known: Architecture, tensors: Tensors) -> bool | None:
+    """Return whether a head that the class may tie to the input embedding is that tensor."""
+    names = {known.inside(name): name for name in tensors}
+    found = [
+        tensors[names[target]] is tensors[names[source]]
+        for target, source in known.ties.items()
+        if target in names and source in names and is_head(target)
+    ]
+    return any(found) if found else None
+
+
+def is_head(name: str) -> bool:
+    """Return whether a tied tensor is an output embedding, rather than another input one."""
+    return name.endswith(".weight") and not any(part in name for part in _INPUTS)
 
 
 def _follow_dtype(case: Case) -> None:
@@ -137,52 +165,6 @@ def _floats(tensors: Tensors) -> set[str]:
     return {name for name in dtypes if DTYPES[name].kind == "float" and DTYPES[name].bits > 8}
 
 
-def _follow_layer_lists(case: Case) -> None:
-    """Have lists with an entry per layer follow their layers."""
-    for key in case.family.layer_lists:
-        count_key, container = next(iter(case.family.counts.items()))
-        entries = case.old.get(key)
-        if not isinstance(entries, list) or len(entries) != case.old.get(count_key):
-            continue
-        sources = _layer_sources(case, container)
-        is_uniform = all(entry == entries[0] for entry in entries)
-        if is_uniform:
-            case.follow(key, entries[:1] * len(sources))
-        elif None not in sources:
-            case.follow(key, [entries[source] for source in sources if source is not None])
-        elif key not in case.stated:
-            case.contradiction(
-                f"{key}: which layer of the input some layers were is not known; state it in "
-                "output.config"
-            )
-        if isinstance(made := case.new[key], list) and len(made) != len(sources):
-            case.contradiction(
-                f"{key} has {len(made)} entries for {len(sources)} layers; state it in "
-                "output.config"
-            )
-
-
-def _layer_sources(case: Case, container: str) -> list[int | None]:
-    """Return which layer of the input each layer was; None where it was several or none."""
-
-    def layer_of(name: str) -> int | None:
-        _, found, rest = f".{name}".partition(f".{container}.")
-        number = rest.partition(".")[0]
-        return int(number) if found and number.isdigit() else None
-
-    known = {
-        tensor.byte_origin: layer
-        for name, tensor in case.before.items()
-        if (layer := layer_of(name)) is not None
-    }
-    found: dict[int, set[int]] = {}
-    for name, tensor in case.after.items():
-        if (layer := layer_of(name)) is not None:
-            origins = [known.get(form.byte_origin) for form in walk(tensor)]
-            found.setdefault(layer, set()).update(o for o in origins if o is not None)
-    return [next(iter(found[n])) if len(found[n]) == 1 else None for n in sorted(found)]
-
-
 def _check_token_ids(case: Case) -> None:
     """Refuse special tokens that a smaller vocabulary no longer has."""
     old, new = case.old.get("vocab_size"), case.new.get("vocab_size")
@@ -194,6 +176,25 @@ def _check_token_ids(case: Case) -> None:
             case.contradiction(
                 f"{key} is {json.dumps(value)}, but vocab_size is {new}; state it in output.config"
             )
+
+
+def _note_narrowed(case: Case) -> None:
+    """Name the tensors that lose digits though the class computes with them in float32."""
+    parts = case.architecture.float32 if case.architecture else ()
+    names = [
+        name
+        for name, tensor in case.after.items()
+        if parts
+        and tensor.spec.dtype in ("BF16", "F16")
+        and name in case.before
+        and case.before[name].spec.dtype in ("F32", "F64")
+        and any(re.search(part, name) for part in parts)
+    ]
+    if names:
+        case.notes.append(
+            f"{listed(names)} lost digits: {case.new.get('model_type')} keeps them in float32; "
+            "leave them out of the cast"
+        )
 
 
 def _note_unexplained(case: Case) -> None:

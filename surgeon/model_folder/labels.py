@@ -10,7 +10,8 @@ import numpy as np
 
 from surgeon.initialisers.places import Bound
 from surgeon.lazy import Fresh, LazyTensor, Scratch, Stream, TensorSpec, transplanted
-from surgeon.model_folder.case import Case, Json, sized
+from surgeon.model_folder.case import LABELS, Case, Json
+from surgeon.model_folder.said import Meaning
 from surgeon.numeric.dtypes import Array
 
 # Where a config names neither labels nor their number, transformers takes this for granted.
@@ -20,19 +21,22 @@ _NEW, _UNKNOWN = -1, -2
 _ANY = Stream(0, "", "")
 
 
-def follow_labels(case: Case) -> None:
+def follow_labels(case: Case, meaning: Meaning) -> None:
     """Follow how many rows the classifier has: id2label, label2id, num_labels."""
     labels = _labels(case.old)
-    before = [one for place in case.family.labels for one in sized(place, case.before)]
+    before = [(name, dims.index(LABELS)) for name, dims in meaning.before.items() if LABELS in dims]
     after = {
-        name: size for place in case.family.labels for name, _, size in sized(place, case.after)
+        name: case.after[name].spec.shape[0]
+        for name, dims in sorted(meaning.after.items())
+        if dims[:1] == (LABELS,)
     }
-    if labels is None or not after or {size for *_, size in before} != {len(labels)}:
+    sizes = {case.before[name].spec.shape[dim] for name, dim in before}
+    if labels is None or not after or sizes != {len(labels)}:
         return
-    case.explained |= {(name, dim) for name, dim, _ in before}
+    case.explained |= set(before)
     if len(set(after.values())) > 1:
-        sizes = " and ".join(f"{size} by '{name}'" for name, size in after.items())
-        case.contradiction(f"num_labels is {sizes}; change them alike")
+        sizes_by = " and ".join(f"{size} by '{name}'" for name, size in after.items())
+        case.contradiction(f"num_labels is {sizes_by}; change them alike")
         return
     name, count = next(iter(after.items()))
     made = _followed(labels, _rows(case, name, len(labels)))

@@ -58,6 +58,7 @@ def vit() -> dict[str, torch.Tensor]:
     return {"vit.embeddings.position_embeddings": torch.ones(1, 5, 4)}
 
 
+LAYERED = ("gemma2", "gemma3_text", "deepseek_v3", "qwen3_moe", "marian", "bart")
 TENSORS = {"llama": llama, "bert": bert, "vit": vit}
 
 
@@ -68,7 +69,8 @@ def folder(bench: Bench) -> Any:
     def operate(config: Json, *steps: Json, stated: Json | None = None) -> Json:
         source = bench.folder / "input"
         source.mkdir(exist_ok=True)
-        tensors = TENSORS.get(str(config.get("model_type")), llama)()
+        kind = str(config.get("model_type"))
+        tensors = layered(config) if kind in LAYERED else TENSORS.get(kind, llama)()
         write(source / "model.safetensors", tensors)
         (source / "config.json").write_text(json.dumps(config))
         bench.input = source
@@ -133,11 +135,11 @@ def test_size_of_heads_is_written_where_it_no_longer_goes_without_saying(folder:
     ("config", "steps", "output", "problem"),
     [
         (LLAMA, [widen(EMBED, rows=2)], {},
-         "vocab_size is 12 by 'model.embed_tokens.weight' and 10 by 'lm_head.weight'; change"),
+         "vocab_size is 10 by 'lm_head.weight' and 12 by 'model.embed_tokens.weight'; change"),
         (LLAMA, [{"op": "delete", "target": "model.layers.0"}], {},
          "num_hidden_layers: 'model.layers' is not numbered from 0 without gaps; renumber it"),
         (LLAMA, [], {"vocab_size": 11},
-         "output.config.vocab_size is 11, but vocab_size is 10 by 'model.embed_tokens.weight', "),
+         "output.config.vocab_size is 11, but vocab_size is 10 by 'lm_head.weight', "),
         (LLAMA, [], {"num_attention_heads": 3},
          "output.config.num_attention_heads is 3, but num_attention_heads*head_dim is 8 by"),
         (LLAMA, [], {"tie_word_embeddings": True},
@@ -174,9 +176,9 @@ def test_all_contradictions_come_at_once(folder: Any) -> None:
     assert len(caught.value.problems) == 3
 
 
-def test_recipe_settles_what_tensors_say_differently(folder: Any) -> None:
-    stated = {"vocab_size": 12}
-    assert folder(LLAMA, widen(EMBED, rows=2), stated=stated) == LLAMA | stated
+def test_what_is_stated_must_agree_with_every_tensor(folder: Any) -> None:
+    with pytest.raises(PlanError, match=r"vocab_size is 10 by 'lm_head.weight' and 12 by"):
+        folder(LLAMA, widen(EMBED, rows=2), stated={"vocab_size": 12})
 
 
 @pytest.mark.parametrize("vocabulary", [11, "10", None])
@@ -185,7 +187,7 @@ def test_number_that_the_input_contradicts_is_left_alone(folder: Any, vocabulary
     assert folder(config, widen(EMBED, rows=2)) == config
 
 
-@pytest.mark.parametrize("config", [{"model_type": "unheard_of"}, {}, {"text_config": LLAMA}])
+@pytest.mark.parametrize("config", [{"model_type": "unheard_of"}, {}])
 def test_unknown_architecture_gets_a_note(folder: Any, bench: Bench, config: Json) -> None:
     config = config | {"hidden_size": 8}
     assert folder(config, widen(EMBED, rows=2)) == config
@@ -199,9 +201,20 @@ def test_common_names_are_followed_in_unknown_architectures(folder: Any) -> None
     assert folder(config, *steps) == config | {"vocab_size": 12}
 
 
-def test_contradiction_in_an_unknown_architecture_is_a_note(folder: Any) -> None:
-    config = {"model_type": "unheard_of", "vocab_size": 10}
-    assert folder(config, widen(EMBED, rows=2)) == config
+@pytest.mark.parametrize(
+    ("config", "step", "problem"),
+    [
+        ({"vocab_size": 10}, widen(EMBED, rows=2), "vocab_size is 12 by|vocab_size is 10 by"),
+        ({"text_config": {"vocab_size": 10}}, widen(EMBED, rows=2), "state text_config.vocab_size"),
+        ({"depth": 2}, {"op": "delete", "target": "model.layers.1"},
+         "'model.layers' had 2 modules, as depth says, and has 1 now; state depth in output"),
+    ],
+)  # fmt: skip
+def test_unknown_architecture_is_held_to_its_counts_and_vocabulary(
+    folder: Any, config: Json, step: Json, problem: str
+) -> None:
+    with pytest.raises(PlanError, match=problem):
+        folder({"model_type": "unheard_of", **config}, step)
 
 
 def test_layer_types_go_with_their_layers(folder: Any) -> None:
@@ -402,3 +415,96 @@ def test_json_lists_what_changes(folder: Any, bench: Bench) -> None:
         result = surgery.write(opened, bench.folder / "out", Options(), force=True)
         assert report.applied_as_json(result)["config"] == changes
         assert "config.json: vocab_size 10 -> 12" in report.applied(result, 1.0)
+
+
+# --- What the data of architectures says ----------------------------------------------------------
+
+
+def layered(config: Json) -> dict[str, torch.Tensor]:
+    tensors = {f"model.layers.{n}.input_layernorm.weight": torch.full((8,), float(n))
+               for n in range(config.get("num_hidden_layers", 0))}  # fmt: skip
+    if config["model_type"] == "marian":
+        tensors = {f"model.{side}.embed_tokens.weight": torch.ones(10, 8)
+                   for side in ("encoder", "decoder")}  # fmt: skip
+    if config["model_type"] == "bart":
+        tensors = {"model.shared.weight": torch.ones(10, 8),
+                   "final_logits_bias": torch.zeros(1, 10)}  # fmt: skip
+    return tensors
+
+
+def take(*layers: str) -> Json:
+    return {"op": "layers", "container": "model.layers", "take": list(layers)}
+
+
+def config_of(model_type: str, layers: int = 0, **more: Any) -> Json:
+    return {"model_type": model_type, "num_hidden_layers": layers, "hidden_size": 8, **more}
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def test_gemma_3_keeps_the_kinds_of_the_layers_that_stay(folder: Any) -> None:
+    types = [FULL if n % 6 == 5 else SLIDING for n in range(18)]
+    config = config_of("gemma3_text", 18, layer_types=types)
+    found = folder(config, take("0:8", "10:14", "15", "17"))
+    kept = [n for n in range(18) if n not in (8, 9, 14, 16)]
+    changes = {"num_hidden_layers": 14, "layer_types": [types[n] for n in kept]}
+    assert found == config | changes
+
+
+@pytest.mark.parametrize(
+    ("config", "taken", "changes"),
+    [
+        # What layers are by default goes by their numbers: the list is written.
+        (config_of("gemma2", 4), ["0", "2:4"], {"layer_types": [SLIDING, SLIDING, FULL]}),
+        (config_of("gemma2", 4), ["0:2"], {}),
+        (config_of("deepseek_v3", 4, first_k_dense_replace=1), ["0", "2:4"], {}),
+        (config_of("qwen3_moe", 3, mlp_only_layers=[2]), ["0", "2"], {"mlp_only_layers": [1]}),
+    ],
+)
+def test_what_layers_are_by_their_number_stays(
+    folder: Any, config: Json, taken: list[str], changes: Json
+) -> None:
+    layers = {"num_hidden_layers": 2 + (len(changes.get("layer_types", "12")) > 2)}
+    if config["model_type"] == "deepseek_v3":
+        layers = {"num_hidden_layers": 3}
+    assert folder(config, take(*taken)) == config | layers | changes
+
+
+def test_layer_that_would_be_of_another_kind_is_refused(folder: Any) -> None:
+    config = config_of("deepseek_v3", 3, first_k_dense_replace=1)
+    with pytest.raises(PlanError, match="first_k_dense_replace: layer 0 was layer 1 of the input"):
+        folder(config, take("1:3"))
+
+
+def test_both_vocabularies_of_a_translation_model_are_followed(folder: Any) -> None:
+    config = {"model_type": "marian", "d_model": 8, "vocab_size": 10, "decoder_vocab_size": 10,
+              "share_encoder_decoder_embeddings": False}  # fmt: skip
+    found = folder(config, widen("model.decoder.embed_tokens", rows=3))
+    assert found == config | {"decoder_vocab_size": 13}
+
+
+def test_bias_of_the_logits_must_grow_along(folder: Any) -> None:
+    config = {"model_type": "bart", "d_model": 8, "vocab_size": 10}
+    grown = widen("model.shared", rows=2)
+    with pytest.raises(PlanError, match=r"vocab_size is 10 by 'final_logits_bias' and 12 by"):
+        folder(config, grown)
+    assert folder(config, grown, widen("final_logits_bias", columns=2))["vocab_size"] == 12
+
+
+def test_fused_projections_of_a_llama_are_refused(folder: Any) -> None:
+    inside = "model.layers.{i}.self_attn"
+    step = {"op": "concat", "from": [f"{inside}.{name}_proj" for name in "qkv"], "dim": 0,
+            "into": f"{inside}.qkv_proj"}  # fmt: skip
+    with pytest.raises(PlanError, match="no class of model_type 'llama' has tensors named"):
+        folder(LLAMA, step)
+
+
+def test_experts_made_of_a_llama_are_mixtral(folder: Any) -> None:
+    recipe = json.loads(Path("recipes/upcycle-to-experts.json").read_text())["steps"]
+    text = json.dumps(recipe).replace('"${experts}"', "4").replace('"${hidden_size}"', "8")
+    config = LLAMA | {"architectures": ["LlamaForCausalLM"]}
+    found = folder(config, *json.loads(text.replace('"${router_std}"', "0.02")))
+    expected = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"],
+                "num_local_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
+    assert found == config | expected

@@ -1,0 +1,104 @@
+"""What holds of every model, whatever is known of its architecture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from surgeon.model_folder.architectures import Architecture
+from surgeon.model_folder.case import Case, Json, containers, listed
+from surgeon.model_folder.said import Meaning
+
+_COUNT = re.compile(r"(.*_)?(layers?|depth|blocks|num_hidden_layers|experts)")
+_NUMBERED = re.compile(r"\.\d+\.")
+_VOCABULARY = re.compile(r".*vocab_size.*")
+
+
+def require_counts(case: Case) -> None:
+    """Refuse containers that are as long as a number of the config said, and no longer are."""
+    numbers = {
+        p: n for p, n in dict(_numbers(case.old)).items() if _COUNT.fullmatch(p.rpartition(".")[2])
+    }
+    if not numbers:
+        return
+    before, after = containers(case.before), containers(case.after)
+    for container, members in before.items():
+        now = len(after.get(container, ()))
+        keys = [path for path, number in numbers.items() if number == len(members)]
+        if now == len(members) or not keys or container not in after:
+            continue
+        if _is_explained(case, keys, now):
+            continue
+        case.contradiction(
+            f"'{container}' had {len(members)} modules, as {' or '.join(keys)} says, and has {now} "
+            f"now; state {' or '.join(keys)} in output.config"
+        )
+
+
+def require_vocabulary(case: Case) -> None:
+    """Refuse dimensions that were the size of the vocabulary, and no longer are."""
+    for path, number in _numbers(case.old):
+        if not _VOCABULARY.fullmatch(path.rpartition(".")[2]):
+            continue
+        moved: dict[int, list[str]] = {}
+        for name, tensor in case.before.items():
+            if name not in case.after or number not in tensor.spec.shape:
+                continue
+            old, new = tensor.spec.shape, case.after[name].spec.shape
+            if len(old) == len(new):
+                for dim, (was, now) in enumerate(zip(old, new, strict=True)):
+                    if was == number != now and (name, dim) not in case.explained:
+                        moved.setdefault(now, []).append(name)
+        for now, names in moved.items():
+            if not _is_explained(case, [path], now):
+                case.contradiction(
+                    f"{path} is {number}, as {listed(names)} had, which is {now} now; state {path} "
+                    "in output.config"
+                )
+
+
+def require_names(case: Case, architecture: Architecture | None, meaning: Meaning) -> None:
+    """Refuse tensors that the class has no name for; say which it would miss."""
+    if architecture is None:
+        return
+    known = meaning.after if architecture is case.architecture else {}
+    odd = [name for name in case.after if name not in known and not any(architecture.rows_of(name))]
+    if not odd and case.after.keys() >= case.before.keys():
+        return
+    was_odd = case.architecture is None or any(
+        name not in meaning.before and not any(case.architecture.rows_of(name))
+        for name in case.before
+    )
+    kind = case.new.get("model_type")
+    if odd and (not was_odd or kind != case.old.get("model_type")):
+        case.contradiction(
+            f"no class of model_type '{kind}' has tensors named {listed(odd)}; state the "
+            "model_type that does in output.config"
+        )
+    kept = {id(tensor) for tensor in case.after.values()}
+    gone = [
+        name
+        for name, tensor in case.before.items()
+        if name not in case.after and not _NUMBERED.search(name) and id(tensor) not in kept
+        and any(not row.is_buffer for row in architecture.rows_of(name))
+    ]  # fmt: skip
+    if gone and "architectures" not in case.stated:
+        case.notes.append(
+            f"{listed(gone)} is gone: a class that has it gives it random values when it is loaded"
+        )
+
+
+def _is_explained(case: Case, keys: list[str], now: int) -> bool:
+    """Return whether the config says the new number, or the recipe settles it."""
+    return any(case.states(key) or case.look_up(case.new, key) == now for key in keys)
+
+
+def _numbers(config: Json, prefix: str = "") -> Iterator[tuple[str, int]]:
+    key: str
+    value: Any
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif type(value) is int:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,47 @@
+"""What some architectures need stated before they can be built, and what shows more of them."""
+
+from __future__ import annotations
+
+from tests.architectures.configs import Json
+
+# The defaults of these config classes build no model.
+NEEDED: dict[str, Json] = {
+    "autoformer": {"prediction_length": 24},
+    "informer": {"prediction_length": 24},
+    "time_series_transformer": {"prediction_length": 24},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "hunyuan_vl": {"text_config": {"head_dim": 128}},
+    "hunyuan_vl_text": {"head_dim": 128},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
+    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "lfm2_moe": {
+        "num_hidden_layers": 8,
+        "layer_types": ["conv", "conv", "full_attention", "conv"] * 2,
+    },
+    "dbrx": {"attn_config": {"rope_theta": 10000.0}},
+    "chameleon": {"vocabulary_map": {"<image>": 4}},
+    "emu3": {"vocabulary_map": {"<image>": 4}},
+    "aya_vision": {
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "num_attention_heads": 16,
+        }
+    },
+    "moonshine_streaming": {"num_key_value_heads": 8},
+    "gemma4_assistant": {
+        "text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
+    },
+}
+
+# Settings beside the defaults under which further tensors appear.
+VARIANTS: dict[str, tuple[Json, ...]] = {
+    "t5": ({"feed_forward_proj": "gated-gelu"},),
+    "mt5": ({"feed_forward_proj": "relu"},),
+    "umt5": ({"feed_forward_proj": "relu"},),
+    "longt5": ({"feed_forward_proj": "gated-gelu"},),
+    "switch_transformers": ({"feed_forward_proj": "gated-gelu"},),
+}

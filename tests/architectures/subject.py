@@ -1,0 +1,155 @@
+"""A model type while it is probed: the smallest config that builds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.architectures import configs
+from tests.architectures.arguments import NEEDED
+from tests.architectures.build import (
+    Built,
+    NoBuildError,
+    build,
+    config_of,
+)  # fmt: skip
+from tests.architectures.configs import Json, get
+from tests.architectures.fit import (
+    Laboratory,
+    Sizes,
+    sizes_of,
+)  # fmt: skip
+from tests.architectures.layers import stacks
+
+# A length of a list of modules, by its name in memory.
+STACK = "@"
+# The number of labels of a new model, of the smaller ones that are no other number.
+LABELS = 5
+
+
+@dataclass
+class Subject:
+    """A model type while it is probed."""
+
+    model_type: str
+    base: Json
+    links: dict[str, str] = field(default_factory=dict)
+
+    def config(self, changes: Mapping[str, Any]) -> Json:
+        """Return the base config with changes."""
+        return configs.changed(self.base, changes, self.links)
+
+    def build(self, class_name: str, changes: Mapping[str, Any], *, on_disk: bool = True) -> Built:
+        """Build a class from the base config with changes."""
+        return build(class_name, self.model_type, self.config(changes), on_disk=on_disk)
+
+    def laboratory(self, class_name: str, fixed: Mapping[str, Any] | None = None) -> Laboratory:
+        """Return builds of one class, with some settings other than the base's."""
+        settings = dict(fixed or {})
+
+        def sizes(changes: Mapping[str, int]) -> Sizes:
+            built = self.build(class_name, settings | dict(changes))
+            lengths = {(STACK + name, -1): len(stack) for name, stack in stacks(built.model)}
+            return sizes_of(built.shapes) | lengths
+
+        numbers = configs.numbers(self.base)
+        numbers |= {path: one for path, one in settings.items() if type(one) is int}
+        return Laboratory(sizes, {p: n for p, n in numbers.items() if p not in settings
+                                  or type(settings[p]) is int})  # fmt: skip
+
+
+def subject_of(model_type: str, class_names: list[str]) -> tuple[Subject, str]:
+    """Return the smallest config that builds, and the class that has the most tensors with it."""
+    plain = configs.without_runtime(config_of(model_type, NEEDED.get(model_type, {})).to_dict())
+    plain |= {k: v for k, v in NEEDED.get(model_type, {}).items() if not isinstance(v, dict)}
+    plain["num_labels"] = LABELS
+    error = NoBuildError("no class of the auto-models has this type")
+    for small in configs.shrunk(plain):
+        found: dict[str, int] = {}
+        for name in class_names:
+            try:
+                found[name] = len(build(name, model_type, small).shapes)
+            except NoBuildError as caught:
+                error = caught
+        if found:
+            base = configs.without_runtime(config_of(model_type, small).to_dict())
+            base |= {"num_labels": LABELS}
+            primary = max(found, key=lambda name: found[name])
+            subject = Subject(model_type, base)
+            try:
+                subject.build(primary, {})
+            except NoBuildError:
+                subject.base = small
+            subject.links = _links(subject, primary)
+            _fill_optional(subject, primary)
+            return subject, primary
+    raise error
+
+
+def _links(subject: Subject, primary: str) -> dict[str, str]:
+    """Return {list with an entry per layer: the number of layers}."""
+    counts = {p: n for p, n in configs.numbers(subject.base).items() if configs.is_count(p)}
+    maybe: dict[str, str] = {}
+    for path, entries in configs.lists(subject.base).items():
+        outer = path.rpartition(".")[0]
+        near = [p for p, n in counts.items() if n == len(entries) and p.rpartition(".")[0] == outer]
+        rises = all(type(entry) is int for entry in entries) and entries == sorted({*entries})
+        if near and not (rises and entries):  # numbers of layers, not entries for layers
+            maybe[path] = near[0]
+    found: dict[str, str] = {}
+    for path, count in maybe.items():
+        more = {count: counts[count] + 1}
+        others = {other: c for other, c in maybe.items() if other != path}
+        alone = configs.changed(subject.base, more, others)
+        along = configs.changed(subject.base, more, maybe)
+        if _is_longer(subject, primary, path, counts[count], alone, along):
+            found[path] = count
+    return found
+
+
+def _is_longer(
+    subject: Subject, primary: str, path: str, count: int, alone: Json, along: Json
+) -> bool:
+    """Return whether a list must be as long as a number says."""
+    try:
+        without = configs.remove(alone, path)
+        derived = get(config_of(subject.model_type, without).to_dict(), path)
+        if isinstance(derived, list | tuple) and len(derived) == count + 1:
+            return True
+    except NoBuildError:
+        pass
+
+    def builds(values: Json) -> bool:
+        try:
+            build(primary, subject.model_type, values)
+        except NoBuildError:
+            return False
+        return True
+
+    if builds(along) and not builds(alone):
+        return True
+    return "layer" in path.split(".")[-1] and not all(
+        type(entry) is int and entry < count for entry in get(subject.base, path)
+    )
+
+
+def _fill_optional(subject: Subject, primary: str) -> None:
+    """Give numbers that are null by default a value, where sizes follow from it."""
+    before = subject.build(primary, {}).shapes
+    for path in optional_paths(subject.model_type, subject.base):
+        if "hidden_size" in path or "dim" in path or "inner" in path or "size" in path:
+            try:
+                after = subject.build(primary, {path: 96}).shapes
+            except NoBuildError:
+                continue
+            if after != before and after.keys() == before.keys():
+                configs.put(subject.base, path, 96)
+
+
+def optional_paths(model_type: str, base: Json, prefix: str = "") -> Iterator[str]:
+    for key, value in base.items():
+        if value is None and not key.endswith(("_id", "_ids")):
+            yield f"{prefix}{key}"
+        elif isinstance(value, dict) and key not in ("rope_parameters", "rope_scaling"):
+            yield from optional_paths(model_type, value, f"{prefix}{key}.")

@@ -1,0 +1,1 @@
+"""Tiny models of many types, operated on and loaded again by transformers."""
