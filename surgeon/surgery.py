@@ -16,7 +16,7 @@ from surgeon.draft import ADAPTER_WEIGHTS, Outside, Tensors
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.formats.checkpoint import Record
 from surgeon.manifest import build as manifest
-from surgeon.model_folder.files import Besides, besides
+from surgeon.model_folder.files import Besides, besides, config_of
 from surgeon.ops.shared import torch_module
 from surgeon.output import publish
 from surgeon.output.execute import COPY_BUFFER, Executor, Options, Written
@@ -145,6 +145,7 @@ def opened(
             open_model=open_outside,
             read_json=lambda location: read_json(Path(_beside(recipe, location)), location),
             build_module=torch_module.build if allow_code else torch_module.refuse,
+            read_config=lambda name: config_of(models[name] if name else checkpoint),
         )
         made = plan.make(
             recipe,

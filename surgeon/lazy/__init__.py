@@ -33,6 +33,7 @@ from surgeon.lazy.joined import (
 )
 from surgeon.lazy.product import Product
 from surgeon.lazy.rearranged import Rearranged
+from surgeon.lazy.recoded import Recoded, is_recoded, moved_from
 from surgeon.lazy.scaled import Scaled
 from surgeon.lazy.whole_tensor import WholeTensor
 
@@ -70,6 +71,7 @@ __all__ = [
     "Piece",
     "Product",
     "Rearranged",
+    "Recoded",
     "Scaled",
     "Scratch",
     "Selected",
@@ -81,6 +83,8 @@ __all__ = [
     "WholeTensor",
     "detached",
     "is_computed_at_once",
+    "is_recoded",
+    "moved_from",
     "step_of",
     "upcast_blocks",
     "walk",

@@ -19,6 +19,8 @@ from surgeon.recipe.plan import Plan
 if TYPE_CHECKING:
     from surgeon.model_folder.follow import Followed
 
+Json = dict[str, Any]
+
 _CONFIG = "config.json"
 # What goes with the weights as they were: the state of the run that made them, and the same weights
 # in formats that surgeon does not write.
@@ -90,6 +92,17 @@ def besides(recipe: Recipe, source: Checkpoint, plan: Plan) -> Besides:
         followed=_followed(recipe, source, plan),
         sidecars=plan.sidecars,
     )
+
+
+def config_of(checkpoint: Checkpoint) -> Json:
+    """Return the config.json beside a checkpoint's weights; {} where there is none to read."""
+    if checkpoint.folder is None:
+        return {}
+    try:
+        config = json.loads((checkpoint.folder / _CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:

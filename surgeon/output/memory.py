@@ -20,6 +20,7 @@ from surgeon.lazy import (
     LazyTensor,
     Product,
     Rearranged,
+    Recoded,
     Scaled,
     Strided,
     WholeTensor,
@@ -92,7 +93,7 @@ def _rounding_bytes(form: LazyTensor) -> int:
 
 def _at_once_bytes(form: LazyTensor) -> int:
     match form:
-        case WholeTensor() | Rearranged() | Product() | Blockwise():
+        case WholeTensor() | Rearranged() | Product() | Blockwise() | Recoded():
             return form.held_bytes
         case Fresh(initialiser=initialiser):
             return form.spec.count * sum(initialiser.at_once_bytes)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from surgeon import __version__
 from surgeon.base.errors import PlanError, SurgeonError
 from surgeon.draft import Check, Draft, Outside, Tensors
+from surgeon.draft.codes_guard import CodesGuard
 from surgeon.draft.registry import OPS
 from surgeon.recipe import Recipe
 from surgeon.recipe.lineage import Lineage, Tracer
@@ -54,6 +55,7 @@ def make(
     """Run every step's rewrite; raises PlanError with the step where one is impossible."""
     draft = Draft(dict(tensors), dict(models), outside, recipe.seed)
     tracer = Tracer.of(tensors, models)
+    guard = CodesGuard(tensors, draft.models, outside.read_config(None).get("quantization_config"))
     summaries: list[StepSummary] = []
     checks: list[tuple[str, Check]] = []
     steps = [(step.stream, step.place, step.op, step.parameters, step.optional)
@@ -68,6 +70,7 @@ def make(
             added, changed, removed = _differences(before, draft.tensors)
             _check_names(added)
             _check_sizes(draft.tensors, (*added, *changed))
+            guard.after(before, draft.tensors, draft.models)
         except SurgeonError as error:
             raise error.at(f"{recipe.label}: {place}") from None
         checks += [(f"{recipe.label}: {place}", check) for check in draft.checks[checked:]]

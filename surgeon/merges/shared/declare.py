@@ -18,6 +18,7 @@ from surgeon.base.errors import PlanError
 from surgeon.base.patterns import Target
 from surgeon.base.schema import parameter_name
 from surgeon.draft import Draft, Tensors
+from surgeon.draft.codes_guard import require_numbers
 from surgeon.draft.registry import OPS, Op
 from surgeon.lazy import LazyTensor, Stream
 from surgeon.merges.shared.operands import (
@@ -194,6 +195,9 @@ def _merge(
     """Replace the target's tensors by merged ones, or keep them as a model."""
     others = list(draft.models) if models == "*" else list(models)
     _check_models(draft, others, expected)
+    selected = draft.select(target)
+    for model in (draft.tensors, *(draft.model(other) for other in others)):
+        require_numbers(model, [name for name in selected if name in model])
     names = common_names(draft, others, target, missing)
     resolver = _Resolver(draft, declared, parameters, len(others))
     theirs = [
