@@ -11,6 +11,7 @@ from tests.network import (
     TIES,
     Bench,
     example_adapter,
+    example_codes,
     example_grams,
     example_importances,
     example_tensors,
@@ -34,11 +35,17 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+# Ops that need another input than the example network.
+EXAMPLE_INPUTS = {"dequantize": example_codes}
+
+
 @pytest.fixture
-def example(tmp_path: Path) -> Bench:
+def example(tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
     """The example network, an adapter, models of the same names and shapes, and statistics."""
     made = Bench(tmp_path)
-    made.given(example_tensors(), TIES)
+    op = getattr(request.node, "callspec", None) and request.node.callspec.params.get("op")
+    special = EXAMPLE_INPUTS.get(getattr(op, "name", ""), dict)
+    made.given({**example_tensors(), **special()}, TIES)
     models = {
         "other": example_tensors(1),
         "third": example_tensors(2),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from surgeon.base.errors import PlanError
 from surgeon.draft import MODEL_WEIGHTS
 from surgeon.formats import Checkpoint
+from surgeon.model_folder.quantisation import STALE
 from surgeon.recipe import Recipe
 from surgeon.recipe.plan import Plan
 
@@ -84,12 +85,16 @@ def besides(recipe: Recipe, source: Checkpoint, plan: Plan) -> Besides:
     """Return what goes along with a plan's tensors into a model folder."""
     if plan.weights_file != MODEL_WEIGHTS:  # what a step made is no model's folder
         return Besides(recipe.label, None, frozenset(), (), None, plan.sidecars)
+    followed = _followed(recipe, source, plan)
+    stale = _left_out(source, plan)
+    if source.folder and followed and any("after" not in change for change in followed.changes):
+        stale += tuple(name for name in STALE if (source.folder / name).is_file())
     return Besides(
         label=recipe.label,
         source=source.folder,
         replaced=frozenset(path.name for path in source.weight_files),
-        left_out=_left_out(source, plan),
-        followed=_followed(recipe, source, plan),
+        left_out=stale,
+        followed=followed,
         sidecars=plan.sidecars,
     )
 

@@ -13,6 +13,7 @@ from surgeon.lazy import walk
 from surgeon.model_folder.case import Case, Json, identity, listed, matching
 from surgeon.model_folder.families import COMMON, FAMILIES
 from surgeon.model_folder.labels import follow_labels
+from surgeon.model_folder.quantisation import follow_quantisation, numbers_only
 from surgeon.model_folder.sizes import follow_grid, follow_sizes
 from surgeon.numeric.dtypes import DTYPES, dtype_named
 
@@ -50,6 +51,7 @@ def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Follo
         follow_labels(case)
         _follow_ties(case)
         _follow_dtype(case)
+        follow_quantisation(case)
         _follow_layer_lists(case)
         _check_token_ids(case)
         _note_unexplained(case)
@@ -71,7 +73,12 @@ def _merged(config: Json, stated: Mapping[str, Any]) -> Json:
 
 
 def _changes(old: Json, new: Json) -> tuple[Json, ...]:
-    """Return {key, before, after} of each key that changes; `before` where there was one."""
+    """Return {key, before, after} of each key that changes; of one that goes, no `after`."""
+    gone = [{"key": key, "before": old[key]} for key in old if key not in new]
+    return (*gone, *_new_values(old, new))
+
+
+def _new_values(old: Json, new: Json) -> tuple[Json, ...]:
     return tuple(
         {"key": key, **({"before": old[key]} if key in old else {}), "after": new[key]}
         for key in sorted(new)
@@ -108,7 +115,7 @@ def _follow_dtype(case: Case) -> None:
     """Follow the dtype that the model is loaded into: one in which nothing is lost."""
     keys = [key for key in ("dtype", "torch_dtype") if key in case.new]
     old = {dtype_named(str(case.old[key])) for key in keys if key in case.old}
-    before, after = _floats(case.before), _floats(case.after)
+    before, after = _floats(numbers_only(case.before)), _floats(numbers_only(case.after))
     if not old or not old <= before or not after:
         return
     found = " and ".join(DTYPES[name].torch for name in sorted(after))

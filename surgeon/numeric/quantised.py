@@ -253,6 +253,7 @@ class BlockScales:
 def _scales(largest: Array) -> tuple[Array, Array]:
     """Return what values are multiplied with, and the scales by which they come back (float32)."""
     safe = np.where(largest > 0, largest, np.float32(1))
-    factors = np.float32(LARGEST["F8_E4M3"]) / safe
+    # As torch divides a number by a tensor: by its reciprocal, which transformers' codes go by.
+    factors = np.float32(1) / safe * np.float32(LARGEST["F8_E4M3"])
     factors = np.where(largest > 0, factors, np.float32(1))
     return factors, np.float32(1) / factors

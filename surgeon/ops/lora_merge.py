@@ -12,12 +12,14 @@ import numpy as np
 
 from surgeon.base.errors import PlanError, did_you_mean
 from surgeon.draft import Draft
+from surgeon.draft.quantised import groups
 from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Product, Scratch
 from surgeon.lazy.values import same_values
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.ops.shared.adapters import Adapter, Factors, read_adapter
 from surgeon.ops.shared.arithmetic import NonFinite, calculated
+from surgeon.ops.shared.codes import dequantised, usual_dtype
 
 _ENTRY = {
     "type": "object",
@@ -69,6 +71,9 @@ def lora_merge(
         _SCHEMA,
         "a PEFT folder or weight file, the same with a weight and settings, or several",
     ],
+    dequantize: Annotated[
+        bool, "make numbers of the quantised weights that the adapters change"
+    ] = False,
     nonfinite: NonFinite = "error",
 ) -> None:
     """Fold LoRA adapters, as PEFT saves them, into the weights.
@@ -76,19 +81,24 @@ def lora_merge(
     A weight becomes W + scaling B A, with scaling = alpha / r (alpha / sqrt(r) for rank-stabilised
     LoRA, Kalajdzievski 2023, https://arxiv.org/abs/2312.03732): linear layers, also transposed
     ones (`fan_in_fan_out`), embeddings, convolutions. Calculated in float64 and rounded once, also
-    where several adapters change one weight. Biases and modules that were trained in full replace
-    the state's. A model's name is the adapter's without 'base_model.model.'. Raises for anything
-    in the adapter that finds no place, for other kinds of adapters, and for DoRA.
+    where several adapters change one weight. With `dequantize`, quantised weights that an adapter
+    changes become numbers first, and stay numbers; `quantize` makes codes of them again. Biases
+    and modules that were trained in full replace the state's. A model's name is the adapter's
+    without 'base_model.model.'. Raises for anything in the adapter that finds no place, for other
+    kinds of adapters, and for DoRA.
     """
     changes = _Changes(draft)
+    opened: list[tuple[Adapter, float]] = []
     for entry in adapter if isinstance(adapter, list) else [adapter]:
         entry = {"adapter": entry} if isinstance(entry, str) else entry
         try:
-            opened = read_adapter(draft, entry["adapter"], entry.get("config", {}))
+            found = read_adapter(draft, entry["adapter"], entry.get("config", {}))
+            opened.append((found, float(entry.get("weight", 1.0))))
         except PlanError as error:
             changes.problems += error.problems
-            continue
-        _collect(changes, opened, float(entry.get("weight", 1.0)))
+    changes.problems += _make_numbers(draft, [found for found, _ in opened], dequantize)
+    for found, weight in opened if not changes.problems else ():
+        _collect(changes, found, weight)
     both = changes.added.keys() & changes.replaced.keys()
     changes.problems += [
         f"'{changes.replaced[key][0]}' would be both replaced and added to" for key in both
@@ -101,6 +111,27 @@ def lora_merge(
         tensors = (draft[name], *(tensor for _, tensor in terms))
         results[name] = calculated(name, draft.spec(name), kernel, tensors, nonfinite)
     draft.replace(results)
+
+
+def _make_numbers(draft: Draft, adapters: Sequence[Adapter], dequantize: bool) -> Iterator[str]:
+    """Make numbers of quantised weights that adapters change; without leave, say which these are.
+
+    They take the dtype that the folder's config says its model computes in, else BF16.
+    """
+    config = draft.outside.read_config(None)
+    settings = config.get("quantization_config")
+    settings = settings if isinstance(settings, dict) else {}
+    changed = {f"{module}.weight" for adapter in adapters for module in adapter.factors}
+    changed |= {name for adapter in adapters for name in adapter.replaced}
+    found = [group for group in groups(draft.tensors, settings) if group.weight in changed]
+    if found and not dequantize:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        yield (
+            f"{found[0]}{more}: codes are no numbers to add to; "
+            '"dequantize": true makes numbers of what the adapter changes'
+        )
+    elif found:
+        draft.tensors = dequantised(draft.tensors, found, usual_dtype(config), settings)
 
 
 def _merged(
