@@ -146,6 +146,7 @@ def opened(
             read_json=lambda location: read_json(Path(_beside(recipe, location)), location),
             build_module=torch_module.build if allow_code else torch_module.refuse,
             read_config=lambda name: config_of(models[name] if name else checkpoint),
+            location=lambda name: locations.get(name, ""),
         )
         made = plan.make(
             recipe,

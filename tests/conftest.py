@@ -36,7 +36,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 # Ops that need another input than the example network.
-EXAMPLE_INPUTS = {"dequantize": example_codes}
+EXAMPLE_INPUTS = {"dequantize": example_codes, "lora_combine": dict}
 
 
 @pytest.fixture
@@ -57,4 +57,8 @@ def example(tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
     for name, tensors in models.items():
         made.models[name] = str(write(tmp_path / f"{name}.safetensors", tensors, TIES))
     write_adapter(tmp_path / "adapter", example_adapter())
+    if getattr(op, "name", "") == "lora_combine":
+        factors = {n: t for n, t in example_adapter().items() if "lora" in n}
+        write_adapter(tmp_path / "second", factors, r=2, lora_alpha=3)
+        made.input = write_adapter(tmp_path / "first", factors) / "adapter_model.safetensors"
     return made

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.base.errors import PlanError
 from surgeon.draft import MODEL_WEIGHTS
+from surgeon.draft.adapters import CONFIG as ADAPTER_CONFIG
+from surgeon.draft.adapters import is_adapter
 from surgeon.formats import Checkpoint
 from surgeon.model_folder.quantisation import STALE
 from surgeon.recipe import Recipe
@@ -46,6 +48,7 @@ class Besides:
     left_out: tuple[str, ...]
     followed: Followed | None
     sidecars: Mapping[str, Any]
+    config_name: str = _CONFIG
 
     @property
     def changes(self) -> list[dict[str, Any]]:
@@ -76,7 +79,7 @@ class Besides:
             else:
                 shutil.copyfile(item, folder / item.name)
         if self.followed and self.changes:
-            (folder / _CONFIG).write_text(self.followed.text, "utf-8")
+            (folder / self.config_name).write_text(self.followed.text, "utf-8")
         for name, value in self.sidecars.items():
             (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
 
@@ -84,7 +87,11 @@ class Besides:
 def besides(recipe: Recipe, source: Checkpoint, plan: Plan) -> Besides:
     """Return what goes along with a plan's tensors into a model folder."""
     if plan.weights_file != MODEL_WEIGHTS:  # what a step made is no model's folder
-        return Besides(recipe.label, None, frozenset(), (), None, plan.sidecars)
+        stated = recipe.output.get("config", {})
+        made = {name: {**value, **stated} for name, value in plan.sidecars.items()}
+        return Besides(recipe.label, None, frozenset(), (), None, made)
+    if source.folder and is_adapter(source.tensors):
+        return _adapter_besides(recipe, source, plan)
     followed = _followed(recipe, source, plan)
     stale = _left_out(source, plan)
     if source.folder and followed and any("after" not in change for change in followed.changes):
@@ -99,12 +106,29 @@ def besides(recipe: Recipe, source: Checkpoint, plan: Plan) -> Besides:
     )
 
 
+def _adapter_besides(recipe: Recipe, source: Checkpoint, plan: Plan) -> Besides:
+    """Return what goes along with an adapter's tensors: its own configuration follows them."""
+    from surgeon.model_folder.adapters import followed_adapter
+    from surgeon.model_folder.follow import Followed, changes_of
+
+    old, stated = config_of(source), recipe.output.get("config", {})
+    new, problems = followed_adapter(old, stated, source.tensors, plan.tensors)
+    followed = Followed(new, changes_of(old, new), (), tuple(problems))
+    replaced = frozenset(path.name for path in source.weight_files)
+    return Besides(
+        recipe.label, source.folder, replaced, _left_out(source, plan), followed, plan.sidecars,
+        ADAPTER_CONFIG,
+    )  # fmt: skip
+
+
 def config_of(checkpoint: Checkpoint) -> Json:
-    """Return the config.json beside a checkpoint's weights; {} where there is none to read."""
-    if checkpoint.folder is None:
+    """Return the configuration beside a checkpoint's weights; {} where there is none to read."""
+    adapts = is_adapter(checkpoint.tensors)
+    if checkpoint.folder is None and not adapts:
         return {}
+    folder = checkpoint.folder or checkpoint.path.parent
     try:
-        config = json.loads((checkpoint.folder / _CONFIG).read_bytes())
+        config = json.loads((folder / (ADAPTER_CONFIG if adapts else _CONFIG)).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -17,7 +17,7 @@ from surgeon.model_folder.quantisation import follow_quantisation, numbers_only
 from surgeon.model_folder.sizes import follow_grid, follow_sizes
 from surgeon.numeric.dtypes import DTYPES, dtype_named
 
-__all__ = ["Followed", "follow"]
+__all__ = ["Followed", "changes_of", "follow"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Follo
         _note_unexplained(case)
     problems = tuple(dict.fromkeys(f"config.json: {problem}" for problem in case.problems))
     notes = tuple(dict.fromkeys(f"config.json: {note}" for note in case.notes))
-    return Followed(case.new, _changes(config, case.new), notes, problems)
+    return Followed(case.new, changes_of(config, case.new), notes, problems)
 
 
 def _merged(config: Json, stated: Mapping[str, Any]) -> Json:
@@ -72,7 +72,7 @@ def _merged(config: Json, stated: Mapping[str, Any]) -> Json:
     return merged
 
 
-def _changes(old: Json, new: Json) -> tuple[Json, ...]:
+def changes_of(old: Json, new: Json) -> tuple[Json, ...]:
     """Return {key, before, after} of each key that changes; of one that goes, no `after`."""
     gone = [{"key": key, "before": old[key]} for key in old if key not in new]
     return (*gone, *_new_values(old, new))

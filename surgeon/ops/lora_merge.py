@@ -72,9 +72,10 @@ def lora_merge(
 ) -> None:
     """Fold adapters (LoRA and its kin) into the weights.
 
-    As PEFT, kohya's scripts, LyCORIS or diffusers save them. A weight becomes W + scaling B A, with scaling = alpha / r (alpha / sqrt(r) for rank-stabilised
-    LoRA, Kalajdzievski 2023, https://arxiv.org/abs/2312.03732): linear layers, also transposed
-    ones, embeddings, convolutions, and experts (`target_parameters`). DoRA (Liu et al. 2024,
+    As PEFT, kohya's scripts, LyCORIS or diffusers save them. A weight becomes W + scaling B A,
+    with scaling = alpha / r (alpha / sqrt(r) for rank-stabilised LoRA, Kalajdzievski 2023,
+    https://arxiv.org/abs/2312.03732): linear layers, also transposed ones, embeddings,
+    convolutions, and experts (`target_parameters`). DoRA (Liu et al. 2024,
     https://arxiv.org/abs/2402.09353), LoHa and LoKr (Yeh et al. 2023,
     https://arxiv.org/abs/2309.14859), IA3 (Liu et al. 2022, https://arxiv.org/abs/2205.05638) and
     rows of tokens are merged as PEFT merges them. Calculated in float64 and rounded once, also

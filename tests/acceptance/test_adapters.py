@@ -131,3 +131,40 @@ def test_embedding_and_head_as_peft_saves_them(tmp_path: Path) -> None:
     ours = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
     theirs = wrapped.merge_and_unload().state_dict()
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs), rtol=3e-6, atol=2e-6)
+
+
+COMBINATIONS = {
+    "cat": {},
+    "svd": {"svd_rank": 3},
+    "ties_svd": {"svd_rank": 3, "density": 0.6},
+    "dare_ties_svd": {"svd_rank": 3, "density": 1.0},
+}
+
+
+@pytest.mark.parametrize("method", COMBINATIONS)
+def test_combined_adapters_are_pefts(method: str, tmp_path: Path) -> None:
+    import peft
+
+    torch.manual_seed(0)
+    model = Network().eval()
+    targets = [*LAYERS, "embed"]
+    for seed, (name, rank) in enumerate({"one": 2, "two": 3}.items()):
+        config = peft.LoraConfig(r=rank, lora_alpha=5, target_modules=targets)
+        wrapped = peft.get_peft_model(copy.deepcopy(model), config)
+        randomised(wrapped, seed)
+        wrapped.save_pretrained(tmp_path / name, save_embedding_layers=False)
+    wrapped = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "one", "one")
+    wrapped.load_adapter(tmp_path / "two", "two")
+    given = COMBINATIONS[method]
+    wrapped.add_weighted_adapter(
+        ["one", "two"], [0.75, 0.5], "both", combination_type=method, **given
+    )
+    wrapped.set_adapter("both")
+    theirs = wrapped.merge_and_unload().state_dict()
+    step = {"op": "lora_combine", "adapters": ["two"], "weights": [0.75, 0.5], "method": method}
+    step |= {"rank": given["svd_rank"]} if "svd_rank" in given else {}
+    step |= {"density": given["density"]} if "density" in given else {}
+    applied(tmp_path, tmp_path / "one", tmp_path / "both", step)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "both")
+    ours = again.merge_and_unload().state_dict()
+    torch.testing.assert_close(dict(ours), dict(theirs), rtol=1e-4, atol=1e-5)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import isfinite, sqrt
+from math import isfinite
 from pathlib import PurePath
 from typing import Any
 
 from surgeon.base import bounded
 from surgeon.base.errors import PlanError, UsageError
 from surgeon.draft import Draft, Outside, Tensors
+from surgeon.draft.adapters import CONFIG, PREFIX, scaling, setting
 from surgeon.lazy import LazyTensor
 from surgeon.ops.shared.adapter_names import Named, named_otherwise
 
-CONFIG = "adapter_config.json"
-# What PEFT puts before the names of the model that it wraps.
-PREFIX = "base_model.model."
 KINDS = ("LORA", "LOHA", "LOKR", "IA3", "TRAINABLE_TOKENS")
 
 _USED = {
@@ -87,16 +85,14 @@ class Adapter:
         is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
         if not is_number or not isfinite(alpha):
             raise PlanError(f"{self.label}: {CONFIG}: {word} is {alpha!r}, expected a number")
-        return float(alpha / (sqrt(rank) if self.config.get("use_rslora") else rank))
+        return scaling(rank, alpha, self.config)
 
     def _setting(self, word: str, pattern_word: str, module: str) -> Any:
-        patterns = self.config.get(pattern_word) or {}
-        if not isinstance(patterns, dict):
-            raise PlanError(f"{self.label}: {CONFIG}: {pattern_word} is not an object")
-        for pattern, value in patterns.items():
-            if matches(self.label, pattern_word, pattern, module):
-                return value
-        return self.config.get(word)
+        try:
+            return setting(self.config, word, pattern_word, module)
+        except ValueError as error:
+            place = "" if str(error).startswith(f"{pattern_word}: ") else f"{CONFIG}: "
+            raise PlanError(f"{self.label}: {place}{error}") from None
 
 
 def matches(label: str, word: str, pattern: str, module: str) -> bool:
@@ -105,13 +101,6 @@ def matches(label: str, word: str, pattern: str, module: str) -> bool:
         return bounded.fullmatch(rf"(.*\.)?({pattern})", module)
     except ValueError as error:
         raise PlanError(f"{label}: {word}: '{pattern}': {error}") from None
-
-
-def is_adapter(tensors: Iterable[str]) -> bool:
-    """Say whether names are an adapter's, by PEFT's or by other tools' habits."""
-    return any(
-        name.startswith(PREFIX) or ".lora_A." in name or ".lora_down." in name for name in tensors
-    )
 
 
 def read_adapter(draft: Draft, location: str, given: Mapping[str, Any]) -> Adapter:
@@ -123,8 +112,17 @@ def read_adapter(draft: Draft, location: str, given: Mapping[str, Any]) -> Adapt
     return adapter_of(draft, draft.outside.open_model(location), location, given)
 
 
-def adapter_of(draft: Draft, tensors: Tensors, location: str, given: Mapping[str, Any]) -> Adapter:
-    """Return what the tensors of an adapter are, by their names and its configuration."""
+def adapter_of(
+    draft: Draft,
+    tensors: Tensors,
+    location: str,
+    given: Mapping[str, Any],
+    configuration: Mapping[str, Any] | None = None,
+) -> Adapter:
+    """Return what the tensors of an adapter are, by their names and its configuration.
+
+    That is read where the adapter lies, unless it is given.
+    """
     if empty := [name for name, tensor in tensors.items() if tensor.spec.shape == (0,)]:
         raise PlanError(
             f"{location}: '{empty[0]}' and {len(empty) - 1} more are placeholders of shape (0,), "
@@ -133,7 +131,9 @@ def adapter_of(draft: Draft, tensors: Tensors, location: str, given: Mapping[str
         )
     if not any(name.startswith(PREFIX) for name in tensors):
         return _adapter_of_others(draft, tensors, location, given)
-    config = {**_configuration(draft.outside, location, given), **given}
+    if configuration is None:
+        configuration = _configuration(draft.outside, location, given)
+    config = {**configuration, **given}
     problems = [f"{location}: {problem}" for problem in _misfits(config)]
     found = _Found()
     for name, tensor in tensors.items():
