@@ -168,3 +168,10 @@ def test_format_that_is_not_known_is_left_alone(bench):
         surgery.opened(recipe, str(folder), {}),
     ):
         pass
+
+
+def test_placeholders_of_zero_3_are_not_operated_on(bench):
+    bench.given({"q.weight": torch.empty(0), "k.weight": torch.ones(2)})
+    (problem,) = problems(bench, {"op": "scale", "target": "**", "by": 2.0})
+    assert "'q.weight' is of shape (0,), as DeepSpeed's ZeRO-3 leaves" in problem
+    bench.plan({"op": "delete", "target": "q.weight"})
