@@ -11,7 +11,7 @@ from surgeon.draft import Outside, Tensors
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.manifest import build as manifest
 from surgeon.manifest.carry import carry
-from surgeon.model_folder.files import folder_files
+from surgeon.model_folder.files import config_of, folder_files
 from surgeon.ops.shared import torch_module
 from surgeon.output.execute import Options
 from surgeon.output.opened import Opened
@@ -59,6 +59,8 @@ def opened(
             open_model=open_outside,
             read_json=lambda location: read_json(Path(beside_recipe(recipe, location)), location),
             build_module=torch_module.build if allow_code else torch_module.refuse,
+            read_config=lambda name: config_of(models[name] if name else checkpoint),
+            location=lambda name: locations.get(name, ""),
         )
         theirs = {name: model.tensors for name, model in models.items()}
         made = plan.make(recipe, checkpoint.tensors, theirs, outside, checkpoint.metadata)

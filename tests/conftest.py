@@ -11,6 +11,7 @@ from tests.network import (
     TIES,
     Bench,
     example_adapter,
+    example_codes,
     example_grams,
     example_importances,
     example_tensors,
@@ -34,11 +35,17 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+# Ops that need another input than the example network.
+EXAMPLE_INPUTS = {"dequantize": example_codes, "lora_combine": dict}
+
+
 @pytest.fixture
-def example(tmp_path: Path) -> Bench:
+def example(tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
     """The example network, an adapter, models of the same names and shapes, and statistics."""
     made = Bench(tmp_path)
-    made.given(example_tensors(), TIES)
+    op = getattr(request.node, "callspec", None) and request.node.callspec.params.get("op")
+    special = EXAMPLE_INPUTS.get(getattr(op, "name", ""), dict)
+    made.given({**example_tensors(), **special()}, TIES)
     models = {
         "other": example_tensors(1),
         "third": example_tensors(2),
@@ -50,4 +57,8 @@ def example(tmp_path: Path) -> Bench:
     for name, tensors in models.items():
         made.models[name] = str(write(tmp_path / f"{name}.safetensors", tensors, TIES))
     write_adapter(tmp_path / "adapter", example_adapter())
+    if getattr(op, "name", "") == "lora_combine":
+        factors = {n: t for n, t in example_adapter().items() if "lora" in n}
+        write_adapter(tmp_path / "second", factors, r=2, lora_alpha=3)
+        made.input = write_adapter(tmp_path / "first", factors) / "adapter_model.safetensors"
     return made

@@ -55,6 +55,13 @@ def example_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
+def example_codes() -> dict[str, torch.Tensor]:
+    """A quantised weight: FP8 codes with a scale per row."""
+    generator = torch.Generator().manual_seed(9)
+    codes = torch.randn(6, 8, generator=generator).to(torch.float8_e4m3fn)
+    return {"packed.weight": codes, "packed.weight_scale": torch.rand(6, 1, generator=generator)}
+
+
 def example_importances(seed: int) -> dict[str, torch.Tensor]:
     """What a Fisher checkpoint of the example network may be: positive, a buffer left out."""
     floats = {n: t for n, t in example_tensors(seed).items() if t.is_floating_point()}

@@ -31,6 +31,7 @@ from surgeon.output.execute import Options
 from surgeon.output.layout import lay_out
 from surgeon.recipe import OPS
 from surgeon.recipe.validation import problems_of
+from tests.conftest import EXAMPLE_INPUTS
 from tests.network import (
     TIES,
     assert_identical,
@@ -43,7 +44,8 @@ from tests.network import (
 
 EVERY_OP = [pytest.param(op, id=name) for name, op in OPS.items()]
 MERGES = [pytest.param(op, id=name) for name, op in OPS.items() if op.group == "merge"]
-KEEPS_DTYPES = [pytest.param(op, id=name) for name, op in OPS.items() if name != "cast"]
+KEEPS_DTYPES = [pytest.param(op, id=name) for name, op in OPS.items()
+                if name not in ("cast", "dequantize", "quantize")]  # fmt: skip
 
 
 def step(op):
@@ -271,6 +273,8 @@ json.dump(hashes, sys.stdout)
 def test_bytes_do_not_depend_on_the_process(example):
     expected, recipes = {}, []
     for name, op in OPS.items():
+        if name in EXAMPLE_INPUTS:
+            continue
         recipes.append(example.folder / f"{name}.json")
         recipes[-1].write_text(json.dumps({"surgeon": 1, "steps": [step(op)]}))
         made = example.operate(step(op), to=example.folder / f"{name}.other.safetensors")

@@ -110,7 +110,8 @@ def _is_all(name: str, tensor: LazyTensor, blocks: Sequence[str]) -> bool:
 
 def _in_words(change: Json) -> str:
     before = f" {_json(change['before'])} ->" if "before" in change else ""
-    return f"{change['key']}{before} {_json(change['after'])}"
+    after = _json(change["after"]) if "after" in change else "removed"
+    return f"{change['key']}{before} {after}"
 
 
 def _json(value: object) -> str:
@@ -140,7 +141,7 @@ def _config_table(opened: Opened) -> str:
         (
             change["key"],
             _json(change["before"]) if "before" in change else "",
-            _json(change["after"]),
+            _json(change["after"]) if "after" in change else "(removed)",
         )
         for change in opened.folder_files.changes
     ]

@@ -34,6 +34,10 @@ class Outside(NamedTuple):
     open_model: Callable[[str], Tensors]
     read_json: Callable[[str], Any]
     build_module: Callable[[str, Mapping[str, Any]], Mapping[str, ModuleTensor]]
+    # The config.json of the input's folder (None) or of a model's; {} where there is none.
+    read_config: Callable[[str | None], Mapping[str, Any]] = lambda name: {}
+    # Where a model is, as it was given: what PEFT's configurations call a base.
+    location: Callable[[str], str] = lambda name: ""
 
 
 @dataclass

@@ -31,6 +31,7 @@ from surgeon.lazy.evaluate import Form
 from surgeon.lazy.joined import Joined, Selected
 from surgeon.lazy.product import Product
 from surgeon.lazy.rearranged import Rearranged
+from surgeon.lazy.recoded import Recoded, is_recoded, moved_from
 from surgeon.lazy.same import Copied, Sharded
 from surgeon.lazy.scaled import Scaled
 from surgeon.lazy.scratch import Scratch
@@ -56,6 +57,7 @@ __all__ = [
     "Piece",
     "Product",
     "Rearranged",
+    "Recoded",
     "Scaled",
     "Scratch",
     "ScratchBytes",
@@ -70,6 +72,8 @@ __all__ = [
     "bottom_up",
     "detached",
     "is_computed_at_once",
+    "is_recoded",
+    "moved_from",
     "rounded",
     "step_of",
     "stored_blocks",

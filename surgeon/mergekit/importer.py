@@ -59,6 +59,9 @@ class Importer:
             sources = [self._source(entry) for entry in self._config["models"]]
             state, step = self._merged(METHODS[name], sources, {})
             steps = [step]
+        state, adapter = _parts(state)
+        if adapter:
+            steps.insert(0, {"op": "lora_merge", "adapter": adapter})
         recipe: Json = {
             "surgeon": 1,
             "about": f"Imported from {self._label} (mergekit, {name}); apply it to {state}.",
@@ -83,8 +86,19 @@ class Importer:
         layers = range(*bounds) if bounds is not None else None
         return _Source(_path(entry["model"]), entry.get("parameters") or {}, layers)
 
+    def _reference(self, path: str) -> str | Json:
+        """Return how a merge names a model: by its name, with an adapter where it has one."""
+        model, adapter = _parts(path)
+        name = self._named(model)
+        return {"model": name, "adapter": adapter} if adapter else name
+
     def _named(self, path: str) -> str:
         """Return the name that a model has in the recipe."""
+        if _parts(path)[1]:
+            raise UsageError(
+                f"model '{path}': fold the adapter in first, with the op lora_merge; here it is "
+                "taken apart"
+            )
         if path not in self._models:
             stem = re.sub(r"\W+", "-", Path(path).name).strip("-") or "model"
             taken = set(self._models.values())
@@ -104,7 +118,7 @@ class Importer:
             layers = layers or range(1)
         operands = others if method.base == "required" or relative else [state, *others]
         self._check_parameters(method, [*(source.parameters for source in sources), scope])
-        step: Json = {"op": method.op, "models": [self._named(other.path) for other in others]}
+        step: Json = {"op": method.op, "models": [self._reference(other.path) for other in others]}
         for word, (ours, default) in method.per_model.items():
             values = [
                 self._value(self._rules(word, default, source.parameters, scope), names, layers)
@@ -319,6 +333,7 @@ class Importer:
 
     def _names(self, path: str) -> Names:
         """Return the names of a model's layers, from its headers where it lies here."""
+        path = _parts(path)[0]
         if not Path(path).exists():
             note = (
                 f"{path} is not here: its layers are taken to be 'model.layers', with 'model.norm' "
@@ -344,8 +359,12 @@ def _path(reference: Any) -> str:
     if isinstance(reference, dict):
         raise UsageError(f"model {reference!r} is not imported: give its path")
     text = str(reference)
-    if "+" in text:
-        raise UsageError(f"model '{text}': fold the adapter in first, with the op lora_merge")
     if "@" in Path(text).name:
         raise UsageError(f"model '{text}': download the revision, and give its path")
     return text
+
+
+def _parts(path: str) -> tuple[str, str]:
+    """Return a model's path and its adapter's, which mergekit writes as `model+adapter`."""
+    model, _, adapter = path.partition("+")
+    return (path, "") if Path(path).exists() or not model else (model, adapter)

@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 from surgeon.base.errors import PlanError
 from surgeon.base.strict_json import read_json
 from surgeon.draft import MODEL_WEIGHTS, Tensors
+from surgeon.draft.adapters import CONFIG as ADAPTER_CONFIG
+from surgeon.draft.adapters import is_adapter
 from surgeon.formats import Checkpoint
 from surgeon.lazy import TensorSpec
+from surgeon.model_folder.quantisation import STALE
 from surgeon.recipe import Recipe
 from surgeon.recipe.plan import Plan
 
 if TYPE_CHECKING:
     from surgeon.model_folder.follow import Followed
+
+Json = dict[str, Any]
 
 _CONFIG = "config.json"
 # What goes with the weights as they were: the state of the run that made them, and the same weights
@@ -43,6 +48,7 @@ class FolderFiles:
     left_out: tuple[str, ...]
     followed: Followed | None
     sidecars: Mapping[str, Any]
+    config_name: str = _CONFIG
 
     @property
     def changes(self) -> list[dict[str, Any]]:
@@ -71,22 +77,61 @@ class FolderFiles:
             for name, value in self.sidecars.items()
         }
         if self.followed and self.changes:
-            written[_CONFIG] = self.followed.text
+            written[self.config_name] = self.followed.text
         return written
 
 
 def folder_files(recipe: Recipe, source: Checkpoint, plan: Plan) -> FolderFiles:
     """Return what goes along with a plan's tensors into a model folder."""
     if plan.weights_file != MODEL_WEIGHTS:  # what a step made is no model's folder
-        return FolderFiles(recipe.label, {}, (), None, plan.sidecars)
+        stated = recipe.output.get("config", {})
+        made = {name: {**value, **stated} for name, value in plan.sidecars.items()}
+        return FolderFiles(recipe.label, {}, (), None, made)
+    if source.folder and is_adapter(source.tensors):
+        return _adapter_files(recipe, source, plan)
+    followed = _followed(recipe, source, plan)
+    left_out = _left_out(source, plan)
+    if source.folder and followed and any("after" not in change for change in followed.changes):
+        left_out += tuple(name for name in STALE if (source.folder / name).is_file())
+    return FolderFiles(
+        label=recipe.label,
+        carried=_carried(source, left_out),
+        left_out=left_out,
+        followed=followed,
+        sidecars=plan.sidecars,
+    )
+
+
+def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan) -> FolderFiles:
+    """Return what goes along with an adapter's tensors: its own configuration follows them."""
+    from surgeon.model_folder.adapters import followed_adapter
+    from surgeon.model_folder.follow import Followed, changes_of
+
+    old, stated = config_of(source), recipe.output.get("config", {})
+    new, problems = followed_adapter(old, stated, source.tensors, plan.tensors)
+    followed = Followed(new, changes_of(old, new), (), tuple(problems))
     left_out = _left_out(source, plan)
     return FolderFiles(
         label=recipe.label,
         carried=_carried(source, left_out),
         left_out=left_out,
-        followed=_followed(recipe, source, plan),
+        followed=followed,
         sidecars=plan.sidecars,
+        config_name=ADAPTER_CONFIG,
     )
+
+
+def config_of(checkpoint: Checkpoint) -> Json:
+    """Return the configuration beside a checkpoint's weights; {} where there is none to read."""
+    adapts = is_adapter(checkpoint.tensors)
+    if checkpoint.folder is None and not adapts:
+        return {}
+    folder = checkpoint.folder or checkpoint.path.parent
+    try:
+        config = read_json(folder / (ADAPTER_CONFIG if adapts else _CONFIG), allow_infinite=True)
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _carried(source: Checkpoint, left_out: Collection[str]) -> dict[str, Path]:

@@ -17,11 +17,12 @@ from surgeon.model_folder.families import COMMON
 from surgeon.model_folder.general import require_counts, require_names, require_vocabulary
 from surgeon.model_folder.labels import follow_labels
 from surgeon.model_folder.layers import follow_layers
+from surgeon.model_folder.quantisation import follow_quantisation, numbers_only
 from surgeon.model_folder.said import meaning_of
 from surgeon.model_folder.sizes import follow_sizes
 from surgeon.numeric.dtypes import DTYPES, dtype_named
 
-__all__ = ["Followed", "follow"]
+__all__ = ["Followed", "changes_of", "follow"]
 
 # Parts of the names of input embeddings that are tied to one another: of encoder and decoder.
 _INPUTS = ("embed_tokens", "embed_in", "word_embeddings", "wte")
@@ -58,6 +59,7 @@ def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Follo
         follow_labels(case, meaning)
         _follow_ties(case)
         _follow_dtype(case)
+        follow_quantisation(case)
         follow_layers(case)
         require_names(case, becomes(case), meaning)
         require_counts(case)
@@ -67,7 +69,7 @@ def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Follo
         _note_unexplained(case)
     problems = tuple(dict.fromkeys(f"config.json: {problem}" for problem in case.problems))
     notes = tuple(dict.fromkeys(f"config.json: {note}" for note in case.notes))
-    return Followed(case.new, _changes(config, case.new), notes, problems)
+    return Followed(case.new, changes_of(config, case.new), notes, problems)
 
 
 def _merged(config: Json, stated: Mapping[str, Any]) -> Json:
@@ -82,8 +84,13 @@ def _merged(config: Json, stated: Mapping[str, Any]) -> Json:
     return merged
 
 
-def _changes(old: Json, new: Json) -> tuple[Json, ...]:
-    """Return {key, before, after} of each key that changes; `before` where there was one."""
+def changes_of(old: Json, new: Json) -> tuple[Json, ...]:
+    """Return {key, before, after} of each key that changes; of one that goes, no `after`."""
+    gone = [{"key": key, "before": old[key]} for key in old if key not in new]
+    return (*gone, *_new_values(old, new))
+
+
+def _new_values(old: Json, new: Json) -> tuple[Json, ...]:
     return tuple(
         {"key": key, **({"before": old[key]} if key in old else {}), "after": new[key]}
         for key in sorted(new)
@@ -136,7 +143,7 @@ def _follow_dtype(case: Case) -> None:
     """Follow the dtype that the model is loaded into: one in which nothing is lost."""
     keys = [key for key in ("dtype", "torch_dtype") if key in case.new]
     old = {dtype_named(str(case.old[key])) for key in keys if key in case.old}
-    before, after = _floats(case.before), _floats(case.after)
+    before, after = _floats(numbers_only(case.before)), _floats(numbers_only(case.after))
     if not old or not old <= before or not after:
         return
     found = " and ".join(DTYPES[name].torch for name in sorted(after))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -13,14 +12,22 @@ import numpy as np
 from surgeon.base.errors import PlanError
 from surgeon.base.patterns import Target
 from surgeon.draft import ADAPTER_WEIGHTS, Draft, Tensors
+from surgeon.draft.adapters import CONFIG, PREFIX, exactly
 from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Scratch, TensorSpec, WholeTensor, detached, rounded
 from surgeon.lazy.values import require_finite, same_values
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.numeric.matrices import coefficients, right_singular
-from surgeon.ops.shared.adapters import CONFIG, PREFIX
 
 _FLOAT64_BYTES = 8
+_TASKS = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
 _PATTERNS = {"minLength": 1, "minItems": 1, "format": "name-pattern"}
 
 
@@ -113,7 +120,11 @@ def lora_extract(
         tensors[f"{PREFIX}{weight.module}.{kind}_B{leaf}"] = b
     draft.tensors = tensors
     draft.weights_file = ADAPTER_WEIGHTS
-    draft.sidecars[CONFIG] = _configuration(weights, set(saved.values()), rank)
+    about = {
+        "base_model_name_or_path": draft.outside.location(base) or None,
+        "task_type": _task(draft.outside.read_config(base)),
+    }
+    draft.sidecars[CONFIG] = {**_configuration(weights, set(saved.values()), rank), **about}
 
 
 def _saved(draft: Draft, save: str | list[str] | None) -> dict[str, str]:
@@ -243,13 +254,19 @@ def _too_large(name: str, dtype: str, values: Sequence[Array]) -> None:
     raise PlanError(f"'{name}': its change is too large for {dtype}")
 
 
+def _task(config: Mapping[str, Any]) -> str | None:
+    """Return PEFT's word for what a model's class is for."""
+    architectures = config.get("architectures")
+    name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    return next((task for ending, task in _TASKS.items() if name.endswith(ending)), None)
+
+
 def _configuration(weights: Sequence[_Weight], saved: set[str], rank: int) -> dict[str, Any]:
     """Return PEFT's configuration, by which the factors' product is what is added."""
     # PEFT takes the names as regular expressions for the end of a module's name.
-    ranks = {f"^{re.escape(w.module)}": w.rank for w in weights if w.rank != rank}
+    ranks = {exactly(w.module): w.rank for w in weights if w.rank != rank}
     return {
         "alpha_pattern": ranks,
-        "base_model_name_or_path": None,
         "bias": "none",
         "fan_in_fan_out": any(w.is_transposed and not w.is_embedding for w in weights),
         "inference_mode": True,
@@ -260,7 +277,6 @@ def _configuration(weights: Sequence[_Weight], saved: set[str], rank: int) -> di
         "r": rank,
         "rank_pattern": ranks,
         "target_modules": sorted(w.module for w in weights),
-        "task_type": None,
         "use_dora": False,
         "use_rslora": False,
     }

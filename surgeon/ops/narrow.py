@@ -20,6 +20,7 @@ from surgeon.ops.shared.consumers import (
     require_one_size,
     with_tied_layers,
 )
+from surgeon.ops.shared.parametrised import require_whole
 
 
 @op(
@@ -88,6 +89,7 @@ def narrow(
         ranges = _in_each_part(indices, layer, parts, block)
         for name, place in with_tied_layers(draft, layer, dim, shared):
             changes[name] = Selected(draft[name], place, ranges)
+    require_whole(draft, changes, [reader.name for reader in reading], has_zeros=False)
     draft.replace(changes)
     draft.replace(
         {

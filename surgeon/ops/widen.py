@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,8 +28,11 @@ from surgeon.ops.shared.consumers import (
     with_tied_layers,
 )
 from surgeon.ops.shared.modules import weight_of
+from surgeon.ops.shared.parametrised import require_whole
 
 _WIDER = "net2wider"
+# Modules side by side among which a consumer is looked for.
+_MOST_SIBLINGS = 200
 _INIT = init_schema() | {"description": "how its new columns are made (default: default)"}
 
 
@@ -96,6 +99,10 @@ def widen(
                 if copies
                 else _grown(draft, layer, name, place, count, init, bias_init)
             )
+    is_zero = init == "zeros" or (isinstance(init, dict) and init.get("name") == "zeros")
+    require_whole(draft, changes, [reader.name for reader in reading], has_zeros=is_zero)
+    if consumers is None and columns is None:
+        draft.notes += _misfitting(draft, found, changes)
     draft.replace(changes)
     _widen_consumers(draft, reading, rows or (to or 0) - found[0].size if found else 0, copies)
 
@@ -115,6 +122,40 @@ def _grown(
         weight = weight.resized(dim, layer.size + count)
     chosen = for_sibling(init, bias_init, name=leaf) if layer.layer.is_module else init
     return grown(draft[name], dim, count, chosen, draft.stream(name), name=leaf, weight=weight)
+
+
+def _misfitting(
+    draft: Draft, found: Sequence[Outputs], changes: Mapping[str, LazyTensor]
+) -> Iterator[str]:
+    """Say which neighbours had the size that grows, and do not grow."""
+    siblings: dict[str, list[str]] = {}
+    for name in draft.tensors:
+        siblings.setdefault(name.rpartition(".")[0].rpartition(".")[0], []).append(name)
+    for layer in found:
+        container, _, own = layer.layer.module.rpartition(".")
+        beside = siblings.get(container, [])
+        if len(beside) > _MOST_SIBLINGS or not layer.layer.is_module or layer.size < 2:
+            continue
+        for name in beside:
+            module, _, leaf = name.rpartition(".")
+            other = module.rpartition(".")[2]
+            if name in changes or leaf == "bias" or other == own:
+                continue
+            if own.isdecimal() and other.isdecimal() and int(other) < int(own):
+                continue
+            shape = draft.spec(name).shape
+            if len(shape) > 1 and shape[1] == layer.size and shape[0] != layer.size:
+                yield (
+                    f"'{name}' has {layer.size} columns, as '{layer.label}' had rows: a consumer? "
+                    "'consumers' makes it grow along"
+                )
+                break
+            if shape == (layer.size,) and own.isdecimal() and other.isdecimal():
+                yield (
+                    f"'{name}' has {layer.size} entries, as '{layer.label}' had rows: a norm? "
+                    "name it in the target, too"
+                )
+                break
 
 
 def _widen_consumers(

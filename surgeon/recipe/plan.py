@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from surgeon import __version__
 from surgeon.base.errors import PlanError, SurgeonError
 from surgeon.draft import Check, Draft, Outside, Tensors
+from surgeon.draft.codes_guard import CodesGuard
 from surgeon.draft.registry import OPS
+from surgeon.lazy import moved_from
 from surgeon.recipe import Recipe
 from surgeon.recipe.lineage import Lineage, Tracer
 
@@ -54,6 +56,7 @@ def make(
     """Run every step's rewrite; raises PlanError with the step where one is impossible."""
     draft = Draft(dict(tensors), dict(models), outside, recipe.seed)
     tracer = Tracer.of(tensors, models)
+    guard = CodesGuard(tensors, draft.models, outside.read_config(None).get("quantization_config"))
     summaries: list[StepSummary] = []
     checks: list[tuple[str, Check]] = []
     steps = [(step.stream, step.place, step.op, step.parameters, step.optional)
@@ -68,6 +71,8 @@ def make(
             added, changed, removed = _differences(before, draft.tensors)
             _check_names(added)
             _check_sizes(draft.tensors, (*added, *changed))
+            guard.after(before, draft.tensors, draft.models)
+            _check_placeholders(before, draft.tensors, changed)
         except SurgeonError as error:
             raise error.at(f"{recipe.label}: {place}") from None
         checks += [(f"{recipe.label}: {place}", check) for check in draft.checks[checked:]]
@@ -109,6 +114,22 @@ def _check_names(created: Iterable[str]) -> None:
     bad = [n for n in created if not n or n == "__metadata__" or not n.isprintable()]
     if bad:
         raise PlanError(*(f"{name!r} cannot be a tensor's name" for name in sorted(bad)))
+
+
+def _check_placeholders(before: Tensors, after: Tensors, changed: Iterable[str]) -> None:
+    """Raise PlanError where values are made of what ZeRO-3 left in the place of a parameter."""
+    empty = [
+        name
+        for name in changed
+        if before[name].spec.shape == after[name].spec.shape == (0,)
+        and name.endswith(("weight", "bias"))
+        and moved_from(before[name]) != moved_from(after[name])
+    ]
+    if empty:
+        raise PlanError(
+            f"'{empty[0]}' is of shape (0,), as DeepSpeed's ZeRO-3 leaves a parameter that nothing "
+            "gathered; run zero_to_fp32.py, or save with stage3_gather_16bit_weights_on_model_save"
+        )
 
 
 def _check_sizes(tensors: Tensors, names: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import save_file
 
 from surgeon.base.errors import UsageError
-from surgeon.mergekit import imported
+from surgeon.mergekit import imported, importer
 from surgeon.mergekit.methods import METHODS
 from surgeon.output.execute import Options
 from surgeon.recipe import load
@@ -260,7 +260,6 @@ def test_layers_that_are_left_out_of_a_merge_are_refused(tmp_path: Path) -> None
         ({"merge_method": "ties", "models": models("a", "b", weight=1)}, "'base_model' is missing"),
         ({"merge_method": "linear", "models": models("a", "b", weight="much")},
          "parameter 'weight' is 'much', not a number"),
-        ({"merge_method": "linear", "models": models("a+lora", "b", weight=1)}, "op lora_merge"),
         ({"merge_method": "ties", "base_model": "a", "models": models("b", weight=1),
           "parameters": {"rescale": True}}, "'rescale: true' has no counterpart"),
         ({"merge_method": "passthrough", "models": models("a", "b")}, "takes one model"),
@@ -345,3 +344,11 @@ def test_command_prints_the_recipe_and_says_what_to_apply_it_to(tmp_path: Path) 
     assert json.loads(done.stdout) == imported(path).recipe
     assert json.loads(done.stdout)["output"] == {"dtype": "BF16"}
     assert "note: apply it to a" in done.stderr
+
+
+def test_model_plus_adapter_is_both(tmp_path: Path) -> None:
+    config = {"merge_method": "linear", "models": models("a+lora", "b+other", weight=1)}
+    found = importer.Importer(config, "x.yml").result()
+    first, second = found.recipe["steps"]
+    assert (found.input, first) == ("a", {"op": "lora_merge", "adapter": "lora"})
+    assert second["models"] == [{"model": "b", "adapter": "other"}]

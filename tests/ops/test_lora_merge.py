@@ -1,6 +1,5 @@
 """lora_merge: against sums written out in float64; peft's own merge is in tests/acceptance."""
 
-import json
 import math
 import os
 import subprocess
@@ -254,13 +253,16 @@ def test_unreadable_configuration_is_that_of_a_checkpoint(bench, make):
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
-        ({"peft_type": "IA3"}, "is a IA3 adapter; only LORA can be folded into weights"),
-        ({"use_dora": True}, "adapter_config.json: use_dora: it rescales each row (DoRA), which"),
+        ({"peft_type": "VERA"}, "is a VERA adapter; only LORA, LOHA, LOKR, IA3, TRAINABLE_TOKENS"),
+        ({"use_dora": True}, "use_dora is True, but 'q' has no magnitude vector"),
+        ({"init_lora_weights": "pissa_niter_4"}, "was started with 'pissa_niter_4', which changes"),
+        ({"init_lora_weights": "olora"}, "was started with 'olora', which changes the base's"),
         ({"new": {"x": 1}}, "adapter_config.json: new: what it does is not known; say null if"),
         ({"r": 3}, "'q': has rank 2, but its configuration says 3"),
         ({"r": 0}, "adapter_config.json: r is 0, expected a number above 0"),
-        ({"rank_pattern": {"q": "2"}}, "adapter_config.json: rank_pattern 'q' is '2', expected a"),
+        ({"rank_pattern": {"q": "2"}}, "adapter_config.json: r is '2', expected a number"),
         ({"alpha_pattern": {"(": 2}}, "alpha_pattern: '(': missing )"),
+        ({"alpha_pattern": {"(?=q)q": 2}}, "alpha_pattern: '(?=q)q': ASSERT is not followed here"),
         ({"alpha_pattern": 1.5}, "adapter_config.json: alpha_pattern is not an object"),
     ],
 )  # fmt: skip
@@ -313,13 +315,25 @@ def test_incomplete_or_unknown_parts_are_an_error(bench, extra, problem):
     assert found.startswith(f"adapter: {problem}")
 
 
-def test_names_without_the_prefix_are_an_error(bench):
-    bench.given({"q.weight": normal(4, 6)}, adapter={"q.lora_A.weight": normal(2, 6)})
-    (bench.folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    assert problems(bench, step("adapter.safetensors")) == [
-        "adapter.safetensors: 'q.lora_A.weight' is not named as PEFT names tensors, "
-        "'base_model.model....'"
-    ]
+def test_names_of_no_known_habit_are_an_error(bench):
+    bench.given({"q.weight": normal(4, 6)}, adapter={"q.other": normal(2, 6)})
+    (problem,) = problems(bench, step("adapter.safetensors"))
+    assert problem.startswith("adapter.safetensors: 'q.other' is named neither as PEFT names")
+
+
+def test_placeholders_of_zero_3_are_an_error(bench):
+    adapter = {"q.lora_A.weight": torch.empty(0), "q.lora_B.weight": torch.empty(0)}
+    write_adapter(bench.folder / "adapter", adapter)
+    (problem,) = problems(bench.given({"q.weight": normal(4, 6)}))
+    assert "placeholders of shape (0,), which DeepSpeed's ZeRO-3" in problem
+
+
+def test_patterns_of_an_adapter_take_no_exponential_time(bench):
+    write_adapter(
+        bench.folder / "adapter", factors("a" * 60, 4, 6), alpha_pattern={"(a+)+(a|aa)*b": 3}
+    )
+    old = {f"{'a' * 60}.weight": normal(4, 6)}
+    bench.given(old).plan(step())
 
 
 def test_factors_that_do_not_fit_each_other_are_an_error(bench):
@@ -363,10 +377,40 @@ def test_nan_in_an_adapter_is_an_error_that_names_the_weight(bench):
         bench.given({"q.weight": normal(4, 6)}).operate(step())
 
 
-def test_started_from_a_changed_base_is_reported(bench):
-    write_adapter(bench.folder / "adapter", factors("q", 4, 6), init_lora_weights="pissa_niter_4")
-    made = bench.given({"q.weight": normal(4, 6)}).operate(step())
-    assert any("was started with 'pissa_niter_4'" in note for note in made.notes)
+def test_residual_base_is_declared(bench):
+    old, adapter = {"q.weight": normal(4, 6)}, factors("q", 4, 6)
+    write_adapter(bench.folder / "adapter", adapter, init_lora_weights="pissa")
+    entry = {"adapter": "adapter", "config": {"init_lora_weights": True}}
+    made = bench.given(old).operate(step(entry))
+    assert_identical(made.tensors, {"q.weight": merged(old, adapter, "q", 2)})
+
+
+# --- Other tools' names ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "alpha", "scaling"),
+    [(("lora_unet_blocks_0_to_q.lora_down.weight", "lora_unet_blocks_0_to_q.lora_up.weight"),
+      "lora_unet_blocks_0_to_q.alpha", 0.5),
+     (("unet.blocks.0.to_q.lora.down.weight", "unet.blocks.0.to_q.lora.up.weight"), None, 1),
+     (("transformer.blocks.0.to_q.lora_A.weight", "transformer.blocks.0.to_q.lora_B.weight"),
+      None, 1),
+     (("blocks.0.to_q.lora_A.weight", "blocks.0.to_q.lora_B.weight"), None, 1)],
+)  # fmt: skip
+def test_names_of_kohyas_scripts_and_diffusers(names, alpha, scaling, bench):
+    old = {"blocks.0.to_q.weight": normal(4, 6)}
+    adapter = dict(zip(names, factors("q", 4, 6).values(), strict=True))
+    extra = {alpha: torch.tensor(1.0)} if alpha else {}
+    text = {"lora_te_layer.lora_down.weight": normal(2, 6), "lora_te_layer.lora_up.weight":
+            normal(4, 2)} if alpha else {}  # fmt: skip
+    made = bench.given(old, adapter={**adapter, **extra, **text}).operate(
+        step("adapter.safetensors")
+    )
+    expected = correctly_rounded(naive(*old.values(), *adapter.values(), scaling), torch.float32)
+    assert_identical(made.tensors, {"blocks.0.to_q.weight": expected})
+    assert any("'lora_te_...' (1 modules) is for another model" in n for n in made.notes) is (
+        alpha is not None
+    )
 
 
 # --- Same bytes -----------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from surgeon.base.errors import PlanError
 from surgeon.base.patterns import Target
 from surgeon.base.schema import parameter_name
 from surgeon.draft import Draft, Tensors
+from surgeon.draft.adapters import is_adapter
+from surgeon.draft.codes_guard import require_numbers
 from surgeon.draft.registry import OPS, Op
 from surgeon.lazy import LazyTensor, Stream
 from surgeon.merges.shared.operands import (
@@ -85,8 +87,24 @@ Prepare = Callable[[Draft, list[str], str, Mapping[str, Any]], Tensors]
 _SHOWN = 5
 
 
+_ADAPTED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string", "description": "the model to adapt; default the state"},
+        "adapter": {
+            "type": "string",
+            "minLength": 1,
+            "description": "an adapter's folder or file, to be folded in first",
+        },
+    },
+    "required": ["adapter"],
+    "additionalProperties": False,
+}
 Models = Annotated[
-    list[str] | Literal["*"], "names of the other models, or '*' for all of them", {"minItems": 1}
+    list[Any] | Literal["*"],
+    "names of the other models, '*' for all of them; {model, adapter} is a model with an adapter "
+    "folded in",
+    {"items": {**_ADAPTED, "type": ["string", "object"]}, "minItems": 1},
 ]
 MergeTarget = Annotated[Target, "the tensors to merge; the rest stays as it is"]
 Into = Annotated[
@@ -192,8 +210,17 @@ def _merge(
     **parameters: Any,
 ) -> None:
     """Replace the target's tensors by merged ones, or keep them as a model."""
-    others = list(draft.models) if models == "*" else list(models)
+    own = dict(draft.models)
+    others = list(draft.models) if models == "*" else [_folded(draft, entry) for entry in models]
     _check_models(draft, others, expected)
+    selected = draft.select(target)
+    for model in (draft.tensors, *(draft.model(other) for other in others)):
+        require_numbers(model, [name for name in selected if name in model])
+        if is_adapter(model):
+            raise PlanError(
+                "adapters are no models: A and B apart are no task vectors; lora_combine makes one "
+                'of several, and {"model": ..., "adapter": ...} a model of one'
+            )
     names = common_names(draft, others, target, missing)
     resolver = _Resolver(draft, declared, parameters, len(others))
     theirs = [
@@ -224,7 +251,24 @@ def _merge(
             made[key] = operands.tensor(draft, partial(maker, **values))
         merged[name] = made[key]
     resolver.report_without_auxiliary()
+    draft.models = own
     _put(draft, merged, into)
+
+
+def _folded(draft: Draft, entry: str | dict[str, Any]) -> str:
+    """Return the name of a model, which for {model, adapter} is made: the model, adapted."""
+    if isinstance(entry, str):
+        return entry
+    model, adapter = entry.get("model"), entry["adapter"]
+    name = f"{model or 'the state'}+{adapter}"
+    tensors = draft.tensors if model is None else draft.model(model)
+    outside = draft.outside._replace(read_config=lambda _: draft.outside.read_config(model))
+    inner = Draft(dict(tensors), {}, outside, draft.seed, draft.step)
+    OPS["lora_merge"].apply(inner, {"adapter": adapter})
+    draft.models[name] = inner.tensors
+    draft.checks += inner.checks
+    draft.notes += inner.notes
+    return name
 
 
 def _put(draft: Draft, merged: Tensors, into: str | None) -> None:

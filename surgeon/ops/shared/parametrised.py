@@ -1,0 +1,80 @@
+"""Weights that a checkpoint keeps in parts: weight norm and spectral norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from surgeon.base.errors import PlanError
+from surgeon.draft import Draft
+from surgeon.lazy import LazyTensor
+
+# Norms and directions, as torch.nn.utils.weight_norm keeps them, and as its parametrization does.
+_WEIGHT_NORMS = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+_SPECTRAL_NORMS = ("weight_orig", "parametrizations.weight.original")
+
+
+def require_whole(
+    draft: Draft, changed: Mapping[str, LazyTensor], read: Iterable[str], *, has_zeros: bool
+) -> None:
+    """Raise PlanError where new sizes would take a weight's parts apart, or make NaN.
+
+    `changed` are tensors of other sizes, `read` those whose columns change. Rows of a weight that
+    is kept as norms and directions go together; of columns, every norm would mean something else.
+    """
+    problems: list[str] = []
+    columns = set(read)
+    for module in dict.fromkeys(map(_module, (*changed, *columns))):
+        problems += _problems(draft, module, changed, columns, has_zeros)
+    if problems:
+        raise PlanError(*problems)
+
+
+def _module(name: str) -> str:
+    module, _, rest = name.partition(".parametrizations.")
+    return module if rest else name.rpartition(".")[0]
+
+
+def _problems(
+    draft: Draft,
+    module: str,
+    changed: Mapping[str, LazyTensor],
+    read: set[str],
+    has_zeros: bool,
+) -> Iterator[str]:
+    prefix = f"{module}." if module else ""
+    for leaf in _SPECTRAL_NORMS:
+        if f"{prefix}{leaf}" in draft.tensors:
+            yield (
+                f"'{module}' has a spectral norm ('{prefix}{leaf}'), whose vectors go with its "
+                "size; remove it in torch (remove_spectral_norm, remove_parametrizations) first"
+            )
+            return
+    for norm, direction in _WEIGHT_NORMS:
+        g, v = f"{prefix}{norm}", f"{prefix}{direction}"
+        if g not in draft.tensors or v not in draft.tensors:
+            continue
+        whole = f"'{module}' has a weight norm ('{g}', '{v}')"
+        if v in read or g in read:
+            yield (
+                f"{whole}, and other columns would change what its norms mean; remove it in torch "
+                "(remove_weight_norm, remove_parametrizations) first"
+            )
+        elif g not in changed or v not in changed:
+            yield f"{whole}, whose rows change together; name {g!r} and {v!r} both"
+        elif (
+            changed[g].spec.shape[0] != changed[v].spec.shape[0]
+            or changed[v].spec.shape[1:] != draft.spec(v).shape[1:]
+            or changed[g].spec.shape[1:] != draft.spec(g).shape[1:]
+        ):
+            yield (
+                f"{whole} that is not one per row, or other columns; remove it in torch "
+                "(remove_weight_norm, remove_parametrizations) first"
+            )
+        elif has_zeros:
+            yield (
+                f"{whole}, and a direction of zeros has no length: the result would be NaN; "
+                "take another init"
+            )
