@@ -33,7 +33,11 @@ NEEDED: dict[str, Json] = {
     },
     "moonshine_streaming": {"num_key_value_heads": 8},
     "gemma4_assistant": {
-        "text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
+        "text_config": {
+            "model_type": "gemma4_text",
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+        }
     },
 }
 

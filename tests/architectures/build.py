@@ -22,7 +22,7 @@ from tests.architectures.configs import Json
 Shapes = dict[str, tuple[int, ...]]
 
 # One build on the meta device takes some hundredths of a second.
-_SECONDS_PER_BUILD = 20
+_SECONDS_PER_BUILD = 60
 
 warnings.filterwarnings("ignore")
 transformers.logging.set_verbosity_error()
