@@ -7,16 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.network import (
-    TIES,
-    Bench,
-    example_adapter,
-    example_grams,
-    example_importances,
-    example_tensors,
-    write,
-    write_adapter,
-)
+from tests.network import Bench, example_bench
 
 
 @pytest.fixture(autouse=True)
@@ -37,17 +28,4 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.fixture
 def example(tmp_path: Path) -> Bench:
     """The example network, an adapter, models of the same names and shapes, and statistics."""
-    made = Bench(tmp_path)
-    made.given(example_tensors(), TIES)
-    models = {
-        "other": example_tensors(1),
-        "third": example_tensors(2),
-        "fisher": example_importances(3),
-        "other_fisher": example_importances(4),
-        "gram": example_grams(5),
-        "other_gram": example_grams(6),
-    }
-    for name, tensors in models.items():
-        made.models[name] = str(write(tmp_path / f"{name}.safetensors", tensors, TIES))
-    write_adapter(tmp_path / "adapter", example_adapter())
-    return made
+    return example_bench(tmp_path)

@@ -203,6 +203,24 @@ class Bench:
         return Operated(target, json.loads(result.manifest.read_text()), notes)
 
 
+def example_bench(folder: Path) -> Bench:
+    """A folder with the example network, an adapter, models like it, and their statistics."""
+    made = Bench(folder)
+    made.given(example_tensors(), TIES)
+    models = {
+        "other": example_tensors(1),
+        "third": example_tensors(2),
+        "fisher": example_importances(3),
+        "other_fisher": example_importances(4),
+        "gram": example_grams(5),
+        "other_gram": example_grams(6),
+    }
+    for name, tensors in models.items():
+        made.models[name] = str(write(folder / f"{name}.safetensors", tensors, TIES))
+    write_adapter(folder / "adapter", example_adapter())
+    return made
+
+
 def evaluated(tensor: Any, window: int, scratch: Any) -> bytes:
     """The storage of a lazy tensor, asked for in windows of this many elements."""
     count = tensor.spec.count
