@@ -7,17 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.network import (
-    TIES,
-    Bench,
-    example_adapter,
-    example_codes,
-    example_grams,
-    example_importances,
-    example_tensors,
-    write,
-    write_adapter,
-)
+from tests.network import Bench, example_bench
 
 
 @pytest.fixture(autouse=True)
@@ -35,30 +25,8 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-# Ops that need another input than the example network.
-EXAMPLE_INPUTS = {"dequantize": example_codes, "lora_combine": dict}
-
-
 @pytest.fixture
 def example(tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
     """The example network, an adapter, models of the same names and shapes, and statistics."""
-    made = Bench(tmp_path)
     op = getattr(request.node, "callspec", None) and request.node.callspec.params.get("op")
-    special = EXAMPLE_INPUTS.get(getattr(op, "name", ""), dict)
-    made.given({**example_tensors(), **special()}, TIES)
-    models = {
-        "other": example_tensors(1),
-        "third": example_tensors(2),
-        "fisher": example_importances(3),
-        "other_fisher": example_importances(4),
-        "gram": example_grams(5),
-        "other_gram": example_grams(6),
-    }
-    for name, tensors in models.items():
-        made.models[name] = str(write(tmp_path / f"{name}.safetensors", tensors, TIES))
-    write_adapter(tmp_path / "adapter", example_adapter())
-    if getattr(op, "name", "") == "lora_combine":
-        factors = {n: t for n, t in example_adapter().items() if "lora" in n}
-        write_adapter(tmp_path / "second", factors, r=2, lora_alpha=3)
-        made.input = write_adapter(tmp_path / "first", factors) / "adapter_model.safetensors"
-    return made
+    return example_bench(tmp_path, getattr(op, "name", ""))

@@ -210,6 +210,32 @@ class Bench:
         return Operated(target, json.loads(result.manifest.read_text()), notes)
 
 
+def example_bench(folder: Path, op: str = "") -> Bench:
+    """A folder with the example network, an adapter, models like it, and their statistics.
+
+    A few ops need another input than the network.
+    """
+    made = Bench(folder)
+    special = example_codes() if op == "dequantize" else {}
+    made.given({**example_tensors(), **special}, TIES)
+    models = {
+        "other": example_tensors(1),
+        "third": example_tensors(2),
+        "fisher": example_importances(3),
+        "other_fisher": example_importances(4),
+        "gram": example_grams(5),
+        "other_gram": example_grams(6),
+    }
+    for name, tensors in models.items():
+        made.models[name] = str(write(folder / f"{name}.safetensors", tensors, TIES))
+    write_adapter(folder / "adapter", example_adapter())
+    if op == "lora_combine":
+        factors = {name: one for name, one in example_adapter().items() if "lora" in name}
+        write_adapter(folder / "second", factors, r=2, lora_alpha=3)
+        made.input = write_adapter(folder / "first", factors) / "adapter_model.safetensors"
+    return made
+
+
 def evaluated(tensor: Any, window: int, scratch: Any) -> bytes:
     """The storage of a lazy tensor, asked for in windows of this many elements."""
     count = tensor.spec.count

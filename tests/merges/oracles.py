@@ -37,6 +37,27 @@ def merged(bench, tensors, op, **parameters):
     return bench.operate({"op": op, "models": models, **parameters})["w"]
 
 
+def of_dtypes(count, dtypes, *arguments, make=fine_tuned):
+    """A base and models of each dtype, {name: tensors}: what is merged at once."""
+    return {str(dtype): make(count, dtype, *arguments) for dtype in dtypes}
+
+
+def merged_all(bench, families, op, **parameters):
+    """What a merge makes of tensors of several names, given as {name: a base and models}."""
+    base, *models = (
+        dict(zip(families, row, strict=True)) for row in zip(*families.values(), strict=True)
+    )
+    names = NAMES[: len(models)]
+    bench.given(base, **dict(zip(names, models, strict=True)))
+    return bench.operate({"op": op, "models": names, **parameters}).tensors
+
+
+def assert_all_rounded(made, families, reference):
+    """What was made of each name's tensors is their reference."""
+    for name, tensors in families.items():
+        assert_rounded(made[name], reference(tensors))
+
+
 def numbers(tensor: torch.Tensor) -> Numbers:
     return tensor.double().flatten().tolist()
 

@@ -2,6 +2,7 @@
 
 import time
 from fractions import Fraction
+from itertools import product
 
 import pytest
 import torch
@@ -47,25 +48,24 @@ def assert_rounded(found, reference, dtype):
         assert wrong == 0, f"{wrong} of {len(found)} differ"
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("count", [2, 3, 4, 5])
-def test_equal_shares_are_the_default(bench, dtype, count):
-    tensors = random_models(count, dtype)
-    bench, models = given(bench, tensors)
-    made = bench.operate(step(*models))["x"]
-    assert_rounded(made, naive_average(tensors, [1.0] * count), dtype)
+def test_equal_shares_are_the_default(bench):
+    for dtype, count in product(FLOATS, [2, 3, 4, 5]):
+        tensors = random_models(count, dtype)
+        bench, models = given(bench, tensors)
+        made = bench.operate(step(*models))["x"]
+        assert_rounded(made, naive_average(tensors, [1.0] * count), dtype)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
     "weights", [[1, 2], [0.3, 0.7], [0, 1], [3, -1], [0.25, 0.5, 1], [1, 2, 3]]
 )
 @pytest.mark.parametrize("normalize", [True, False])
-def test_weights_are_one_per_operand(bench, dtype, weights, normalize):
-    tensors = random_models(len(weights), dtype)
-    bench, models = given(bench, tensors)
-    made = bench.operate(step(*models, weights=weights, normalize=normalize))["x"]
-    assert_rounded(made, naive_average(tensors, weights, normalize), dtype)
+def test_weights_are_one_per_operand(bench, weights, normalize):
+    for dtype in FLOATS:
+        tensors = random_models(len(weights), dtype)
+        bench, models = given(bench, tensors)
+        made = bench.operate(step(*models, weights=weights, normalize=normalize))["x"]
+        assert_rounded(made, naive_average(tensors, weights, normalize), dtype)
 
 
 @pytest.mark.parametrize(
@@ -415,17 +415,16 @@ def test_differing_integers_are_an_error_on_demand(bench):
     assert not bench.output.exists()
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("in_model", [True, False])
-def test_nonfinite_operand_is_an_error_that_names_tensor_and_model(bench, dtype, value, in_model):
-    good, bad = torch.ones(5, dtype=dtype), torch.tensor([1, 1, value, 1, 1], dtype=dtype)
-    bench.given({"x": good if in_model else bad}, b={"x": bad if in_model else good})
-    with pytest.raises(PlanError) as caught:
-        bench.operate(step("b"))
-    where = "'x' in model 'b'" if in_model else "'x'"
-    assert f"{where} holds NaN or Inf" in str(caught.value)
-    assert not bench.output.exists()
+def test_nonfinite_operand_is_an_error_that_names_tensor_and_model(bench, in_model):
+    for dtype, value in product(FLOATS, [float("nan"), float("inf"), -float("inf")]):
+        good, bad = torch.ones(5, dtype=dtype), torch.tensor([1, 1, value, 1, 1], dtype=dtype)
+        bench.given({"x": good if in_model else bad}, b={"x": bad if in_model else good})
+        with pytest.raises(PlanError) as caught:
+            bench.operate(step("b"))
+        where = "'x' in model 'b'" if in_model else "'x'"
+        assert f"{where} holds NaN or Inf" in str(caught.value)
+        assert not bench.output.exists()
 
 
 def test_nonfinite_operand_of_weight_zero_is_an_error_too(bench):

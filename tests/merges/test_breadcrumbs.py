@@ -9,23 +9,30 @@ from tests.merges.oracles import (
     FLOATS,
     add_up,
     added,
+    assert_all_rounded,
     assert_rounded,
     fine_tuned,
     given,
     merged,
+    merged_all,
     middle,
+    of_dtypes,
     task_vectors,
 )
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, *FLOAT8])
 @pytest.mark.parametrize("density", [0.0001, 0.3, 0.95, 1])
 @pytest.mark.parametrize("gamma", [0, 0.01, 0.2])
-def test_middle_of_the_changes_is_added(bench, dtype, density, gamma):
-    tensors = fine_tuned(2, dtype)
-    made = merged(bench, tensors, "breadcrumbs", density=density, gamma=gamma, weights=[0.5, 2])
-    changes = [middle(d, density, gamma) for d in task_vectors(tensors)]
-    assert_rounded(made, added(tensors, changes, add_up, [0.5, 2.0]))
+def test_middle_of_the_changes_is_added(bench, density, gamma):
+    families = of_dtypes(2, [*FLOATS, *FLOAT8])
+    step = {"density": density, "gamma": gamma, "weights": [0.5, 2]}
+    made = merged_all(bench, families, "breadcrumbs", **step)
+
+    def expected(tensors):
+        changes = [middle(change, density, gamma) for change in task_vectors(tensors)]
+        return added(tensors, changes, add_up, [0.5, 2.0])
+
+    assert_all_rounded(made, families, expected)
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.merges.oracles import FLOATS, assert_rounded, merged
+from tests.merges.oracles import FLOATS, assert_all_rounded, merged, merged_all, of_dtypes
 from tests.merges.test_ram import acts, naive_ram, sparse
 
 
@@ -18,14 +18,15 @@ def naive_boosts(tensors, epsilon, r, alpha):
     return boosts
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("models", [1, 2, 3])
 @pytest.mark.parametrize(("r", "alpha"), [(0.1, 0.2), (0.5, 3.0), (0, 1)])
 @pytest.mark.parametrize("epsilon", [0, 0.7])
-def test_own_changes_are_enlarged(bench, dtype, models, r, alpha, epsilon):
-    tensors = sparse(models, dtype)
-    made = merged(bench, tensors, "ram_plus", epsilon=epsilon, r=r, alpha=alpha)
-    assert_rounded(made, naive_ram(tensors, epsilon, naive_boosts(tensors, epsilon, r, alpha)))
+def test_own_changes_are_enlarged(bench, models, r, alpha, epsilon):
+    families = of_dtypes(models, FLOATS, make=sparse)
+    made = merged_all(bench, families, "ram_plus", epsilon=epsilon, r=r, alpha=alpha)
+    assert_all_rounded(
+        made, families, lambda t: naive_ram(t, epsilon, naive_boosts(t, epsilon, r, alpha))
+    )
 
 
 def test_worked_example(bench):

@@ -9,10 +9,12 @@ from tests.merges.oracles import (
     FLOATS,
     add_up,
     added,
-    assert_rounded,
+    assert_all_rounded,
     fine_tuned,
     given,
     merged,
+    merged_all,
+    of_dtypes,
     task_vectors,
 )
 from tests.network import assert_identical
@@ -35,17 +37,26 @@ EVERY = {
 EACH = pytest.mark.parametrize(("op", "parameters"), EVERY.items(), ids=EVERY)
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, *FLOAT8])
-@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0], [0.3, 0.5], [2.0, -0.7, 0.1]])
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("scale", [1.0, 0.3, -0.5, 0.0])
-def test_sum_of_weighted_task_vectors(bench, dtype, weights, normalize, scale):
-    tensors = fine_tuned(len(weights), dtype)
-    made = merged(
-        bench, tensors, "task_arithmetic", weights=weights, normalize=normalize, **{"lambda": scale}
-    )
-    changes = task_vectors(tensors)
-    assert_rounded(made, added(tensors, changes, add_up, weights, scale, normalize))
+# Each pair of two parameters' values is there.
+@pytest.mark.parametrize(
+    ("weights", "normalize", "scale"),
+    [
+        ([1.0], False, 1.0), ([1.0], True, 0.3), ([1.0], False, -0.5), ([1.0], True, 0.0),
+        ([1.0, 1.0], True, 1.0), ([1.0, 1.0], False, 0.3), ([1.0, 1.0], True, -0.5),
+        ([1.0, 1.0], False, 0.0), ([0.3, 0.5], False, 1.0), ([0.3, 0.5], True, 0.3),
+        ([0.3, 0.5], False, -0.5), ([0.3, 0.5], True, 0.0), ([2.0, -0.7, 0.1], True, 1.0),
+        ([2.0, -0.7, 0.1], False, 0.3), ([2.0, -0.7, 0.1], True, -0.5),
+        ([2.0, -0.7, 0.1], False, 0.0),
+    ],
+)  # fmt: skip
+def test_sum_of_weighted_task_vectors(bench, weights, normalize, scale):
+    families = of_dtypes(len(weights), [*FLOATS, *FLOAT8])
+    step = {"weights": weights, "normalize": normalize, "lambda": scale}
+    made = merged_all(bench, families, "task_arithmetic", **step)
+    assert_all_rounded(
+        made, families,
+        lambda t: added(t, task_vectors(t), add_up, weights, scale, normalize),
+    )  # fmt: skip
 
 
 def test_weights_lambda_and_normalize_have_defaults(bench):
@@ -74,46 +85,44 @@ def test_learning_is_taken_away_by_a_negative_weight(bench):
 
 
 @EACH
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("models", [1, 2, 3])
-def test_models_that_are_the_state_change_nothing(bench, op, parameters, dtype, models):
-    zeros = torch.tensor([-0.0, 0.0, 1.0, -2.0, 1e-4, -1e-4, 60000.0, -0.0]).to(dtype)
-    names = given(bench, [zeros] * (models + 1))
-    made = bench.operate({"op": op, "models": names, **parameters})
-    assert_identical(made.tensors, {"w": zeros})
+def test_models_that_are_the_state_change_nothing(bench, op, parameters):
+    zeros = torch.tensor([-0.0, 0.0, 1.0, -2.0, 1e-4, -1e-4, 60000.0, -0.0])
+    for models in (1, 2, 3):
+        families = {str(dtype): [zeros.to(dtype)] * (models + 1) for dtype in FLOATS}
+        made = merged_all(bench, families, op, **parameters)
+        assert_identical(made, {name: tensors[0] for name, tensors in families.items()})
 
 
 @EACH
-@pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 3), (3, 0), (1, 1), (5, 1), (2, 3, 4)])
-def test_shapes_of_any_rank_are_merged(bench, op, parameters, shape):
-    tensors = fine_tuned(2, torch.float32, shape)
-    made = merged(bench, tensors, op, **parameters)
-    assert made.shape == torch.Size(shape)
-    assert made.isfinite().all()
+def test_shapes_of_any_rank_are_merged(bench, op, parameters):
+    shapes = [(), (1,), (0,), (0, 3), (3, 0), (1, 1), (5, 1), (2, 3, 4)]
+    families = {str(shape): fine_tuned(2, torch.float32, shape) for shape in shapes}
+    made = merged_all(bench, families, op, **parameters)
+    assert {name: str(tuple(t.shape)) for name, t in made.items()} == {n: n for n in families}
+    assert all(tensor.isfinite().all() for tensor in made.values())
 
 
 @EACH
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("model", [0, 1, 2])
-def test_nonfinite_operand_is_an_error_even_if_it_is_dropped(bench, op, parameters, value, model):
+def test_nonfinite_operand_is_an_error_even_if_it_is_dropped(bench, op, parameters):
     """Whatever is dropped: in half of the elements every model has such a value once."""
-    tensors = fine_tuned(2, torch.float32, (4, 5))
-    tensors[model].view(-1)[::2] = value
-    names = given(bench, tensors)
-    where = f"'w' in model '{names[model - 1]}'" if model else "'w'"
-    with pytest.raises(PlanError, match=f"{where} holds NaN or Inf"):
-        bench.operate({"op": op, "models": names, **parameters})
+    values = (float("nan"), float("inf"), -float("inf"))
+    for value, model in [(value, model) for value in values for model in range(3)]:
+        tensors = fine_tuned(2, torch.float32, (4, 5))
+        tensors[model].view(-1)[::2] = value
+        names = given(bench, tensors)
+        where = f"'w' in model '{names[model - 1]}'" if model else "'w'"
+        with pytest.raises(PlanError, match=f"{where} holds NaN or Inf"):
+            bench.operate({"op": op, "models": names, **parameters})
 
 
 @EACH
-@pytest.mark.parametrize("place", range(6))
-@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
-def test_one_nonfinite_value_is_never_hidden(bench, op, parameters, place, value):
-    tensors = fine_tuned(2, torch.bfloat16, (6,))
-    tensors[2][place] = value
-    names = given(bench, tensors)
-    with pytest.raises(PlanError, match="'w' in model 'c' holds NaN or Inf"):
-        bench.operate({"op": op, "models": names, **parameters})
+def test_one_nonfinite_value_is_never_hidden(bench, op, parameters):
+    for place, value in [(i, value) for i in range(6) for value in (float("nan"), -float("inf"))]:
+        tensors = fine_tuned(2, torch.bfloat16, (6,))
+        tensors[2][place] = value
+        names = given(bench, tensors)
+        with pytest.raises(PlanError, match="'w' in model 'c' holds NaN or Inf"):
+            bench.operate({"op": op, "models": names, **parameters})
 
 
 @EACH
@@ -127,17 +136,16 @@ def test_nonfinite_values_are_let_through_on_demand(bench, op, parameters):
 
 
 @EACH
-@pytest.mark.parametrize("change", [1e-30, 1e-9, 1e3])
-def test_thresholds_are_relative(bench, op, parameters, change):
+def test_thresholds_are_relative(bench, op, parameters):
     """Changes of any size are merged alike: what is found is in proportion to them."""
     zero = torch.zeros(6, 7, dtype=torch.float64)
     tensors = [zero, *(t for t in fine_tuned(3, torch.float64, (6, 7))[1:])]
     expected = merged(bench, tensors, op, **parameters)
     assert expected.abs().max() > 0
-    # A power of two, so that not even the rounding differs.
-    scale = 2.0 ** round(torch.tensor(change).log2().item())
-    made = merged(bench, [t * scale for t in tensors], op, **parameters)
-    assert_identical({"w": made}, {"w": expected * scale})
+    # Powers of two, so that not even the rounding differs: about 1e-30, 1e-9 and 1e3.
+    for scale in (2.0**-100, 2.0**-30, 2.0**10):
+        made = merged(bench, [t * scale for t in tensors], op, **parameters)
+        assert_identical({"w": made}, {"w": expected * scale})
 
 
 SYMMETRIC = {name: p for name, p in EVERY.items() if not name.startswith(("dare", "della"))}

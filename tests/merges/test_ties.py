@@ -10,11 +10,14 @@ from tests.merges.oracles import (
     FLOATS,
     added,
     agree,
+    assert_all_rounded,
     assert_rounded,
     fine_tuned,
     given,
     largest,
     merged,
+    merged_all,
+    of_dtypes,
     task_vectors,
 )
 
@@ -24,24 +27,23 @@ def expected(tensors, densities, weights=None, scale=1.0, normalize=True):
     return added(tensors, changes, agree, weights, scale, normalize)
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, *FLOAT8])
 @pytest.mark.parametrize("density", [0.0001, 0.2, 0.7, 1])
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0], [0.3, 0.7], [2.0, 0.5, 0.1]])
-def test_largest_changes_that_agree(bench, dtype, density, weights):
-    tensors = fine_tuned(len(weights), dtype)
-    made = merged(bench, tensors, "ties", density=density, weights=weights)
-    assert_rounded(made, expected(tensors, [density] * len(weights), weights))
+def test_largest_changes_that_agree(bench, density, weights):
+    families = of_dtypes(len(weights), [*FLOATS, *FLOAT8])
+    made = merged_all(bench, families, "ties", density=density, weights=weights)
+    assert_all_rounded(made, families, lambda t: expected(t, [density] * len(weights), weights))
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("scale", [0.4, -1.0])
-def test_density_varies_by_model(bench, dtype, normalize, scale):
-    tensors, densities = fine_tuned(3, dtype), [0.1, 1, 0.5]
-    made = merged(
-        bench, tensors, "ties", density=densities, normalize=normalize, **{"lambda": scale}
+def test_density_varies_by_model(bench, normalize, scale):
+    families, densities = of_dtypes(3, FLOATS), [0.1, 1, 0.5]
+    step = {"density": densities, "normalize": normalize, "lambda": scale}
+    made = merged_all(bench, families, "ties", **step)
+    assert_all_rounded(
+        made, families, lambda t: expected(t, densities, scale=scale, normalize=normalize)
     )
-    assert_rounded(made, expected(tensors, densities, scale=scale, normalize=normalize))
 
 
 def test_worked_example(bench):
@@ -58,8 +60,7 @@ def test_equal_magnitudes_are_resolved_by_position(bench):
     assert made.tolist() == [1, -2, 1, 2, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("size", [100_000, 400_000])
-@pytest.mark.parametrize("levels", [2, 5, 40])
+@pytest.mark.parametrize(("size", "levels"), [(100_000, 2), (100_000, 5), (300_000, 40)])
 def test_many_equal_magnitudes_are_resolved_by_position(bench, size, levels):
     """As in fine-tuned bfloat16 models, whose changes are few multiples of a power of two."""
     generator = torch.Generator().manual_seed(0)
@@ -123,9 +124,8 @@ def test_density_must_be_given(bench):
         bench.plan({"op": "ties", "models": models})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_tensor_of_many_blocks(bench, dtype):
-    tensors = fine_tuned(2, dtype, (700, 500))
+def test_tensor_of_many_blocks(bench):
+    tensors = fine_tuned(2, torch.bfloat16, (600, 500))
     made = merged(bench, tensors, "ties", density=0.2)
     assert_rounded(made, expected(tensors, [0.2, 0.2]))
 

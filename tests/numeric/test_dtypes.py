@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -81,26 +82,24 @@ def random_float32(count: int) -> np.ndarray:
     return bits.view(np.float32)
 
 
-@pytest.mark.parametrize("working", [np.float32, np.float64])
-@pytest.mark.parametrize("name", SMALL)
-def test_raising_is_exact_for_every_code(name: str, working: type) -> None:
-    codes = codes_of(name)
-    found = upcast(storage(codes, name), name, np.empty(len(codes), working))
-    expected = values_of(codes, name)
-    np.testing.assert_array_equal(found, expected)
-    numbers = ~np.isnan(expected)
-    np.testing.assert_array_equal(np.signbit(found)[numbers], np.signbit(expected)[numbers])
+def test_raising_is_exact_for_every_code() -> None:
+    for name, working in product(SMALL, [np.float32, np.float64]):
+        codes = codes_of(name)
+        found = upcast(storage(codes, name), name, np.empty(len(codes), working))
+        expected = values_of(codes, name)
+        np.testing.assert_array_equal(found, expected)
+        numbers = ~np.isnan(expected)
+        np.testing.assert_array_equal(np.signbit(found)[numbers], np.signbit(expected)[numbers])
 
 
-@pytest.mark.parametrize("working", [np.float32, np.float64])
-@pytest.mark.parametrize("name", SMALL)
-def test_rounding_what_was_raised_gives_it_back(name: str, working: type) -> None:
-    codes = codes_of(name)
-    block = upcast(storage(codes, name), name, np.empty(len(codes), working))
-    found = round_to(block, name)
-    numbers = ~np.isnan(block)
-    assert_same_codes(found[numbers], codes[numbers], block[numbers])
-    assert np.isnan(values_of(found[~numbers], name)).all()
+def test_rounding_what_was_raised_gives_it_back() -> None:
+    for name, working in product(SMALL, [np.float32, np.float64]):
+        codes = codes_of(name)
+        block = upcast(storage(codes, name), name, np.empty(len(codes), working))
+        found = round_to(block, name)
+        numbers = ~np.isnan(block)
+        assert_same_codes(found[numbers], codes[numbers], block[numbers])
+        assert np.isnan(values_of(found[~numbers], name)).all()
 
 
 def expected_codes(block: np.ndarray, name: str) -> np.ndarray:
@@ -130,16 +129,15 @@ NANS = np.array(
 )
 
 
-@pytest.mark.parametrize("working", [np.float32, np.float64])
-@pytest.mark.parametrize("name", [*SMALL, "F32", "F64"])
-def test_every_nan_stays_a_nan_of_its_sign(name: str, working: type) -> None:
-    with np.errstate(invalid="ignore"):
-        block = np.concatenate([[1, np.inf, -np.inf], NANS.view(np.float32)]).astype(working)
-    codes = round_to(block, name)
-    values = values_of(codes[3:], name)
-    assert np.isnan(values).all()
-    sign = codes[3:] >> (DTYPES[name].bits - 1)
-    np.testing.assert_array_equal(sign, NANS >> 31)
+def test_every_nan_stays_a_nan_of_its_sign() -> None:
+    for name, working in product([*SMALL, "F32", "F64"], [np.float32, np.float64]):
+        with np.errstate(invalid="ignore"):
+            block = np.concatenate([[1, np.inf, -np.inf], NANS.view(np.float32)]).astype(working)
+        codes = round_to(block, name)
+        values = values_of(codes[3:], name)
+        assert np.isnan(values).all()
+        sign = codes[3:] >> (DTYPES[name].bits - 1)
+        np.testing.assert_array_equal(sign, NANS >> 31)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -172,9 +170,9 @@ def test_overflow_becomes_what_the_format_has_for_it(
     np.testing.assert_array_equal(found, [sign * expected])
 
 
-@pytest.mark.parametrize("name", [*SMALL, "F32", "F64"])
-def test_largest_is_the_largest_finite_value(name: str) -> None:
-    assert torch.finfo(torch_dtype(name)).max == LARGEST[name]
+def test_largest_is_the_largest_finite_value() -> None:
+    for name in [*SMALL, "F32", "F64"]:
+        assert torch.finfo(torch_dtype(name)).max == LARGEST[name]
 
 
 def naive_code(value: float, name: str) -> int:
@@ -224,26 +222,26 @@ def test_wide_dtypes_are_cast_as_numpy_does(name: str) -> None:
     np.testing.assert_array_equal(round_to(block, name), expected.view(f"u{expected.itemsize}"))
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_rounding_leaves_its_operand_alone(name: str) -> None:
-    block = random_float32(1000)
-    before = block.copy()
-    round_to(block, name)
-    np.testing.assert_array_equal(block.view(np.uint32), before.view(np.uint32))
+def test_rounding_leaves_its_operand_alone() -> None:
+    for name in SMALL:
+        block = random_float32(1000)
+        before = block.copy()
+        round_to(block, name)
+        np.testing.assert_array_equal(block.view(np.uint32), before.view(np.uint32))
 
 
-@pytest.mark.parametrize("name", DTYPES)
-def test_dtypes_are_found_by_either_name(name: str) -> None:
-    assert dtype_named(name) == name
-    assert dtype_named(DTYPES[name].torch) == name
-    assert dtype_named(f"torch.{DTYPES[name].torch}") == name
+def test_dtypes_are_found_by_either_name() -> None:
+    for name in DTYPES:
+        assert dtype_named(name) == name
+        assert dtype_named(DTYPES[name].torch) == name
+        assert dtype_named(f"torch.{DTYPES[name].torch}") == name
 
 
-@pytest.mark.parametrize("name", [n for n in DTYPES if hasattr(torch, DTYPES[n].torch)])
-def test_dtypes_have_the_size_that_torch_gives_them(name: str) -> None:
-    bits = torch_dtype(name).itemsize * 8
-    assert DTYPES[name].bits == (4 if name == "F4" else bits)  # torch packs two of them
-    assert DTYPES[name].storage.itemsize * 8 == bits
+def test_dtypes_have_the_size_that_torch_gives_them() -> None:
+    for name in [n for n in DTYPES if hasattr(torch, DTYPES[n].torch)]:
+        bits = torch_dtype(name).itemsize * 8
+        assert DTYPES[name].bits == (4 if name == "F4" else bits)  # torch packs two of them
+        assert DTYPES[name].storage.itemsize * 8 == bits
 
 
 @pytest.mark.parametrize(
@@ -264,3 +262,12 @@ def test_working_dtype_is_wide_enough(names: list[str], expected: type) -> None:
 def test_working_dtype_refuses_to_guess(names: list[str]) -> None:
     with pytest.raises(PlanError, match="cannot compute with"):
         working_dtype(*names)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F8_E4M3", "F32"])
+def test_blocks_of_any_shape_are_upcast_whole(dtype):
+    values = np.arange(1, 7, dtype=np.float32)
+    spare = np.empty(6 * SPARE, np.uint32)
+    stored = downcast(values, dtype, np.empty(6, DTYPES[dtype].storage), spare).reshape(2, 3)
+    back = upcast(stored, dtype, np.zeros((2, 3), np.float64))
+    np.testing.assert_array_equal(back.reshape(-1), values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from typing import Any
 
@@ -82,16 +81,16 @@ CHECKER = FormatChecker(formats=())
 CHECKER.checks("digits", raises=UsageError)(lambda value: check_format(value, digits))
 
 
-@pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
-def test_answer_is_that_of_jsonschema(schema: dict[str, Any]) -> None:
-    expected = Draft202012Validator(schema, format_checker=CHECKER)
-    for value in VALUES:
-        try:
-            found = fits(value, schema, FORMATS)
-        except UndecidedError:
-            assert isinstance(value, list)
-            continue
-        assert found == expected.is_valid(value), value
+def test_answer_is_that_of_jsonschema() -> None:
+    for schema in SCHEMAS:
+        expected = Draft202012Validator(schema, format_checker=CHECKER)
+        for value in VALUES:
+            try:
+                found = fits(value, schema, FORMATS)
+            except UndecidedError:
+                assert isinstance(value, list)
+                continue
+            assert found == expected.is_valid(value), (schema, value)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +117,8 @@ EXAMPLES = [({"op": name, **op.example}, op.step_schema) for name, op in OPS.ite
 RECIPES = [(read_json(path, name), RECIPE_SCHEMA) for name, path in ready_made().items()]
 
 
-@pytest.mark.parametrize(("step", "schema"), EXAMPLES, ids=OPS)
-def test_examples_of_ops_are_known_to_be_valid(step: Any, schema: dict[str, Any]) -> None:
-    assert is_surely_valid(step, schema)
+def test_examples_of_ops_are_known_to_be_valid() -> None:
+    assert [step["op"] for step, schema in EXAMPLES if not is_surely_valid(step, schema)] == []
 
 
 # What variables must be set to where "fc" will not do.
@@ -138,12 +136,12 @@ VARIABLES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ready_made())
-def test_ready_made_recipes_are_known_to_be_valid(name: str, monkeypatch: Any) -> None:
-    text = read_json(ready_made()[name], name)
-    unset = {variable: "fc" for variable, value in text["vars"].items() if value is None}
+def test_ready_made_recipes_are_known_to_be_valid(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)  # importing it fails
-    load(name, unset | VARIABLES.get(name, {}))
+    for name, path in ready_made().items():
+        text = read_json(path, name)
+        unset = {variable: "fc" for variable, value in text["vars"].items() if value is None}
+        load(name, unset | VARIABLES.get(name, {}))
 
 
 ANY_JSON = st.recursive(
