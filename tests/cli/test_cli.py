@@ -505,14 +505,14 @@ def test_loaded_values_are_those_of_the_input(example: Bench) -> None:
     assert sorted(load_file(example.output)) == ["classifier.bias", "classifier.weight"]
 
 
-def test_too_many_steps_on_one_tensor_is_one_line(example: Bench) -> None:
+def test_many_steps_on_one_tensor_are_applied(example: Bench) -> None:
     steps = [{"op": "cast", "target": "head.weight", "dtype": d} for d in ("F16", "F32") * 400]
     recipe = example.folder / "recipe.json"
     recipe.write_text(json.dumps({"surgeon": 1, "steps": steps}))
-    result = process("apply", recipe, example.input, example.folder / "deep.safetensors")
-    assert result.returncode == 4
-    assert result.stderr.splitlines()[-1].startswith("some tensor passes through too many steps")
-    assert not list(example.folder.glob("*deep*"))
+    output = example.folder / "deep.safetensors"
+    assert process("apply", recipe, example.input, output).returncode == 0
+    expected = load_file(example.input)["head.weight"].half().float()
+    torch.testing.assert_close(load_file(output)["head.weight"], expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("command", ["plan", "apply"])
