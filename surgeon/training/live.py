@@ -153,7 +153,8 @@ def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
     here = {**live.buffers, **live.parameters}
     unknown = [name for name in tensors if name not in here]
     unlisted = [name for name in live.parameters if name not in tensors]
-    parametrized = {}
+    parametrized: dict[str, str] = {}
+    fused: set[str] = set()
     for name in unlisted:
         module, segment, rest = name.partition(".parametrizations.")
         if segment:
@@ -165,6 +166,18 @@ def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
         )
     unknown = [name for name in unknown if name not in parametrized]
     unlisted = [name for name in unlisted if ".parametrizations." not in name]
+    for name in unlisted[:]:
+        module = name.rpartition(".")[0]
+        apart = [n for n in unknown if n.startswith(f"{module}.") and _is_numbered(n, module)]
+        if apart and live.parameters[name].ndim >= 3:
+            unlisted.remove(name)
+            yield (
+                f"'{name}' holds all experts in one, and the manifest has them apart, such as "
+                f"'{apart[0]}'; add steps to the recipe that put them together (concat what "
+                "belongs together in each, then stack)"
+            )
+            fused.add(module)
+    unknown = [name for name in unknown if not any(_is_numbered(name, module) for module in fused)]
     hint = Hints(unlisted)
     for name in unknown:
         yield f"'{name}' is in the manifest, not in the model{hint(name) or _BUILD}"
@@ -179,6 +192,12 @@ def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
                 f"'{name}' is {tuple(tensor.shape)} in the model and {tensors[name].shape} in the "
                 f"manifest{_BUILD}"
             )
+
+
+def _is_numbered(name: str, module: str) -> bool:
+    """Say whether a name is of one of a module's numbered ones, such as `experts.3.w1.weight`."""
+    rest = name.removeprefix(f"{module}.")
+    return rest != name and rest.partition(".")[0].isdecimal()
 
 
 def tie_problems(manifest: Manifest, live: Live) -> Iterator[str]:

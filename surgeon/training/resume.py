@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,28 +18,16 @@ from surgeon.manifest.model import Group, Json
 from surgeon.training.cover import Block
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held, State, hold
+from surgeon.training.saved_state import Kind, made_state
 from surgeon.training.sharded import is_sharded, local
 from surgeon.training.started import Started
+from surgeon.training.state_document import VERSION, RunState, unlike
 
-VERSION = 1
 _OTHER = "take the state that was saved with this checkpoint, or start the stage anew"
 # What torch's optimizers keep that has not the parameter's shape.
 _SCALARS = ("step", "eta", "mu", "mu_product")
+_JSON = (bool, int, float, str, dict)
 _FACTORED = {"row_var": -1, "col_var": -2}
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What `Run.state_dict` returned, read back; states by name, with the region of each."""
-
-    stage: str
-    optimizer: str
-    given: Mapping[str, Json]
-    settings: Mapping[str, Json]
-    states: Mapping[str, Sequence[tuple[Region, State]]]
-    scheduler: Json | None
-    begun: Sequence[str]
-    is_finished: bool
 
 
 def state_of(started: Started, args: Json, begun: Iterable[str]) -> dict[str, Any]:
@@ -90,50 +77,24 @@ def _settings(name: str, optimizer: Optimizer) -> dict[str, Any]:
     return {}  # a group of no parameters
 
 
-def read(state: Mapping[str, Any]) -> Saved:
-    """Read a state back; raises ManifestError for anything else."""
-    if not isinstance(state, Mapping) or "surgeon_run" not in state:
-        raise ManifestError("not a state of a run: it has no 'surgeon_run' version")
-    if state["surgeon_run"] != VERSION:
-        raise ManifestError(
-            f"is version {state['surgeon_run']} of a run's state, and this surgeon reads {VERSION}"
-        )
-    try:
-        states: dict[str, list[tuple[Region, State]]] = {}
-        for part in state["state"]:
-            region = tuple((int(start), int(stop)) for start, stop in part["region"])
-            states.setdefault(part["name"], []).append((region, dict(part["state"])))
-        return Saved(
-            stage=state["stage"],
-            optimizer=state["optimizer"],
-            given={group["name"]: group["given"] for group in state["groups"]},
-            settings={group["name"]: group["settings"] for group in state["groups"]},
-            states=states,
-            scheduler=state["scheduler"],
-            begun=list(state["begun"]),
-            is_finished=state["is_finished"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ManifestError(f"not a whole state of a run: {error!r}") from None
-
-
 def require_same_stage(
-    saved: Saved, kind: type[Optimizer], groups: Sequence[Group], args: Json, has_scheduler: bool
+    saved: RunState, kind: type[Optimizer], groups: Sequence[Group], args: Json, has_scheduler: bool
 ) -> None:
     """Raise ManifestError where the manifest says something else than when the state was saved."""
     problems = []
     if saved.optimizer != _path_of(kind):
         problems.append(f"the state is of {saved.optimizer}, the optimizer is {_path_of(kind)}")
     here = {group.name: _given(group, args) for group in groups}
-    if here.keys() != saved.given.keys():
-        problems.append(f"the state has groups {', '.join(saved.given)}, not {', '.join(here)}")
-    for name in here.keys() & saved.given.keys():
+    given = {group.name: group.given for group in saved.groups}
+    if here.keys() != given.keys():
+        problems.append(f"the state has groups {', '.join(given)}, not {', '.join(here)}")
+    for name in here.keys() & given.keys():
         # Lists and tuples are one in JSON, whichever way the state was stored.
-        then, now = _plain(saved.given[name]), _plain(here[name])
+        then, now = _plain(given[name]), _plain(here[name])
         problems += [
             f"group '{name}': {key} was {then.get(key)} and is {now.get(key)}"
-            for key in sorted(then.keys() | now.keys())
-            if then.get(key) != now.get(key)
+            for key in sorted(then.keys() | now.keys(), key=str)
+            if not _is_same(then.get(key), now.get(key))
         ]
     if (saved.scheduler is not None) != has_scheduler:
         problems.append(f"the state has {'a' if not has_scheduler else 'no'} scheduler")
@@ -141,12 +102,19 @@ def require_same_stage(
         raise ManifestError(*(f"{problem}; start the stage anew" for problem in problems))
 
 
+def _is_same(then: object, now: object) -> bool:
+    if isinstance(then, list | tuple) and isinstance(now, list | tuple):
+        return len(then) == len(now) and all(map(_is_same, then, now))
+    # A tensor that is compared is a tensor of answers; the manifest has none.
+    return then is now or (isinstance(then, _JSON) and bool(then == now))
+
+
 def _plain(settings: Json) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
 
 def held_of(
-    saved: Saved,
+    saved: RunState,
     groups: Sequence[tuple[Group, Sequence[Block]]],
     parameters: Mapping[str, nn.Parameter],
     kind: type[Optimizer],
@@ -156,8 +124,12 @@ def held_of(
     Raises ManifestError where those do not make up the blocks, or a state has another shape.
     """
     problems: list[str] = []
+    states: dict[str, list[tuple[Region, State]]] = {}
+    for part in saved.state:
+        region = tuple((start, stop) for start, stop in part.region)
+        states.setdefault(part.name, []).append((region, dict(part.state)))
     found = [
-        (group, list(_pieces(saved, blocks, parameters, problems))) for group, blocks in groups
+        (group, list(_pieces(states, blocks, parameters, problems))) for group, blocks in groups
     ]
     held = [member for _, members in found for member in members]
     for member in held:
@@ -165,7 +137,7 @@ def held_of(
     in_place = {(member.name, member.region) for member in held}
     problems += [
         f"the state has '{name}' in parts that this stage does not train"
-        for name, parts in saved.states.items()
+        for name, parts in states.items()
         if not problems and any((name, part) not in in_place for part, _ in parts)
     ]
     if problems:
@@ -174,7 +146,7 @@ def held_of(
 
 
 def _pieces(
-    saved: Saved,
+    states: Mapping[str, Sequence[tuple[Region, State]]],
     blocks: Sequence[Block],
     parameters: Mapping[str, nn.Parameter],
     problems: list[str],
@@ -183,7 +155,7 @@ def _pieces(
         parameter = parameters[block.name]
         mine = [
             (part, state)
-            for part, state in saved.states.get(block.name, ())
+            for part, state in states.get(block.name, ())
             if len(part) == len(block.region) and all(map(_is_inside, part, block.region))
         ]
         rest = [block.region]
@@ -201,6 +173,10 @@ def _is_inside(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
     return outer[0] <= inner[0] <= inner[1] <= outer[1]
 
 
+def _keeps_what_is_known(kind: type[Optimizer]) -> bool:
+    return kind.__module__.startswith("torch.optim.") and kind is not LBFGS
+
+
 def shape_problems(
     held: Held, parameter: nn.Parameter, kind: type[Optimizer], state: State | None = None
 ) -> Iterator[str]:
@@ -209,14 +185,14 @@ def shape_problems(
     A fused kernel would write where they end. What LBFGS and optimizers of other libraries keep is
     of shapes of their own.
     """
-    if not kind.__module__.startswith("torch.optim.") or kind is LBFGS:
+    if not _keeps_what_is_known(kind):
         return
     shape = [stop - start for start, stop in held.region]
     for key, value in (held.state if state is None else state).items():
         if not isinstance(value, Tensor):
             continue
         expected = [] if key in _SCALARS else list(shape)
-        if key in _FACTORED:
+        if key in _FACTORED and shape:
             expected[_FACTORED[key]] = 1
         fits = list(value.shape) == expected
         if fits and expected == shape and shape:
@@ -229,10 +205,23 @@ def shape_problems(
             )
 
 
-def restore(saved: Saved, optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
-    """Give an optimizer the settings of that moment, and put its state where its parameters lie."""
+def restore(saved: RunState, optimizer: Optimizer, scheduler: LRScheduler | None) -> None:
+    """Give an optimizer the settings of that moment, and put its state where its parameters lie.
+
+    Raises ManifestError where settings or the scheduler are not as torch has just made them.
+    """
+    problems: list[str] = []
+    settings = {group.name: group.settings for group in saved.groups}
     for entry in optimizer.param_groups:
-        for key, value in saved.settings.get(entry["name"], {}).items():
+        made = {key: value for key, value in entry.items() if key not in ("name", "params")}
+        place = f"groups: '{entry['name']}': settings"
+        problems += unlike(settings[entry["name"]], made, place, exactly=True)
+    if scheduler is not None:
+        problems += unlike(saved.scheduler, scheduler.state_dict(), "scheduler")
+    if problems:
+        raise ManifestError(*(f"{problem}; {_OTHER}" for problem in problems))
+    for entry in optimizer.param_groups:
+        for key, value in settings[entry["name"]].items():
             entry[key] = value.clone() if isinstance(value, Tensor) else value
         # As torch does when it loads state: other step counts stay on the CPU.
         moves_counts = entry.get("fused") or entry.get("capturable")
@@ -245,6 +234,45 @@ def restore(saved: Saved, optimizer: Optimizer, scheduler: LRScheduler | None) -
                     state[key] = deepcopy(value)
     if scheduler is not None and saved.scheduler is not None:
         scheduler.load_state_dict(deepcopy(dict(saved.scheduler)))
+
+
+def require_whole(
+    groups: Sequence[tuple[Group, Sequence[Held]]], kind: type[Optimizer], args: Json
+) -> None:
+    """Raise ManifestError where a state lacks what the optimizer keeps, or has something else.
+
+    Optimizers of other libraries, and LBFGS, keep what they like.
+    """
+    if not _keeps_what_is_known(kind):
+        return
+    problems: list[str] = []
+    for group, members in groups:
+        made: dict[int, State] = {}
+        for held in members:
+            kept = {key: value for key, value in held.state.items() if value is not None}
+            if not kept:
+                continue
+            shape = held.parameter.shape
+            if len(shape) not in made:
+                made[len(shape)] = made_state(held, Kind(kind, args, group))
+            own = made[len(shape)]
+            place = f"'{spelled(held.name, held.region, shape)}'"
+            problems += [f"{place}: '{key}' of the state is missing" for key in own.keys() - kept]
+            problems += [f"{place}: '{key}' is unknown" for key in kept.keys() - own]
+            problems += [
+                f"{place}: '{key}' of the state is a {type(kept[key]).__name__}"
+                for key in own.keys() & kept.keys()
+                if not _is_alike(kept[key], own[key])
+            ]
+    if problems:
+        raise ManifestError(*(f"{problem}; {_OTHER}" for problem in problems))
+
+
+def _is_alike(kept: object, made: object) -> bool:
+    if isinstance(made, Tensor) and isinstance(kept, Tensor):
+        return kept.is_floating_point() == made.is_floating_point()
+    numbers = isinstance(made, int | float) and isinstance(kept, int | float)
+    return type(kept) is type(made) or numbers
 
 
 def refuse_other_shapes(

@@ -38,6 +38,7 @@ from surgeon.training.report import Report, report_of
 from surgeon.training.row_blocks import RowBlocks, connect, release_all
 from surgeon.training.saved_state import Kind
 from surgeon.training.started import Started
+from surgeon.training.state_document import run_state
 
 _BY_ORDER = (
     "optimizer_state was matched by the order of the parameters alone; to make certain, apply the "
@@ -107,13 +108,16 @@ class Run:
         settings than the manifest's, and wherever `start` does.
         """
         with _placed(f"{self.manifest.path.name}: state"):
-            saved = resume.read(state)
+            saved = run_state(state)
+            if unknown := [name for name in saved.begun if name not in self._stages]:
+                raise ManifestError(f"begun: there is no stage '{unknown[0]}'")
         with self._placed(saved.stage):
             stage, kind, args = self._ready(saved.stage, optimizer)
             described = stage.stage.scheduler
             own = [group for group, _ in stage.groups]
             resume.require_same_stage(saved, kind, own, args, described is not None)
             groups = resume.held_of(saved, stage.groups, self._live.parameters, kind)
+            resume.require_whole(groups, kind, args)
             made = optimizer_of(kind, args, groups)
             scheduler = scheduler_of(described, made) if described else None
             resume.restore(saved, made, scheduler)

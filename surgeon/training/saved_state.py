@@ -78,7 +78,7 @@ class SavedState:
             if keys not in seen:
                 seen.add(keys)
                 held = Held(name, whole(live.parameters[name].shape), live.parameters[name])
-                self._require_keys(held, _made(held, kind), keys, kind)
+                self._require_keys(held, made_state(held, kind), keys, kind)
 
     def _own_keys(self, owner: str) -> dict[str, str]:
         return {key: f"{owner}/{key}" for key in self.keys.get(owner, ())}
@@ -107,7 +107,7 @@ class SavedState:
 
     def _state(self, held: Held, names: Mapping[str, str], kind: Kind) -> State:
         """Return the state that the optimizer itself makes, with the saved values in it."""
-        state = _made(held, kind)
+        state = made_state(held, kind)
         self._require_keys(held, state, names.keys(), kind)
         for key, fresh in state.items():
             value = self._value(held, names[key])
@@ -155,7 +155,7 @@ def _spelled(held: Held) -> str:
     return f"'{spelled(held.name, held.region, held.parameter.shape)}'"
 
 
-def _made(held: Held, kind: Kind) -> State:
+def made_state(held: Held, kind: Kind) -> State:
     """Return what an optimizer keeps of a block after a step on zeros: its keys and shapes."""
     like = hold(Block(held.name, held.region), held.parameter, {}).parameter
     probe = nn.Parameter(torch.zeros_like(like))

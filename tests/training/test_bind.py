@@ -302,3 +302,14 @@ def test_bind_takes_tied_transformers_models_from_their_folders(tmp_path: Path, 
     optimizer, _ = run.start(run.stages[0].name)
     held = {id(p) for entry in optimizer.param_groups for p in entry["params"]}
     assert held == {id(parameter) for parameter in read.parameters()}
+
+
+def test_bind_says_how_fused_experts_are_put_together(tmp_path: Path) -> None:
+    apart, fused = nn.Module(), nn.Module()
+    apart.experts = nn.ModuleList(nn.Linear(2, 3, bias=False) for _ in range(4))
+    fused.experts = nn.Module()
+    fused.experts.gate_up_proj = nn.Parameter(torch.zeros(4, 3, 2))
+    names = [f"experts.{number}.weight" for number in range(4)]
+    manifest = loaded(apart, tmp_path, stage("all", group("all", names), frozen=[]))
+    (found,) = problems(manifest, fused)
+    assert "'experts.gate_up_proj' holds all experts in one, and the manifest has them" in found

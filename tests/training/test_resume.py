@@ -289,7 +289,7 @@ def test_a_scheduler_that_came_since_is_refused(tmp_path: Path) -> None:
         ({}, "state: not a state of a run: it has no 'surgeon_run' version"),
         (7, "state: not a state of a run: it has no 'surgeon_run' version"),
         ({"surgeon_run": 2}, "state: is version 2 of a run's state, and this surgeon reads 1"),
-        ({"surgeon_run": 1}, "state: not a whole state of a run: KeyError('state')"),
+        ({"surgeon_run": 1}, "state: not a whole state of a run: scheduler: is missing"),
     ],
 )
 def test_other_things_are_refused(tmp_path: Path, state: Any, problem: str) -> None:
