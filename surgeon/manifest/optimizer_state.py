@@ -21,7 +21,7 @@ from surgeon.base.regions import Region, remainder, spelled
 from surgeon.draft import Tensors, ties
 from surgeon.formats import Checkpoint, Record, SavedState, open_optimizer
 from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
-from surgeon.initialisers.places import Bound
+from surgeon.initialisers.parts import Bound
 from surgeon.lazy import (
     Blockwise,
     Copied,

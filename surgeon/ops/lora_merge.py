@@ -97,15 +97,13 @@ def lora_merge(
         raise PlanError(*changes.problems)
     results = dict(changes.replaced.values())
     for name, terms in changes.added.values():
-        kernel = partial(_merged, [factor for factor, _ in terms])
+        kernel = partial(_fold, [factor for factor, _ in terms])
         tensors = (draft[name], *(tensor for _, tensor in terms))
         results[name] = calculated(name, draft.spec(name), kernel, tensors, nonfinite)
     draft.replace(results)
 
 
-def _merged(
-    factors: Sequence[float], blocks: Sequence[Array], statistics: None, out: Array
-) -> Array:
+def _fold(factors: Sequence[float], blocks: Sequence[Array], statistics: None, out: Array) -> Array:
     np.multiply(blocks[1], factors[0], out=out)
     for factor, block in zip(factors[1:], blocks[2:], strict=True):
         np.add(out, block * factor, out=out)
@@ -224,7 +222,7 @@ def _replacement(
     if name in draft.tensors and first.spec == draft.spec(name):
         return first
     _require(draft, adapter, name, first.spec.shape)
-    return calculated(name, draft.spec(name), _unchanged, (first,), "error")
+    return calculated(name, draft.spec(name), _copy, (first,), "error")
 
 
 def _require_equal(
@@ -234,6 +232,6 @@ def _require_equal(
         raise PlanError(f"{label}: holds '{name}' twice, with different values")
 
 
-def _unchanged(blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+def _copy(blocks: Sequence[Array], statistics: None, out: Array) -> Array:
     np.copyto(out, blocks[0])
     return out

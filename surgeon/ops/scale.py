@@ -32,12 +32,12 @@ def scale(
     draft.replace(
         {
             name: calculated(
-                name, draft.spec(name), partial(_scaled, by), (draft[name],), nonfinite
+                name, draft.spec(name), partial(_multiply, by), (draft[name],), nonfinite
             )
             for name in floats(draft, draft.select(target), integers)
         }
     )
 
 
-def _scaled(by: float, blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+def _multiply(by: float, blocks: Sequence[Array], statistics: None, out: Array) -> Array:
     return np.multiply(blocks[0], by, out=out)

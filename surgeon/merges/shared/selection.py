@@ -75,7 +75,7 @@ def cuts(
     """
     size = operands.tensors[0].spec.count
     if size <= _FEW:
-        return _partitioned(operands, measures, counts)
+        return _partition(operands, measures, counts)
     keys = np.dtype(np.float32 if monotone_in_float32 else np.float64)
     found = [
         [_Search(measure, wanted, size, keys) for wanted in wanteds]
@@ -91,7 +91,7 @@ def cuts(
     return [[search.cut or NOTHING for search in searches] for searches in found]
 
 
-def _partitioned(
+def _partition(
     operands: Operands, measures: Sequence[Measure], counts: Sequence[Sequence[int]]
 ) -> list[list[Cut]]:
     """Return the cuts of a tensor of which all magnitudes are held."""

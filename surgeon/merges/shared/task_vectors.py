@@ -23,7 +23,7 @@ Normalize = Annotated[bool, "divide by the sum of the weights"]
 NormalizeAgreeing = Annotated[bool, "divide by the sum of the weights of the models that agree"]
 
 
-def summed(
+def add_up(
     at: TensorContext,
     pruning: Pruning,
     *,
@@ -59,7 +59,7 @@ def summed(
     return Arithmetic(combine, pruning.statistics, run=pruning.run, held_bytes=pruning.held_bytes)
 
 
-def elected(
+def elect_and_add(
     at: TensorContext,
     pruning: Pruning,
     *,
