@@ -1,8 +1,8 @@
 """Whether a value fits a JSON Schema, for the keywords that ours use.
 
 Importing jsonschema takes 0.07 s, a third of what `validate` and `plan` may take, and most recipes
-are valid. What cannot
-be told here with certainty is undecided; finding and wording problems stays with jsonschema.
+are valid. What cannot be told here with certainty is undecided; finding and wording problems stays
+with jsonschema.
 """
 
 from __future__ import annotations
