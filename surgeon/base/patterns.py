@@ -64,7 +64,7 @@ def _excess(tokens: Sequence[str]) -> str | None:
     return None
 
 
-def _translated(pattern: str) -> str:
+def _translate(pattern: str) -> str:
     """Return the regular expression that a pattern means."""
     found = list(_TOKEN.finditer(_SEVERAL.sub("**", pattern)))
     tokens = [token[0] for token in found]
@@ -123,7 +123,7 @@ def compiled(pattern: str) -> re.Pattern[str]:
             return re.compile(pattern[3:])
         except re.error as error:
             raise UsageError(f"'{pattern}' is not a regular expression: {error}") from None
-    return re.compile(f"{_translated(pattern)}(?:\\.(?P<{UNDER}>.+))?")
+    return re.compile(f"{_translate(pattern)}(?:\\.(?P<{UNDER}>.+))?")
 
 
 def check(pattern: str) -> None:
@@ -224,7 +224,7 @@ _OPERATIONS = {
 }
 
 
-def _calculated(node: ast.expr, captures: Captures) -> int:
+def _calculate(node: ast.expr, captures: Captures) -> int:
     match node:
         case ast.Constant(value=int(value)) if type(value) is int:
             return value
@@ -233,7 +233,7 @@ def _calculated(node: ast.expr, captures: Captures) -> int:
                 raise PlanError(f"{{{name}}} is '{captures[name]}', not a number to calculate with")
             return int(captures[name])
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATIONS:
-            a, b = _calculated(left, captures), _calculated(right, captures)
+            a, b = _calculate(left, captures), _calculate(right, captures)
             if not b and isinstance(op, ast.FloorDiv | ast.Mod):
                 raise PlanError("a division by zero")
             return int(_OPERATIONS[type(op)](a, b))
@@ -292,7 +292,7 @@ def expand(destination: str, captures: Captures) -> str:
 
 def _number(inside: str, captures: Captures, destination: str) -> str:
     """Return what arithmetic with captures comes to."""
-    value = _calculated(ast.parse(inside, mode="eval").body, captures)
+    value = _calculate(ast.parse(inside, mode="eval").body, captures)
     if value < 0:
         raise PlanError(f"{{{inside}}} is {value} in '{destination}'")
     return str(value)

@@ -130,8 +130,8 @@ def _runs(region: Region, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
     start, stop = region[partial[-1]]
     for index in product(*(range(*side) for side in region[: partial[-1]])):
         row = 0
-        for place, size in zip(index, shape, strict=False):
-            row = row * size + place
+        for entry, size in zip(index, shape, strict=False):
+            row = row * size + entry
         row *= shape[partial[-1]]
         yield (row + start) * inner, (row + stop) * inner
 

@@ -32,7 +32,7 @@ def of_hint(hint: Any) -> Schema:
     if origin is None and hint in _PLAIN:
         return dict(_PLAIN[hint])
     if origin is Annotated:
-        return _annotated(arguments)
+        return _of_annotated(arguments)
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is list:
@@ -44,7 +44,7 @@ def of_hint(hint: Any) -> Schema:
     raise TypeError(f"no JSON Schema for {hint!r}")
 
 
-def _annotated(arguments: tuple[Any, ...]) -> Schema:
+def _of_annotated(arguments: tuple[Any, ...]) -> Schema:
     schema = of_hint(arguments[0])
     for note in arguments[1:]:
         if isinstance(note, str):

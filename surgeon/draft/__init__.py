@@ -13,6 +13,7 @@ from surgeon.draft.draft import (
     Tensors,
     is_wholly_new,
     ties,
+    vectors,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "Tensors",
     "is_wholly_new",
     "ties",
+    "vectors",
 ]

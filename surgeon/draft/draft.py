@@ -132,6 +132,11 @@ def ties(tensors: Tensors) -> dict[str, str]:
     return {name: owner for name in sorted(tensors) if (owner := owners[id(tensors[name])]) != name}
 
 
+def vectors(tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """Return the names of all tensors of rank 1 and below: what `@vectors` is."""
+    return [name for name, tensor in tensors.items() if len(tensor.spec.shape) <= 1]
+
+
 def is_wholly_new(tensor: LazyTensor) -> bool:
     """Say whether all of a tensor was created by the recipe."""
     return tensor.new_regions() == (whole(tensor.spec.shape),)
@@ -145,7 +150,7 @@ class _Special(Mapping[str, Collection[str]]):
 
     def __getitem__(self, word: str) -> Collection[str]:
         if word == "@vectors":
-            return [name for name, tensor in self._tensors.items() if len(tensor.spec.shape) <= 1]
+            return vectors(self._tensors)
         if word != "@new":
             raise KeyError(word)
         partly = [

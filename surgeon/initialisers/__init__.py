@@ -3,7 +3,7 @@
 New values alone are made here.
 """
 
-from surgeon.initialisers.places import INITIALISERS
+from surgeon.initialisers.parts import INITIALISERS
 from surgeon.initialisers.registry import (
     BiasInit,
     Chosen,

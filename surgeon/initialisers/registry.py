@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import surgeon.initialisers.values  # noqa: F401  (declares the initialisations)
 from surgeon.base.errors import UsageError, did_you_mean
 from surgeon.base.schema import Schema
-from surgeon.initialisers.places import INITIALISERS, Initialisation, Place
+from surgeon.initialisers.parts import INITIALISERS, Initialisation, NewPart
 from surgeon.lazy import Joined, LazyTensor, Stream, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
 
@@ -92,17 +92,17 @@ class Chosen:
     def looks_at_rows(self) -> bool:
         return self.initialisation.looks_at_rows
 
-    def make(self, place: Place) -> LazyTensor:
-        """Return the missing part of a place; raises PlanError where there can be none."""
-        kind = DTYPES[place.spec.dtype].kind
+    def make(self, part: NewPart) -> LazyTensor:
+        """Return a new part; raises PlanError where there can be none."""
+        kind = DTYPES[part.spec.dtype].kind
         if kind not in self.initialisation.kinds:
             able = [name for name, row in INITIALISERS.items() if kind in row.kinds]
-            raise place.error(f"'{self.name}' cannot make {kind} values; {', '.join(able)} can")
+            raise part.error(f"'{self.name}' cannot make {kind} values; {', '.join(able)} can")
         if not self.looks_at_rows:
-            return self.initialisation.make(place, **self.parameters)
-        if place.old is None or not place.old_size:
-            raise place.error(f"'{self.name}' looks at old rows, and there are none")
-        return self.initialisation.make(place, old=place.old, **self.parameters)
+            return self.initialisation.make(part, **self.parameters)
+        if part.old is None or not part.old_size:
+            raise part.error(f"'{self.name}' looks at old rows, and there are none")
+        return self.initialisation.make(part, old=part.old, **self.parameters)
 
 
 def parse(init: str | dict[str, Any]) -> Chosen:
@@ -136,7 +136,7 @@ def fresh(
     `weight` is the spec of the module's weight, from which torch takes a bias's fan. Raises
     PlanError where the initialisation does not suit the tensor.
     """
-    return parse(init).make(Place(name, spec, stream, weight))
+    return parse(init).make(NewPart(name, spec, stream, weight))
 
 
 def grown(
@@ -155,7 +155,7 @@ def grown(
     bits.
     """
     spec = old.spec.resized(dim, old.spec.shape[dim] + count)
-    return Joined((old, parse(init).make(Place(name, spec, stream, weight, old, dim))), dim)
+    return Joined((old, parse(init).make(NewPart(name, spec, stream, weight, old, dim))), dim)
 
 
 _PRIMARY = ("gamma", "scale", "kernel")

@@ -1,6 +1,6 @@
 """What each named initialisation does, declared once each.
 
-An initialisation is a function of the `Place` where values are missing. Its recipe word, its JSON
+An initialisation is a function of the `NewPart` where values are missing. Its recipe word, its JSON
 Schema and its checks come from that declaration. Meaning and parameters are those of
 torch.nn.init, and scales come from the final size of the whole tensor. Use them through
 this package's front.
@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from surgeon.initialisers.places import (
+from surgeon.initialisers.parts import (
     FAR,
     Bound,
-    Place,
+    NewPart,
     check_fits,
     filled,
     initialisation,
@@ -49,20 +49,20 @@ Nonlinearity = Annotated[
 ]
 
 
-def _fans(place: Place, spec: TensorSpec) -> tuple[int, int]:
+def _fans(part: NewPart, spec: TensorSpec) -> tuple[int, int]:
     """Return fan_in and fan_out, counted as torch does: dimension 0 is the output."""
     if len(spec.shape) < 2:
-        raise place.error("a fan needs at least 2 dimensions; name another init, such as zeros")
+        raise part.error("a fan needs at least 2 dimensions; name another init, such as zeros")
     field = math.prod(spec.shape[2:])
     return max(1, spec.shape[1] * field), max(1, spec.shape[0] * field)
 
 
-def _xavier_std(place: Place, gain: float) -> float:
-    return gain * math.sqrt(2 / sum(_fans(place, place.spec)))
+def _xavier_std(part: NewPart, gain: float) -> float:
+    return gain * math.sqrt(2 / sum(_fans(part, part.spec)))
 
 
-def _kaiming_std(place: Place, a: float, mode: Mode, nonlinearity: str) -> float:
-    fan_in, fan_out = _fans(place, place.spec)
+def _kaiming_std(part: NewPart, a: float, mode: Mode, nonlinearity: str) -> float:
+    fan_in, fan_out = _fans(part, part.spec)
     gain = _GAINS.get(nonlinearity, math.sqrt(2 / (1 + a**2)))
     return gain / math.sqrt(fan_in if mode == "fan_in" else fan_out)
 
@@ -71,60 +71,60 @@ _ONES = ("weight", "gamma", "scale", "running_var")
 
 
 @initialisation("float", "int", "bool")
-def default(place: Place) -> LazyTensor:
+def default(part: NewPart) -> LazyTensor:
     """What torch's own layer constructor does for a layer of this size.
 
     Rank 2 counts as linear and rank 3 to 5 as convolution: uniform within 1 / sqrt(fan_in), for
     the bias too. Rank 1 counts as normalisation: ones, for the bias zeros. Integers become zeros.
     """
-    leaf, rank = place.leaf, len(place.spec.shape)
-    if DTYPES[place.spec.dtype].kind != "float" or leaf == "running_mean":
-        return filled(place, "default", 0)
+    leaf, rank = part.leaf, len(part.spec.shape)
+    if DTYPES[part.spec.dtype].kind != "float" or leaf == "running_mean":
+        return filled(part, "default", 0)
     if 2 <= rank <= 5:
-        bound = 1 / math.sqrt(_fans(place, place.spec)[0])
-        return uniform_values(place, "default", -bound, bound)
+        bound = 1 / math.sqrt(_fans(part, part.spec)[0])
+        return uniform_values(part, "default", -bound, bound)
     if rank <= 1 and (leaf == "beta" or "bias" in leaf):
-        if place.weight is None or len(place.weight.shape) < 2:
-            return filled(place, "default", 0)
-        bound = 1 / math.sqrt(_fans(place, place.weight)[0])
-        return uniform_values(place, "default", -bound, bound)
+        if part.weight is None or len(part.weight.shape) < 2:
+            return filled(part, "default", 0)
+        bound = 1 / math.sqrt(_fans(part, part.weight)[0])
+        return uniform_values(part, "default", -bound, bound)
     if rank <= 1 and leaf in _ONES:
-        return filled(place, "default", 1)
-    raise place.error(f"'{leaf}' of rank {rank} has no default; name an init")
+        return filled(part, "default", 1)
+    raise part.error(f"'{leaf}' of rank {rank} has no default; name an init")
 
 
 @initialisation("float", "int", "bool")
-def zeros(place: Place) -> LazyTensor:
+def zeros(part: NewPart) -> LazyTensor:
     """All zeros."""
-    return filled(place, "zeros", 0)
+    return filled(part, "zeros", 0)
 
 
 @initialisation("float", "int", "bool")
-def ones(place: Place) -> LazyTensor:
+def ones(part: NewPart) -> LazyTensor:
     """All ones."""
-    return filled(place, "ones", 1)
+    return filled(part, "ones", 1)
 
 
 @initialisation("float", "int", "bool")
-def constant(place: Place, *, val: Annotated[float, "every value"]) -> LazyTensor:
+def constant(part: NewPart, *, val: Annotated[float, "every value"]) -> LazyTensor:
     """One value everywhere."""
-    return filled(place, "constant", val)
+    return filled(part, "constant", val)
 
 
 @initialisation("float")
 def normal(
-    place: Place,
+    part: NewPart,
     *,
     mean: Annotated[float, "the mean"] = 0.0,
     std: Annotated[float, "the standard deviation", {"minimum": 0}] = 1.0,
 ) -> LazyTensor:
     """Normal with a mean and a standard deviation."""
-    return normal_values(place, "normal", mean, std)
+    return normal_values(part, "normal", mean, std)
 
 
 @initialisation("float")
 def trunc_normal(
-    place: Place,
+    part: NewPart,
     *,
     mean: Annotated[float, "the mean before truncation"] = 0.0,
     std: Annotated[float, "the deviation before truncation", {"exclusiveMinimum": 0}] = 1.0,
@@ -133,27 +133,27 @@ def trunc_normal(
 ) -> LazyTensor:
     """Normal without what lies below a or above b (values, not multiples of std)."""
     if not a < b:
-        raise place.error(f"'trunc_normal' needs a < b, not {a:g} and {b:g}")
-    check_fits(place, max(a, mean - FAR * std), min(b, mean + FAR * std))
+        raise part.error(f"'trunc_normal' needs a < b, not {a:g} and {b:g}")
+    check_fits(part, max(a, mean - FAR * std), min(b, mean + FAR * std))
     standard = truncated_normal((a - mean) / std, (b - mean) / std)
 
     def sample(generator: np.random.Generator, count: int) -> Array:
         return np.clip(mean + std * standard(generator, count), a, b)
 
-    return sampled(place, "trunc_normal", sample)
+    return sampled(part, "trunc_normal", sample)
 
 
 @initialisation("float")
 def uniform(
-    place: Place,
+    part: NewPart,
     *,
     a: Annotated[float, "the lower bound"] = 0.0,
     b: Annotated[float, "the upper bound"] = 1.0,
 ) -> LazyTensor:
     """Uniform between two bounds."""
     if a > b:
-        raise place.error(f"'uniform' needs a <= b, not {a:g} and {b:g}")
-    return uniform_values(place, "uniform", a, b)
+        raise part.error(f"'uniform' needs a <= b, not {a:g} and {b:g}")
+    return uniform_values(part, "uniform", a, b)
 
 
 Gain = Annotated[float, "what the values are multiplied by"]
@@ -161,59 +161,59 @@ Slope = Annotated[float, "negative slope of the leaky_relu that follows"]
 
 
 @initialisation("float")
-def xavier_uniform(place: Place, *, gain: Gain = 1.0) -> LazyTensor:
+def xavier_uniform(part: NewPart, *, gain: Gain = 1.0) -> LazyTensor:
     """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
-    bound = math.sqrt(3) * abs(_xavier_std(place, gain))
-    return uniform_values(place, "xavier_uniform", -bound, bound)
+    bound = math.sqrt(3) * abs(_xavier_std(part, gain))
+    return uniform_values(part, "xavier_uniform", -bound, bound)
 
 
 @initialisation("float")
-def xavier_normal(place: Place, *, gain: Gain = 1.0) -> LazyTensor:
+def xavier_normal(part: NewPart, *, gain: Gain = 1.0) -> LazyTensor:
     """Normal with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
-    return normal_values(place, "xavier_normal", 0, abs(_xavier_std(place, gain)))
+    return normal_values(part, "xavier_normal", 0, abs(_xavier_std(part, gain)))
 
 
 @initialisation("float")
 def kaiming_uniform(
-    place: Place,
+    part: NewPart,
     *,
     a: Slope = 0.0,
     mode: Annotated[Mode, "which fan"] = "fan_in",
     nonlinearity: Nonlinearity = "leaky_relu",
 ) -> LazyTensor:
     """Uniform with deviation gain / sqrt(fan) (He et al. 2015)."""
-    bound = math.sqrt(3) * _kaiming_std(place, a, mode, nonlinearity)
-    return uniform_values(place, "kaiming_uniform", -bound, bound)
+    bound = math.sqrt(3) * _kaiming_std(part, a, mode, nonlinearity)
+    return uniform_values(part, "kaiming_uniform", -bound, bound)
 
 
 @initialisation("float")
 def kaiming_normal(
-    place: Place,
+    part: NewPart,
     *,
     a: Slope = 0.0,
     mode: Annotated[Mode, "which fan"] = "fan_in",
     nonlinearity: Nonlinearity = "leaky_relu",
 ) -> LazyTensor:
     """Normal with deviation gain / sqrt(fan) (He et al. 2015)."""
-    return normal_values(place, "kaiming_normal", 0, _kaiming_std(place, a, mode, nonlinearity))
+    return normal_values(part, "kaiming_normal", 0, _kaiming_std(part, a, mode, nonlinearity))
 
 
 @initialisation("float")
-def orthogonal(place: Place, *, gain: Gain = 1.0) -> LazyTensor:
+def orthogonal(part: NewPart, *, gain: Gain = 1.0) -> LazyTensor:
     """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2013).
 
     Dimensions after the first are flattened. The matrix of the whole tensor is made at once, in
     float64: 8 bytes per element stay until it is written, some 32 are used meanwhile.
     """
-    if len(place.spec.shape) < 2:
-        raise place.error("'orthogonal' needs at least 2 dimensions")
-    check_fits(place, gain)
-    size, rows = place.spec.count, place.spec.shape[0]
+    if len(part.spec.shape) < 2:
+        raise part.error("'orthogonal' needs at least 2 dimensions")
+    check_fits(part, gain)
+    size, rows = part.spec.count, part.spec.shape[0]
 
     def matrix(scratch: Scratch) -> Array:
         if not size:
             return np.empty(0)
-        flat = drawn(place.stream, size, 0, size, standard_normal).reshape(rows, -1)
+        flat = drawn(part.stream, size, 0, size, standard_normal).reshape(rows, -1)
         wide = rows < flat.shape[1]
         q, r = np.linalg.qr(flat.T if wide else flat)
         # Signs as in torch, so that Q is uniform: https://arxiv.org/abs/math-ph/0609050
@@ -224,34 +224,34 @@ def orthogonal(place: Place, *, gain: Gain = 1.0) -> LazyTensor:
         values: Array = scratch.known(make, matrix)[start:stop]
         return values
 
-    return positioned(place, "orthogonal", make, at_once_bytes=(8, 32))
+    return positioned(part, "orthogonal", make, at_once_bytes=(8, 32))
 
 
 @initialisation("float")
-def eye(place: Place) -> LazyTensor:
+def eye(part: NewPart) -> LazyTensor:
     """The identity matrix, cut or filled up with zeros; rank 2."""
-    if len(place.spec.shape) != 2:
-        raise place.error("'eye' needs 2 dimensions")
-    columns = place.spec.shape[1]
+    if len(part.spec.shape) != 2:
+        raise part.error("'eye' needs 2 dimensions")
+    columns = part.spec.shape[1]
 
     def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
         row, column = np.divmod(np.arange(start, stop), columns)
         values: Array = np.equal(row, column).astype(np.float32)
         return values
 
-    return positioned(place, "eye", make)
+    return positioned(part, "eye", make)
 
 
 @initialisation("float")
 def dirac(
-    place: Place, *, groups: Annotated[int, "of the convolution", {"minimum": 1}] = 1
+    part: NewPart, *, groups: Annotated[int, "of the convolution", {"minimum": 1}] = 1
 ) -> LazyTensor:
     """A convolution that passes its input channels through; rank 3 to 5."""
-    shape = place.spec.shape
+    shape = part.spec.shape
     if not 3 <= len(shape) <= 5:
-        raise place.error("'dirac' needs 3 to 5 dimensions")
+        raise part.error("'dirac' needs 3 to 5 dimensions")
     if shape[0] % groups:
-        raise place.error(f"dimension 0 is not divisible by groups {groups}")
+        raise part.error(f"dimension 0 is not divisible by groups {groups}")
     per_group = shape[0] // groups
     field = math.prod(shape[2:])
     centre = sum(
@@ -263,18 +263,18 @@ def dirac(
         values: Array = np.equal(inside, channel % per_group * field + centre).astype(np.float32)
         return values
 
-    return positioned(place, "dirac", make)
+    return positioned(part, "dirac", make)
 
 
 def _from_rows(
-    place: Place,
+    part: NewPart,
     name: str,
     old: LazyTensor,
     compute: Callable[[Scratch], Array],
     at_once_bytes: tuple[int, int] = (0, 0),
 ) -> LazyTensor:
     """Return a missing part made of a few computed rows: float64 (before, 1 or count, after)."""
-    count, after = place.missing.shape[place.dim], math.prod(place.spec.shape[place.dim + 1 :])
+    count, after = part.missing.shape[part.dim], math.prod(part.spec.shape[part.dim + 1 :])
 
     def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
         rows, index = scratch.known(make, compute), np.arange(start, stop)
@@ -282,17 +282,17 @@ def _from_rows(
             index = index // (count * after) * after + index % after
         return np.take(rows, index)
 
-    return Fresh(place.missing, Bound(name, make, (old,), at_once_bytes), place.stream)
+    return Fresh(part.missing, Bound(name, make, (old,), at_once_bytes), part.stream)
 
 
 @initialisation("float", looks_at_rows=True)
-def mean(place: Place, *, old: LazyTensor) -> LazyTensor:
+def mean(part: NewPart, *, old: LazyTensor) -> LazyTensor:
     """The mean of the old rows, in every new one."""
-    return _from_rows(place, "mean", old, lambda scratch: mean_of_rows(old, place.dim, scratch))
+    return _from_rows(part, "mean", old, lambda scratch: mean_of_rows(old, part.dim, scratch))
 
 
 @initialisation("float", looks_at_rows=True)
-def rows_normal(place: Place, *, old: LazyTensor) -> LazyTensor:
+def rows_normal(part: NewPart, *, old: LazyTensor) -> LazyTensor:
     """Normal with the mean and the covariance of the old rows; of one old row, that row.
 
     Sampled as mean + (n - 1)^-1/2 Z (X - mean) with X the n old rows and Z standard normal, which
@@ -300,19 +300,19 @@ def rows_normal(place: Place, *, old: LazyTensor) -> LazyTensor:
     rows are made at once: 8 bytes per new element stay until they are written. Hewitt 2021,
     https://nlp.stanford.edu/~johnhew/vocab-expansion.html
     """
-    count = place.missing.shape[place.dim]
+    count = part.missing.shape[part.dim]
     return _from_rows(
-        place,
+        part,
         "rows_normal",
         old,
-        lambda scratch: rows_like(old, place.dim, count, place.stream, scratch),
+        lambda scratch: rows_like(old, part.dim, count, part.stream, scratch),
         at_once_bytes=(8, 8),
     )
 
 
 @initialisation("float", "int", "bool", "complex", "opaque", looks_at_rows=True)
 def copy(
-    place: Place,
+    part: NewPart,
     *,
     old: LazyTensor,
     rows: Annotated[
@@ -322,17 +322,17 @@ def copy(
     ],
 ) -> LazyTensor:
     """Copies of old rows."""
-    if DTYPES[place.spec.dtype].bits < 8:
-        raise place.error("values of less than a byte cannot be copied")
-    size, count = place.old_size, place.missing.shape[place.dim]
+    if DTYPES[part.spec.dtype].bits < 8:
+        raise part.error("values of less than a byte cannot be copied")
+    size, count = part.old_size, part.missing.shape[part.dim]
     if outside := [row for row in rows if row >= size]:
-        raise place.error(f"row {outside[0]} cannot be copied; the old rows are 0 to {size - 1}")
+        raise part.error(f"row {outside[0]} cannot be copied; the old rows are 0 to {size - 1}")
     if len(rows) not in (1, count):
-        raise place.error(f"'copy' names {len(rows)} rows for {count} new ones; name one or each")
+        raise part.error(f"'copy' names {len(rows)} rows for {count} new ones; name one or each")
     ranges: list[tuple[int, int]] = []
     for row in rows * (count // len(rows)):
         if ranges and ranges[-1][1] == row:
             ranges[-1] = (ranges[-1][0], row + 1)
         else:
             ranges.append((row, row + 1))
-    return Copied(Selected(old, place.dim, tuple(ranges)))
+    return Copied(Selected(old, part.dim, tuple(ranges)))

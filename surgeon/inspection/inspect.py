@@ -220,10 +220,10 @@ def _nodes(branch: _Branch, shapes: dict[Any, int]) -> list[tuple[Node, int]]:
             node.size_bytes = sum(child.size_bytes * child.copies for child in node.children)
             structure = tuple((child.name, shape) for child, shape in under)
         made.append((node, shapes.setdefault(structure, len(shapes))))
-    return _collapsed(made)
+    return _collapse(made)
 
 
-def _collapsed(made: list[tuple[Node, int]]) -> list[tuple[Node, int]]:
+def _collapse(made: list[tuple[Node, int]]) -> list[tuple[Node, int]]:
     groups: dict[Any, list[tuple[Node, int]]] = {}
     for index, (node, shape) in enumerate(made):
         numbered = node.name.isdecimal() and len(node.name) < _LONGEST_NUMBER

@@ -25,7 +25,7 @@ from surgeon.formats import Checkpoint, Record, SavedState, open_optimizer
 from surgeon.formats.checkpoint import Contents
 from surgeon.formats.containers import state_dicts
 from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
-from surgeon.initialisers.places import Bound
+from surgeon.initialisers.parts import Bound
 from surgeon.lazy import (
     Copied,
     Fresh,

@@ -52,7 +52,7 @@ class Importer:
     def result(self) -> Imported:
         name = self._config["merge_method"]
         if self._config.get("slices"):
-            state, steps = self._sliced(name)
+            state, steps = self._cut_slices(name)
         elif name == "passthrough":
             state, steps = self._passed_through([self._source(self._only_model())])
         else:
@@ -128,7 +128,7 @@ class Importer:
         for word, (ours, default) in method.shared.items():
             step[ours] = self._value(self._rules(word, default, scope), names, layers)
         for word, (ours, default) in method.fixed.items():
-            step[ours] = self._fixed(self._rules(word, default, scope), word, default)
+            step[ours] = self._single_value(self._rules(word, default, scope), word, default)
         for word, meanings in method.switches.items():
             step |= meanings[self._switch(word, meanings, scope)]
         if method.at_density_one and (densities := step["density"]) in (1, [1] * len(operands)):
@@ -206,7 +206,7 @@ class Importer:
             return rules[0].values[0]
         return [item for rule in rules for item in varying(rule, names, layers)]
 
-    def _fixed(self, rules: list[Rule], word: str, default: float) -> float:
+    def _single_value(self, rules: list[Rule], word: str, default: float) -> float:
         """Return the value of a parameter that does not vary, of its default's type."""
         (value,) = rules[0].values[:1] or (default,)
         if len(rules) > 1 or len(rules[0].values) > 1:
@@ -215,7 +215,7 @@ class Importer:
 
     # Slices
 
-    def _sliced(self, name: str) -> tuple[str, list[Json]]:
+    def _cut_slices(self, name: str) -> tuple[str, list[Json]]:
         slices = self._config["slices"]
         parts = [[self._source(entry) for entry in part["sources"]] for part in slices]
         for part in parts:
@@ -254,7 +254,7 @@ class Importer:
             layers = range(first, first + len(source.layers or ()))
             ends = number == 0, number == len(sources) - 1
             own = layers if source.layers is not None else None
-            steps += self._scaled(source, names, own, ends)
+            steps += self._scale_step(source, names, own, ends)
             first = layers.stop
         return state, steps
 
@@ -264,7 +264,7 @@ class Importer:
         return taken if source.path == state else {"model": self._named(source.path),
                                                    "range": taken}  # fmt: skip
 
-    def _scaled(
+    def _scale_step(
         self, source: _Source, names: Names, layers: range | None, ends: tuple[bool, bool]
     ) -> list[Json]:
         """Return steps that multiply a slice by its `scale`.

@@ -56,36 +56,36 @@ def _mean(products: Array, shares: Array, tolerance: float, max_iterations: int)
         return np.asarray(shares * norms)  # all is zero, or nothing is finite, and so is the result
     units = products[np.ix_(present, present)] / norms[present, None] / norms[present]
     weights = shares[present] / shares[present].sum()
-    place = _normalised(weights, units, tolerance)
+    mean = _normalise(weights, units, tolerance)
     for _ in range(max_iterations):
-        towards = _tangent(place, weights, units, tolerance)
+        towards = _tangent(mean, weights, units, tolerance)
         length = _length(towards, units)
         if length < tolerance:
             break
-        place = cos(length) * place + (sin(length) / length) * towards
-        place /= _length(place, units)
+        mean = cos(length) * mean + (sin(length) / length) * towards
+        mean /= _length(mean, units)
     found = np.zeros(len(norms))
-    found[present] = place / norms[present] * float(shares @ norms)
+    found[present] = mean / norms[present] * float(shares @ norms)
     return np.asarray(found)
 
 
-def _normalised(weights: Array, units: Array, tolerance: float) -> Array:
+def _normalise(weights: Array, units: Array, tolerance: float) -> Array:
     length = _length(weights, units)
     if length < tolerance:
         return np.asarray(np.eye(1, len(weights))[0])
     return np.asarray(weights / length)
 
 
-def _tangent(place: Array, weights: Array, units: Array, tolerance: float) -> Array:
-    """Return the weighted mean of the logarithms at a place, as a combination of the units."""
+def _tangent(mean: Array, weights: Array, units: Array, tolerance: float) -> Array:
+    """Return the weighted mean of the logarithms at a point, as a combination of the units."""
     total = np.zeros(len(weights))
-    for i, cosine in enumerate(np.clip(units @ place, -1.0, 1.0)):
+    for i, cosine in enumerate(np.clip(units @ mean, -1.0, 1.0)):
         angle = acos(cosine)
         if angle < tolerance or np.pi - angle < tolerance:
             continue
         factor = weights[i] * angle / sin(angle)
         total[i] += factor
-        total -= factor * cosine * place
+        total -= factor * cosine * mean
     return np.asarray(total)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from surgeon.merges.shared import Arithmetic, TensorContext, merge
 from surgeon.merges.shared.pruning import Pruning, by_rank, largest, middle, random, unpruned
-from surgeon.merges.shared.task_vectors import elected, summed
+from surgeon.merges.shared.task_vectors import add_up, elect_and_add
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ _DAVARI = "Davari & Belilovsky 2023, Model Breadcrumbs, https://arxiv.org/abs/23
 
 METHODS = (
     Method(
-        "task_arithmetic", unpruned, summed, {"lambda": 0.5}, _ILHARCO,
+        "task_arithmetic", unpruned, add_up, {"lambda": 0.5}, _ILHARCO,
         """Add what other models learned, their task vectors, to the base model.
 
         b + λ Σ wᵢ dᵢ with the state b as base and task vectors dᵢ = xᵢ - b; divided by Σ wᵢ where
@@ -47,7 +47,7 @@ METHODS = (
         """,
     ),
     Method(
-        "ties", largest, elected, {"density": 0.2}, _YADAV,
+        "ties", largest, elect_and_add, {"density": 0.2}, _YADAV,
         """Trim task vectors, elect signs, merge those that agree (disjoint).
 
         Task vectors dᵢ = xᵢ - b of the state b, per tensor: sᵢ is dᵢ with all but its
@@ -60,7 +60,7 @@ METHODS = (
         """,
     ),
     Method(
-        "dare", random, summed, {"density": 0.5}, _YU,
+        "dare", random, add_up, {"density": 0.5}, _YU,
         """Drop changes at random, rescale the others, add them.
 
         b + λ Σ wᵢ sᵢ, divided by Σ wᵢ where `normalize`; sᵢ keeps each element of the task vector
@@ -71,7 +71,7 @@ METHODS = (
         """,
     ),
     Method(
-        "dare_ties", random, elected, {"density": 0.5}, _YU,
+        "dare_ties", random, elect_and_add, {"density": 0.5}, _YU,
         """Drop changes at random, rescale the others, merge as ties does.
 
         As `ties`, but sᵢ keeps each element of the task vector dᵢ = xᵢ - b with probability
@@ -80,7 +80,7 @@ METHODS = (
         """,
     ),
     Method(
-        "della", by_rank, summed, {"density": 0.5}, _DEEP,
+        "della", by_rank, add_up, {"density": 0.5}, _DEEP,
         """Drop by the rank of magnitudes (MAGPRUNE), rescale the others, add.
 
         b + λ Σ wᵢ sᵢ, divided by Σ wᵢ where `normalize`. Of the R elements in a row of the task
@@ -93,7 +93,7 @@ METHODS = (
         """,
     ),
     Method(
-        "della_ties", by_rank, elected, {"density": 0.5}, _DEEP,
+        "della_ties", by_rank, elect_and_add, {"density": 0.5}, _DEEP,
         """Drop by the rank of magnitudes (MAGPRUNE), elect signs, fuse.
 
         As `ties`, but sᵢ is the task vector as `della` drops and rescales it. This is the method of
@@ -102,7 +102,7 @@ METHODS = (
         """,
     ),
     Method(
-        "breadcrumbs", middle, summed, {"density": 0.5, "gamma": 0.1}, _DAVARI,
+        "breadcrumbs", middle, add_up, {"density": 0.5, "gamma": 0.1}, _DAVARI,
         """Mask each model's largest outliers and small changes, add the rest.
 
         b + λ Σ wᵢ sᵢ, divided by Σ wᵢ where `normalize`; sᵢ is the task vector dᵢ = xᵢ - b without
@@ -112,7 +112,7 @@ METHODS = (
         """,
     ),
     Method(
-        "breadcrumbs_ties", middle, elected, {"density": 0.5, "gamma": 0.1}, _DAVARI,
+        "breadcrumbs_ties", middle, elect_and_add, {"density": 0.5, "gamma": 0.1}, _DAVARI,
         """Mask each model's outliers and small changes, merge as ties does.
 
         As `ties`, but sᵢ is the task vector without outliers and small changes, as in

@@ -58,7 +58,7 @@ def regmean(
         found = weights[0] + np.add.reduce([w - weights[0] for w in weights[1:]]) / models
         if not all(np.isfinite(value).all() for value in values):
             return np.full(at.shape, np.nan)
-        scaled = [_scaled(gram, alpha) for gram in values[models:]]
+        scaled = [_shrink(gram, alpha) for gram in values[models:]]
         total = np.add.reduce(scaled)
         used = np.diagonal(total) != 0
         moved = np.add.reduce(
@@ -66,7 +66,7 @@ def regmean(
              for gram, weight in zip(scaled[1:], weights[1:], strict=True)]
         )  # fmt: skip
         try:
-            found[:, used] = weights[0][:, used] + _solved(total[np.ix_(used, used)], moved).T
+            found[:, used] = weights[0][:, used] + _solve(total[np.ix_(used, used)], moved).T
         except np.linalg.LinAlgError:
             raise PlanError(
                 f"'{at.name}': the sum of its Gram matrices is singular; collect them over more "
@@ -88,13 +88,13 @@ def _mean(blocks: Sequence[Array], statistics: None, out: Array) -> Array:
     return within(blocks, out)
 
 
-def _scaled(gram: Array, alpha: float) -> Array:
+def _shrink(gram: Array, alpha: float) -> Array:
     scaled = gram * alpha
     np.fill_diagonal(scaled, np.diagonal(gram))
     return np.asarray(scaled)
 
 
-def _solved(matrix: Array, right: Array) -> Array:
+def _solve(matrix: Array, right: Array) -> Array:
     """Solve for a symmetric positive definite matrix; raises LinAlgError where it is singular."""
     # To a diagonal of ones, so that the factor's tells how near to singular the matrix is.
     diagonal = np.diagonal(matrix)

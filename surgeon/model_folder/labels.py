@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from surgeon.initialisers.places import Bound
+from surgeon.initialisers.parts import Bound
 from surgeon.lazy import Fresh, LazyTensor, Scratch, Stream, TensorSpec, transplanted
 from surgeon.model_folder.case import LABELS, Case, Json
 from surgeon.model_folder.said import Meaning

@@ -43,11 +43,11 @@ def taps(
         scale = source / target
     if antialias:
         return _antialiased(mode, scale, source, target)
-    place = position * scale if align_corners else (position + 0.5) * scale - 0.5
+    coordinate = position * scale if align_corners else (position + 0.5) * scale - 0.5
     if mode != "bicubic":
-        place = np.maximum(place, 0)
-    first = np.minimum(np.floor(place).astype(np.int64), source - 1)
-    part = np.clip(place - first, 0, 1)
+        coordinate = np.maximum(coordinate, 0)
+    first = np.minimum(np.floor(coordinate).astype(np.int64), source - 1)
+    part = np.clip(coordinate - first, 0, 1)
     if mode != "bicubic":
         index = np.stack([first, np.minimum(first + 1, source - 1)], 1)
         return Taps(index, np.stack([1 - part, part], 1))
@@ -60,8 +60,8 @@ def _nearest(mode: Mode, source: int, target: int) -> Taps:
     """Return one tap each, found in float32 as torch does: it decides where two are as near."""
     middle = np.float32(0.5 if mode == "nearest-exact" else 0)
     scale = np.float32(source) / np.float32(target)
-    place = (np.arange(target, dtype=np.float32) + middle) * scale
-    index = np.minimum(np.floor(place).astype(np.int64), source - 1)
+    coordinate = (np.arange(target, dtype=np.float32) + middle) * scale
+    index = np.minimum(np.floor(coordinate).astype(np.int64), source - 1)
     return Taps(index[:, None], np.ones((target, 1)))
 
 

@@ -54,7 +54,7 @@ def add(
         if added is not theirs:
             problems.append(f"'{name}' is tied to '{first}', and both would be added to; untie it")
         elif first == name:
-            kernel = partial(_added, by)
+            kernel = partial(_add, by)
             replaced[name] = calculated(
                 name, ours.spec, kernel, (ours, theirs), nonfinite, Linear([1.0, by])
             )
@@ -75,6 +75,6 @@ def _problem(
     return None
 
 
-def _added(by: float, blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+def _add(by: float, blocks: Sequence[Array], statistics: None, out: Array) -> Array:
     np.multiply(blocks[1], by, out=out)
     return np.add(blocks[0], out, out=out)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from surgeon.base.errors import PlanError
+from surgeon.base.errors import PlanError, listed
 from surgeon.base.patterns import Target
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
@@ -52,20 +52,19 @@ def cast(
             raise PlanError(f'\'{name}\' is {old}; "integers": "keep" leaves it as it is')
         if not {*kinds} <= {"float", "int", "bool"}:
             raise PlanError(f"'{name}' is {old}, which cannot be cast to {wanted}")
-        changes[name] = _converted(name, draft[name], wanted, overflow)
+        changes[name] = _convert(name, draft[name], wanted, overflow)
     if kept:
-        others = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-        draft.notes.append(f"'{kept[0]}'{others}: not {DTYPES[wanted].kind}; kept as is")
+        draft.notes.append(f"{listed(kept, 1)}: not {DTYPES[wanted].kind}; kept as is")
     draft.replace(changes)
 
 
-def _converted(name: str, tensor: LazyTensor, dtype: str, overflow: str) -> LazyTensor:
+def _convert(name: str, tensor: LazyTensor, dtype: str, overflow: str) -> LazyTensor:
     """Return the tensor in another dtype; what does not fit is found when it is written."""
     spec = TensorSpec(dtype, tensor.spec.shape)
     if DTYPES[dtype].kind != "float":
         kernel = partial(_whole_numbers, name, dtype)
         return Blockwise(spec, kernel, (tensor,), rounds=True)
-    as_floats = partial(_saturated, dtype) if overflow == "saturate" else _as_they_are
+    as_floats = partial(_saturate, dtype) if overflow == "saturate" else _as_they_are
     # Integers reach 2^64, which is less than BF16's and F32's largest value.
     overflows = not tensor.is_exact or LARGEST.get(tensor.spec.dtype, 2.0**64) > LARGEST[dtype]
     must_fit = overflow == "error" and overflows
@@ -104,7 +103,7 @@ def _as_they_are(blocks: Sequence[Array], statistics: None, out: Array) -> Array
     return _floats(blocks)
 
 
-def _saturated(dtype: str, blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+def _saturate(dtype: str, blocks: Sequence[Array], statistics: None, out: Array) -> Array:
     values, largest = _floats(blocks), LARGEST[dtype]
     return np.where(np.isfinite(values), np.clip(values, -largest, largest), values)
 

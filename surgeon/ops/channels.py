@@ -52,13 +52,13 @@ def channels(
             elif spec.shape[1] == to:
                 problems.append(f"'{name}' is {spec}: it has {to} input channels already")
             else:
-                changes[name] = _adapted(name, draft[name], to)
+                changes[name] = _adapt(name, draft[name], to)
     if problems:
         raise PlanError(*problems)
     draft.replace(changes)
 
 
-def _adapted(name: str, weight: LazyTensor, to: int) -> LazyTensor:
+def _adapt(name: str, weight: LazyTensor, to: int) -> LazyTensor:
     count = weight.spec.shape[1]
     spec, explain = weight.spec.resized(1, to), partial(_explain, name)
     if to == 1:

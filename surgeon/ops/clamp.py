@@ -36,7 +36,7 @@ def clamp(
         raise PlanError("'min', 'max' or both must be given")
     if min_ is not None and max_ is not None and min_ > max_:
         raise PlanError(f"min {min_:g} is above max {max_:g}")
-    kernel = partial(_clamped, min_, max_)
+    kernel = partial(_clamp, min_, max_)
     draft.replace(
         {
             name: calculated(name, draft.spec(name), kernel, (draft[name],), nonfinite)
@@ -45,7 +45,7 @@ def clamp(
     )
 
 
-def _clamped(
+def _clamp(
     low: float | None, high: float | None, blocks: Sequence[Array], statistics: None, out: Array
 ) -> Array:
     return np.clip(blocks[0], low, high, out=out)

@@ -44,12 +44,10 @@ def concat(
     each part, then group 1 of each, and so on. Raises where a group lacks a part or a name is
     taken.
     """
-    put_together(draft, from_, into, expect, partial(_joined, dim, groups))
+    put_together(draft, from_, into, expect, partial(_join, dim, groups))
 
 
-def _joined(
-    dim: int, groups: int, names: Sequence[str], parts: tuple[LazyTensor, ...]
-) -> LazyTensor:
+def _join(dim: int, groups: int, names: Sequence[str], parts: tuple[LazyTensor, ...]) -> LazyTensor:
     dims = {dimension(name, part.spec, dim) for name, part in zip(names, parts, strict=True)}
     dim = dims.pop()
     require_alike(names, parts, dim)

@@ -34,7 +34,7 @@ def expect(
     Nothing is written then. What looks at values is checked by `apply`, everything else by `plan`
     already.
     """
-    names = _selected(draft, target, exists=exists, count=count)
+    names = _select(draft, target, exists=exists, count=count)
     problems: list[str] = []
     if exists is not None and bool(names) != exists:
         problems.append(
@@ -68,7 +68,7 @@ def expect(
             draft.check(partial(_require_finite, name, finite, draft[name]))
 
 
-def _selected(
+def _select(
     draft: Draft, target: str | list[str], *, exists: bool | None, count: int | None
 ) -> list[str]:
     """Return what the target selects; nothing at all is no mistake where that is the question."""

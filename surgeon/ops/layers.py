@@ -92,13 +92,13 @@ def layers(
     numbers, and for layers of a model that have not the tensors and shapes of one here.
     """
     problems: list[str] = []
-    places = _containers(draft.tensors, container)
-    if not places and not draft.optional:
-        raise PlanError(_not_numbered(draft.tensors, container, "the state"))
+    containers = _containers(draft.tensors, container)
+    if not containers and not draft.optional:
+        raise PlanError(_describe_unnumbered(draft.tensors, container, "the state"))
     changes: dict[str, Tensors] = {}
-    for place, own in places.items():
+    for module, own in containers.items():
         try:
-            changes[place] = _Container(draft, place, own).rebuilt(take)
+            changes[module] = _Container(draft, module, own).rebuilt(take)
         except PlanError as error:
             problems += error.problems
     if problems:
@@ -114,12 +114,12 @@ def _containers(tensors: Tensors, container: str) -> dict[str, Layers]:
         if captures is None or not captures["layer_"].isdecimal():
             continue
         rest = captures.get(patterns.UNDER) or ""
-        place = name.removesuffix(f".{rest}" if rest else "").rpartition(".")[0]
-        found.setdefault(place, {}).setdefault(int(captures["layer_"]), {})[rest] = tensor
+        module = name.removesuffix(f".{rest}" if rest else "").rpartition(".")[0]
+        found.setdefault(module, {}).setdefault(int(captures["layer_"]), {})[rest] = tensor
     return found
 
 
-def _not_numbered(tensors: Tensors, container: str, where: str) -> str:
+def _describe_unnumbered(tensors: Tensors, container: str, where: str) -> str:
     modules = {m.rpartition(".")[0] for m in patterns.modules(tensors) if m[-1].isdecimal()}
     hint = did_you_mean(container, modules - {""})
     listed = ", ".join(f"'{module}'" for module in sorted(modules - {""})) or "none"
@@ -133,25 +133,25 @@ def _with(tensors: Tensors, changes: Mapping[str, Tensors]) -> Tensors:
     result: Tensors = {}
     done: set[str] = set()
     for name, tensor in tensors.items():
-        place = next((p for p in changes if _is_layer_of(p, name)), None)
-        if place is None:
+        module = next((p for p in changes if _is_layer_of(p, name)), None)
+        if module is None:
             result[name] = tensor
-        elif place not in done:
-            done.add(place)
-            result |= changes[place]
+        elif module not in done:
+            done.add(module)
+            result |= changes[module]
     return result
 
 
-def _is_layer_of(place: str, name: str) -> bool:
-    return name.startswith(f"{place}.") and name[len(place) + 1 :].partition(".")[0].isdecimal()
+def _is_layer_of(module: str, name: str) -> bool:
+    return name.startswith(f"{module}.") and name[len(module) + 1 :].partition(".")[0].isdecimal()
 
 
 class _Container:
     """One container of numbered layers, to be rebuilt."""
 
-    def __init__(self, draft: Draft, place: str, own: Layers) -> None:
+    def __init__(self, draft: Draft, module: str, own: Layers) -> None:
         self._draft = draft
-        self._place = place
+        self._module = module
         self._layers: dict[str | None, Layers] = {None: own}
         self._copies: dict[tuple[str | None, int, int], LazyTensor] = {}
         self._taken: Counter[tuple[str | None, int]] = Counter()
@@ -162,7 +162,7 @@ class _Container:
         plan: list[_Taken] = []
         for item in take:
             try:
-                plan += self._planned(item if isinstance(item, dict) else {"range": item})
+                plan += self._plan(item if isinstance(item, dict) else {"range": item})
             except PlanError as error:
                 problems += error.problems
         for model in dict.fromkeys(taken.model for taken in plan if taken.model):
@@ -180,29 +180,29 @@ class _Container:
         return result
 
     def _name(self, number: int, rest: str) -> str:
-        return f"{self._place}.{number}.{rest}" if rest else f"{self._place}.{number}"
+        return f"{self._module}.{number}.{rest}" if rest else f"{self._module}.{number}"
 
     def _of(self, model: str | None) -> Layers:
         """Return the layers of the state or a model; raises PlanError for gaps in their numbers."""
         if model not in self._layers:
             tensors = self._draft.model(str(model))
-            found = _containers(tensors, self._place).get(self._place)
+            found = _containers(tensors, self._module).get(self._module)
             if not found:
-                raise PlanError(_not_numbered(tensors, self._place, f"model '{model}'"))
+                raise PlanError(_describe_unnumbered(tensors, self._module, f"model '{model}'"))
             self._layers[model] = found
         layers = self._layers[model]
         if missing := [n for n in range(max(layers)) if n not in layers]:
             where = f" in model '{model}'" if model else ""
             raise PlanError(
-                f"'{self._place}' has no layer {missing[0]}{where}, but a layer {max(layers)}"
+                f"'{self._module}' has no layer {missing[0]}{where}, but a layer {max(layers)}"
             )
         return layers
 
-    def _planned(self, item: Mapping[str, Any]) -> list[_Taken]:
+    def _plan(self, item: Mapping[str, Any]) -> list[_Taken]:
         model, every, zero = item.get("model"), item.get("every"), tuple(item.get("zero", ()))
         given = item["range"] if isinstance(item["range"], list) else [item["range"]]
         count = len(self._of(model))
-        where = f"'{self._place}'" + (f" of model '{model}'" if model else "")
+        where = f"'{self._module}'" + (f" of model '{model}'" if model else "")
         chosen = [index for part in given for index in _indices(part, count, where)]
         if every is None:
             return [_Taken(model, index, zero) for index in chosen]
@@ -231,7 +231,7 @@ class _Container:
                        if layer[rest].spec.dtype != like[rest].spec.dtype}  # fmt: skip
         for theirs, ours in dtypes.items():
             self._draft.notes.append(
-                f"'{self._place}': layers of model '{model}' are {theirs}, those here {ours}; "
+                f"'{self._module}': layers of model '{model}' are {theirs}, those here {ours}; "
                 "each keeps its dtype"
             )
         return problems
@@ -240,7 +240,7 @@ class _Container:
         layer = self._layers[taken.model][taken.index]
         occurrence = self._taken[taken.model, taken.index]
         self._taken[taken.model, taken.index] += 1
-        zeroed = _zeroed(taken, layer)
+        zeroed = _names_to_zero(taken, layer)
         made: Tensors = {}
         zeros: dict[int, LazyTensor] = {}  # of tied tensors, zeros are tied
         for rest, tensor in layer.items():
@@ -286,7 +286,7 @@ def _difference(taken: _Taken, layer: Layer, like: Layer) -> str:
     return f"{taken} has no '{missing}', which the layers here have"
 
 
-def _zeroed(taken: _Taken, layer: Layer) -> set[str]:
+def _names_to_zero(taken: _Taken, layer: Layer) -> set[str]:
     """Return which tensors of a layer become zeros: those named, at whatever depth."""
     found: set[str] = set()
     problems: list[str] = []

@@ -95,7 +95,7 @@ def lora_extract(
     anything is written, where a tensor differs that the adapter does not hold.
     """
     model = draft.model(base)
-    saved = _saved(draft, save)
+    saved = _select_saved(draft, save)
     weights, problems = _weights(draft, model, base, target, saved, rank, embeddings, transposed)
     changed = {weight.name for weight in weights}
     for name in draft.tensors.keys() - changed - saved.keys():
@@ -127,7 +127,7 @@ def lora_extract(
     draft.sidecars[CONFIG] = {**_configuration(weights, set(saved.values()), rank), **about}
 
 
-def _saved(draft: Draft, save: str | list[str] | None) -> dict[str, str]:
+def _select_saved(draft: Draft, save: str | list[str] | None) -> dict[str, str]:
     """Return {tensor: module} for all tensors of the modules that are kept as they are."""
     modules = draft.modules(save) if save is not None else {}
     if "" in modules:

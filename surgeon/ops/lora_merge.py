@@ -148,12 +148,12 @@ class _Changes:
                 )
         results = dict(self.replaced.values())
         for name, terms in self.added.values():
-            kernel = partial(_merged, [factor for factor, _ in terms])
+            kernel = partial(_fold, [factor for factor, _ in terms])
             tensors = (self.base(name), *(tensor for _, tensor in terms))
             results[name] = calculated(name, self.draft.spec(name), kernel, tensors, nonfinite)
         for name, tensor in self.made.values():
             spec = self.draft.spec(name)
-            results[name] = calculated(name, spec, _unchanged, (tensor,), nonfinite)
+            results[name] = calculated(name, spec, _copy, (tensor,), nonfinite)
         return results
 
 
@@ -178,9 +178,7 @@ def _make_numbers(draft: Draft, adapters: Sequence[Adapter], dequantize: bool) -
         draft.tensors = dequantised(draft.tensors, found, usual_dtype(config), settings)
 
 
-def _merged(
-    factors: Sequence[float], blocks: Sequence[Array], statistics: None, out: Array
-) -> Array:
+def _fold(factors: Sequence[float], blocks: Sequence[Array], statistics: None, out: Array) -> Array:
     np.multiply(blocks[1], factors[0], out=out)
     for factor, block in zip(factors[1:], blocks[2:], strict=True):
         np.add(out, block * factor, out=out)
@@ -246,7 +244,7 @@ def _change(
     if "magnitude" in parts:
         spec = TensorSpec("F64", draft.spec(name).shape)
         sum_of = (changes.base(name), change)
-        total = Blockwise(spec, partial(_merged, [factor]), sum_of, working=FLOAT64)
+        total = Blockwise(spec, partial(_fold, [factor]), sum_of, working=FLOAT64)
         made = with_magnitudes(adapter, module, total, parts["magnitude"], is_turned)
         changes.replaced.pop(id(draft[name]), None)
         changes.make(adapter, name, made)
@@ -260,7 +258,7 @@ def _change(
 
 def _in_dtype(draft: Draft, name: str, rows: LazyTensor) -> LazyTensor:
     spec = TensorSpec(draft.spec(name).dtype, rows.spec.shape)
-    return rows if rows.spec == spec else calculated(name, spec, _unchanged, (rows,), "error")
+    return rows if rows.spec == spec else calculated(name, spec, _copy, (rows,), "error")
 
 
 def _ambiguous(draft: Draft, adapter: Adapter, products: Mapping[str, Product]) -> Iterator[str]:
@@ -302,7 +300,7 @@ def _replacement(
     if name in draft.tensors and first.spec == draft.spec(name):
         return first
     require(draft, adapter, name, first.spec.shape)
-    return calculated(name, draft.spec(name), _unchanged, (first,), "error")
+    return calculated(name, draft.spec(name), _copy, (first,), "error")
 
 
 def _require_equal(
@@ -312,6 +310,6 @@ def _require_equal(
         raise PlanError(f"{label}: holds '{name}' twice, with different values")
 
 
-def _unchanged(blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+def _copy(blocks: Sequence[Array], statistics: None, out: Array) -> Array:
     np.copyto(out, blocks[0])
     return out

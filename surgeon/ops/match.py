@@ -43,7 +43,7 @@ def match(
     expected = (
         {name: (tensor.shape, None) for name, tensor in built.items()}
         if module is not None
-        else _expected(draft, shapes, like)
+        else _read_expected(draft, shapes, like)
     )
     tied = {tensor.owner for name, tensor in built.items() if name in draft.tensors}
     problems = []
@@ -86,7 +86,7 @@ def _tied_otherwise(draft: Draft, built: Mapping[str, ModuleTensor]) -> list[str
     return problems
 
 
-def _expected(
+def _read_expected(
     draft: Draft, shapes: str | dict[str, Any] | None, like: str | None
 ) -> dict[str, tuple[tuple[int, ...], str | None]]:
     if like is not None:
@@ -96,10 +96,10 @@ def _expected(
     where = shapes if isinstance(shapes, str) else "shapes"
     if not isinstance(found, dict):
         raise PlanError(f"{where}: not an object of names and shapes")
-    return {name: _stated(name, value, where) for name, value in found.items()}
+    return {name: _read_shape(name, value, where) for name, value in found.items()}
 
 
-def _stated(name: str, value: Any, where: str) -> tuple[tuple[int, ...], str | None]:
+def _read_shape(name: str, value: Any, where: str) -> tuple[tuple[int, ...], str | None]:
     shape, dtype = (
         (value.get("shape"), value.get("dtype")) if isinstance(value, dict) else (value, None)
     )

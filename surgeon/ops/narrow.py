@@ -87,8 +87,8 @@ def narrow(
         reading = readers(draft, consumers, units, block)
     for layer, indices in zip(found, kept, strict=True):
         ranges = _in_each_part(indices, layer, parts, block)
-        for name, place in with_tied_layers(draft, layer, dim, shared):
-            changes[name] = Selected(draft[name], place, ranges)
+        for name, own_dim in with_tied_layers(draft, layer, dim, shared):
+            changes[name] = Selected(draft[name], own_dim, ranges)
     require_whole(draft, changes, [reader.name for reader in reading], has_zeros=False)
     draft.replace(changes)
     draft.replace(

@@ -33,19 +33,19 @@ def replace(
     shared = draft.shared()
     for layer in layers(draft, target):
         old = weight_of(draft, layer.module) if layer.is_module else draft.spec(layer.names[0])
-        weight = _resized(old, old, rows, columns) if old else None
+        weight = _resize(old, old, rows, columns) if old else None
         for name in layer.names:
             others = [n for n in draft.tied(name) if n not in layer.names] if name in shared else []
             if others:
                 raise PlanError(f"'{name}' is tied to '{others[0]}'; untie it first")
-            spec = _resized(draft.spec(name), old or draft.spec(name), rows, columns)
+            spec = _resize(draft.spec(name), old or draft.spec(name), rows, columns)
             leaf = layer.leaf(name)
             chosen = for_sibling(init, bias_init, name=leaf) if layer.is_module else init
             changes[name] = fresh(spec, chosen, draft.stream(name), name=leaf, weight=weight)
     draft.replace(changes)
 
 
-def _resized(spec: TensorSpec, weight: TensorSpec, rows: int, columns: int | None) -> TensorSpec:
+def _resize(spec: TensorSpec, weight: TensorSpec, rows: int, columns: int | None) -> TensorSpec:
     """Return a spec with new rows, and new columns, where it has the weight's number of them."""
     if spec.shape[:1] and spec.shape[0] == weight.shape[0]:
         if columns is not None and len(spec.shape) > 1 and spec.shape[1] == weight.shape[1]:

@@ -40,15 +40,13 @@ def reshape(
         if prod(sizes) != spec.count or (-1 in shape and not known):
             problems.append(f"'{name}' is {spec}: {spec.count} elements do not fit shape {shape}")
         elif sizes != spec.shape:
-            changes[name] = _reshaped(name, draft[name], spec, sizes)
+            changes[name] = _reshape(name, draft[name], spec, sizes)
     if problems:
         raise PlanError(*problems)
     draft.replace(changes)
 
 
-def _reshaped(
-    name: str, tensor: LazyTensor, spec: TensorSpec, sizes: tuple[int, ...]
-) -> LazyTensor:
+def _reshape(name: str, tensor: LazyTensor, spec: TensorSpec, sizes: tuple[int, ...]) -> LazyTensor:
     try:
         return Rearranged(tensor, tuple(range(len(spec.shape))), sizes)
     except PlanError as error:  # too many pieces of it are new

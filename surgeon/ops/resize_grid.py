@@ -78,7 +78,7 @@ def resize_grid(
         dim, count = len(tensor.spec.shape) - 2, prod(before)
         start = extra if extra_at == "first" else 0
         positions = Selected(tensor, dim, ((start, start + count),)) if extra else tensor
-        resized = _resized(name, positions, dim, before, after, along)
+        resized = _resize(name, positions, dim, before, after, along)
         if extra:
             kept = (0, extra) if extra_at == "first" else (count, count + extra)
             parts = [Selected(tensor, dim, (kept,)), resized]
@@ -125,7 +125,7 @@ def _misfits(name: str, spec: TensorSpec, before: Sequence[int], extra: int) -> 
     return [line]
 
 
-def _resized(
+def _resize(
     name: str,
     positions: LazyTensor,
     dim: int,
@@ -138,14 +138,14 @@ def _resized(
     largest = prod(map(max, before, after)) * spec.count // prod(after)
     return WholeTensor(
         spec,
-        partial(_interpolated, before, along),
+        partial(_interpolate, before, along),
         (positions,),
         spare_bytes=4 * 8 * largest,
         explain=partial(_explain, name, spec.dtype),
     )
 
 
-def _interpolated(before: Sequence[int], along: Sequence[Taps], values: Sequence[Array]) -> Array:
+def _interpolate(before: Sequence[int], along: Sequence[Taps], values: Sequence[Array]) -> Array:
     (array,) = values
     grid = array.reshape(-1, *before, array.shape[-1])
     for axis, each in enumerate(along, start=1):

@@ -35,7 +35,7 @@ def scale(
             name: calculated(
                 name,
                 draft.spec(name),
-                partial(_scaled, by),
+                partial(_multiply, by),
                 (draft[name],),
                 nonfinite,
                 Linear([by]),
@@ -45,5 +45,5 @@ def scale(
     )
 
 
-def _scaled(by: float, blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+def _multiply(by: float, blocks: Sequence[Array], statistics: None, out: Array) -> Array:
     return np.multiply(blocks[0], by, out=out)

@@ -29,10 +29,10 @@ def stack(
     belong together. Raises where dtypes or shapes differ, a group lacks a number, or a name is
     taken.
     """
-    put_together(draft, from_, into, expect, partial(_stacked, dim))
+    put_together(draft, from_, into, expect, partial(_stack, dim))
 
 
-def _stacked(dim: int, names: Sequence[str], parts: tuple[LazyTensor, ...]) -> LazyTensor:
+def _stack(dim: int, names: Sequence[str], parts: tuple[LazyTensor, ...]) -> LazyTensor:
     require_alike(names, parts, None)
     shape = parts[0].spec.shape
     dim = dimension(names[0], parts[0].spec, dim, after=1)

@@ -54,8 +54,8 @@ def weight_align(
         if not weights:
             raise PlanError(f"'{layer.module or layer.names[0]}' has no weight with rows")
         for name in weights:
-            new = _ranges(rows) if rows else _created(draft[name])
-            changes[name] = _aligned(name, draft[name], new)
+            new = _ranges(rows) if rows else _created_rows(draft[name])
+            changes[name] = _align(name, draft[name], new)
     draft.replace(changes)
 
 
@@ -69,12 +69,12 @@ def _ranges(rows: Sequence[int]) -> Ranges:
     return ranges
 
 
-def _created(tensor: LazyTensor) -> Ranges:
+def _created_rows(tensor: LazyTensor) -> Ranges:
     full = whole(tensor.spec.shape)
     return sorted(region[0] for region in tensor.new_regions() if region[1:] == full[1:])
 
 
-def _aligned(name: str, tensor: LazyTensor, new: Ranges) -> LazyTensor:
+def _align(name: str, tensor: LazyTensor, new: Ranges) -> LazyTensor:
     """Return the tensor with old rows as they are, byte ranges where they were, and new scaled."""
     size = tensor.spec.shape[0]
     if not new:
@@ -85,7 +85,7 @@ def _aligned(name: str, tensor: LazyTensor, new: Ranges) -> LazyTensor:
         raise PlanError(f"'{name}' has no rows beside the new ones to align them to")
     scaled = Blockwise(
         tensor.spec,
-        _scaled,
+        _scale_rows,
         (tensor,),
         statistics=partial(_factor, name, new),
         working=np.dtype(np.float64),
@@ -127,7 +127,7 @@ def _factor(name: str, new: Ranges, operands: Operands) -> float:
     return means["old"] / means["new"]
 
 
-def _scaled(blocks: Sequence[Array], statistics: float, out: Array) -> Array:
+def _scale_rows(blocks: Sequence[Array], statistics: float, out: Array) -> Array:
     return np.multiply(blocks[0], statistics, out=out)
 
 

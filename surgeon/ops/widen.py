@@ -93,11 +93,11 @@ def widen(
     shared = draft.shared()
     for layer in found:
         count = rows or columns or (to or 0) - layer.size
-        for name, place in with_tied_layers(draft, layer, 1 if columns else dim, shared):
+        for name, own_dim in with_tied_layers(draft, layer, 1 if columns else dim, shared):
             changes[name] = (
-                copies.appended(draft[name], place)
+                copies.appended(draft[name], own_dim)
                 if copies
-                else _grown(draft, layer, name, place, count, init, bias_init)
+                else _grown(draft, layer, name, own_dim, count, init, bias_init)
             )
     is_zero = init == "zeros" or (isinstance(init, dict) and init.get("name") == "zeros")
     require_whole(draft, changes, [reader.name for reader in reading], has_zeros=is_zero)

@@ -111,16 +111,16 @@ class _Step:
         source = self._names.get(id(tensor))
         if source is not None:  # moved, or tied to another
             return (*lineage[source], Change(self._draft.step, self._op, (source,)))
-        return self._changed(name, tensor, "")
+        return self._describe_change(name, tensor, "")
 
     def kept(self, model: str, name: str, tensor: LazyTensor) -> Changes:
         """Return the lineage of a tensor of a model that the step made."""
         source = self._names.get(id(tensor))
         if source is not None:
             return self._tracer.lineage[source]
-        return self._changed(name, tensor, model)
+        return self._describe_change(name, tensor, model)
 
-    def _changed(self, name: str, tensor: LazyTensor, model: str) -> Changes:
+    def _describe_change(self, name: str, tensor: LazyTensor, model: str) -> Changes:
         own = self._before.get(name)
         here, others, inits = self._origins(tensor, name, own)
         parent = name if own and (name in here or not here) else next(iter(here), None)

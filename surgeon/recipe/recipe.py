@@ -89,8 +89,8 @@ def load(location: str, overrides: Mapping[str, Any]) -> Recipe:
         problems = [f"{label}: {problem}" for problem in problems_of(text, frame, "")]
         if problems:
             raise UsageError(*problems)
-        filled, variables = _filled(text, overrides, label)
-        return _parsed(filled, variables, text, path, label)
+        filled, variables = _fill_in(text, overrides, label)
+        return _parse(filled, variables, text, path, label)
     except RecursionError:
         raise UsageError(f"{label}: nested too deeply") from None
 
@@ -113,7 +113,7 @@ def find(location: str) -> Path:
     raise UsageError(f"{location}: no such recipe file{hint or '; `surgeon recipes` lists ours'}")
 
 
-def _filled(
+def _fill_in(
     text: Mapping[str, Any], overrides: Mapping[str, Any], label: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the recipe with its variables' values in their places, and the values."""
@@ -163,7 +163,7 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _parsed(
+def _parse(
     filled: Mapping[str, Any],
     variables: Mapping[str, Any],
     text: Mapping[str, Any],

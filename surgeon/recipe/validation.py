@@ -31,7 +31,7 @@ def problems_of(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[s
         return
     errors = sorted(errors_of(value, schema), key=lambda error: list(error.absolute_path))
     # Of several missing keys there is an error each, and each is worded as all of them.
-    yield from dict.fromkeys(line for error in errors for line in _worded(error, place))
+    yield from dict.fromkeys(line for error in errors for line in _explain(error, place))
 
 
 def is_surely_valid(value: Any, schema: Mapping[str, Any]) -> bool:
@@ -53,7 +53,7 @@ def errors_of(value: Any, schema: Mapping[str, Any]) -> Iterator[ValidationError
     return Draft202012Validator(schema, format_checker=checker).iter_errors(value)
 
 
-def _worded(error: ValidationError, place: str) -> Iterator[str]:
+def _explain(error: ValidationError, place: str) -> Iterator[str]:
     where = place + "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path
     )
@@ -88,7 +88,7 @@ def _worded(error: ValidationError, place: str) -> Iterator[str]:
             yield f"{prefix}{error.cause}"
         case "type":
             names = " or ".join([wanted] if isinstance(wanted, str) else wanted)
-            yield f"{prefix}{_shortened(instance)} is not of type {names}"
+            yield f"{prefix}{_shorten(instance)} is not of type {names}"
         case _:
             yield f"{prefix}{error.message}"
 
@@ -107,15 +107,15 @@ def _closest_branch(error: ValidationError, place: str, prefix: str) -> Iterator
     if fitting:
         closest = min(fitting, key=len)
         for problem in closest:
-            yield from _worded(problem, place)
+            yield from _explain(problem, place)
     else:
         kinds: list[Any] = [problems[0].validator_value for problems in branches.values()]
         flat = [kind for kind in kinds for kind in ([kind] if isinstance(kind, str) else kind)]
         names = " or ".join(dict.fromkeys(map(str, flat)))
-        yield f"{prefix}{_shortened(error.instance)} is not of type {names}"
+        yield f"{prefix}{_shorten(error.instance)} is not of type {names}"
 
 
-def _shortened(value: Any) -> str:
+def _shorten(value: Any) -> str:
     # Of a recipe all is JSON; YAML has dates and more.
     return _cut(json.dumps(value, ensure_ascii=False, default=str))
 

@@ -85,9 +85,8 @@ def test_gamma_outside_of_its_range_is_an_error(bench, gamma):
         bench.plan({"op": "breadcrumbs", "models": models, "density": 0.5, "gamma": gamma})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_tensor_of_many_blocks(bench, dtype):
-    tensors = fine_tuned(1, dtype, (700, 500))
+def test_tensor_of_many_blocks(bench):
+    tensors = fine_tuned(1, torch.bfloat16, (600, 500))
     made = merged(bench, tensors, "breadcrumbs", density=0.5, gamma=0.1)
     changes = [middle(d, 0.5, 0.1) for d in task_vectors(tensors)]
     assert_rounded(made, added(tensors, changes, add_up))

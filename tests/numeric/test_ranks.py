@@ -84,6 +84,16 @@ def test_numbers_that_are_probabilities_are_not_below_them():
         assert np.array_equal(found, expected), epsilon
 
 
+def test_every_number_has_its_least_rank():
+    row, numbers = 241, np.arange(1 << 8) / (1 << 8)
+    for epsilon in (n / 40 for n in range(1, 20)):
+        found = chances(0.5, epsilon, row)
+        along = found.of(np.arange(row))
+        between = numbers[(along[0] <= numbers) & (numbers < along[-1])]
+        expected = np.searchsorted(along, between, side="right")
+        assert np.array_equal(found._least_ranks(between), expected)
+
+
 def test_words_are_those_of_float32_numbers():
     chunks = [STREAM.generator(chunk).random(CHUNK, np.float32) for chunk in range(3)]
     starts, sizes = [0, 5, 8, 65530, CHUNK, CHUNK + 3], [0, 1, 7, 8, 9, CHUNK + 100]

@@ -42,7 +42,7 @@ def acting(epsilon: float, boost: Boost | None = None) -> Arithmetic:
             limits = [epsilon * root for root in root_mean_squares(operands, _changes)]
         boosts = [1.0] * len(limits)
         if boost:
-            shared, own = _counted(operands, limits)
+            shared, own = _count(operands, limits)
             boosts = [boost(*counts) for counts in zip(shared, own, strict=True)]
         return _Known(limits, boosts)
 
@@ -82,7 +82,7 @@ def _together(acts: Sequence[Array]) -> Array:
     return count
 
 
-def _counted(operands: Operands, limits: Sequence[float]) -> tuple[list[int], list[int]]:
+def _count(operands: Operands, limits: Sequence[float]) -> tuple[list[int], list[int]]:
     """Return how many elements each model shares with others, and how many are its own."""
     shared, own = [0] * len(limits), [0] * len(limits)
     for blocks in operands.blocks(np.dtype(np.float64)):

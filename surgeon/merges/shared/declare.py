@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
-from surgeon.base.errors import PlanError
+from surgeon.base.errors import PlanError, listed
 from surgeon.base.patterns import Target
 from surgeon.base.schema import parameter_name
 from surgeon.draft import Draft, Tensors
@@ -83,8 +83,6 @@ class AuxiliaryTensors:
 Maker = Callable[..., Arithmetic | WholeArithmetic]
 # Of the draft, the names to merge, a model's name and the step's parameters: its tensors.
 Prepare = Callable[[Draft, list[str], str, Mapping[str, Any]], Tensors]
-# Names that a note lists.
-_SHOWN = 5
 
 
 _ADAPTED: dict[str, Any] = {
@@ -353,12 +351,10 @@ class _Resolver:
         if not self._declared.auxiliary or not self._without_auxiliary:
             return
         models = ", ".join(f"'{model}'" for model in dict.fromkeys(self.auxiliary_models))
-        names = ", ".join(f"'{name}'" for name in self._without_auxiliary[:_SHOWN])
-        more = len(self._without_auxiliary) - _SHOWN
-        listed = f"{names} and {more} more" if more > 0 else names
+        nothing = f"there is nothing in model {models} for {listed(self._without_auxiliary)}"
         if not self._with_auxiliary:
-            raise PlanError(f"there is nothing in model {models} for {listed}")
-        self._draft.notes.append(f"there is nothing in model {models} for {listed}: averaged")
+            raise PlanError(nothing)
+        self._draft.notes.append(f"{nothing}: averaged")
 
 
 def _check_models(

@@ -11,7 +11,7 @@ import numpy as np
 
 from surgeon.base import patterns
 from surgeon.base.errors import PlanError
-from surgeon.draft import Draft
+from surgeon.draft import Draft, vectors
 from surgeon.lazy import (
     Blocks,
     Blockwise,
@@ -24,7 +24,6 @@ from surgeon.lazy import (
     WholeTensor,
 )
 from surgeon.lazy.values import beyond, is_finite, require_finite, same_values
-from surgeon.merges.shared.varying import vectors
 from surgeon.numeric.dtypes import DTYPES, Array
 
 _FLOAT64 = np.dtype(np.float64)

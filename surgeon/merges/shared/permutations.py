@@ -132,7 +132,7 @@ def _agreement(
     total = 0.0
     for name, dimensions in units.dimensions.items():
         state, model = pairs[name]
-        total += float(np.add.reduce(state * _permuted(model, dimensions, found), axis=None))
+        total += float(np.add.reduce(state * _permute(model, dimensions, found), axis=None))
     return total
 
 
@@ -168,10 +168,10 @@ def permute(value: Array, permutation: Array, dim: int) -> Array:
 
 def _permute_by(units: Units, dimensions: Dimensions, values: Sequence[Array]) -> Array:
     value, permutations = values
-    return _permuted(value, dimensions, units.split(permutations))
+    return _permute(value, dimensions, units.split(permutations))
 
 
-def _permuted(value: Array, dimensions: Dimensions, found: Sequence[Array]) -> Array:
+def _permute(value: Array, dimensions: Dimensions, found: Sequence[Array]) -> Array:
     for dim, group in enumerate(dimensions):
         if group is not None:
             value = permute(value, found[group], dim)

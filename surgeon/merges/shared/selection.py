@@ -94,7 +94,7 @@ def cuts(
     """
     size = operands.tensors[0].spec.count
     if size <= _FEW:
-        return _partitioned(operands, measures, counts)
+        return _partition(operands, measures, counts)
     looks_compiled = operands.are_compiled and all(isinstance(m, Difference) for m in measures)
     narrow = monotone_in_float32 and not looks_compiled  # compiled loops read float64 as fast
     keys = np.dtype(np.float32 if narrow else np.float64)
@@ -112,7 +112,7 @@ def cuts(
     return [[search.cut or NOTHING for search in searches] for searches in found]
 
 
-def _partitioned(
+def _partition(
     operands: Operands, measures: Sequence[Measure], counts: Sequence[Sequence[int]]
 ) -> list[list[Cut]]:
     """Return the cuts of a tensor of which all magnitudes are held."""

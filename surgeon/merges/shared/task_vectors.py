@@ -26,7 +26,7 @@ Normalize = Annotated[bool, "divide by the sum of the weights"]
 NormalizeAgreeing = Annotated[bool, "divide by the sum of the weights of the models that agree"]
 
 
-def summed(
+def add_up(
     at: TensorContext,
     pruning: Pruning,
     *,
@@ -76,7 +76,7 @@ def _changes(
     ]
 
 
-def elected(
+def elect_and_add(
     at: TensorContext,
     pruning: Pruning,
     *,

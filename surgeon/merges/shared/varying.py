@@ -11,7 +11,7 @@ from surgeon.base import patterns
 from surgeon.base.depth import all_positions, fraction
 from surgeon.base.errors import PlanError
 from surgeon.base.schema import of_hint
-from surgeon.draft import Tensors
+from surgeon.draft import Tensors, vectors
 
 
 @dataclass(frozen=True)
@@ -104,19 +104,14 @@ class Numbers:
 
     def _by_name(self, rules: list[dict[str, Any]], name: str) -> float:
         for rule in rules:
-            if "target" not in rule or name in self._selected(rule["target"]):
+            if "target" not in rule or name in self._select(rule["target"]):
                 return self.value(rule["value"], name)
         raise PlanError(f"no rule gives a value for '{name}'; end with one that has no 'target'")
 
-    def _selected(self, target: str | list[str]) -> set[str]:
+    def _select(self, target: str | list[str]) -> set[str]:
         key = repr(target)
         if key not in self._selections:
             special = {"@vectors": vectors(self._tensors), "@new": ()}
             found = patterns.select(target, self._tensors, special=special, optional=True)
             self._selections[key] = set(found)
         return self._selections[key]
-
-
-def vectors(tensors: Tensors) -> list[str]:
-    """Return the names of all tensors of rank 1 and below."""
-    return [name for name, tensor in tensors.items() if len(tensor.spec.shape) <= 1]

@@ -171,15 +171,15 @@ def _adapter_of_others(
 
 def _configuration(outside: Outside, location: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what adapter_config.json says, in the folder or beside the file."""
-    for place in (PurePath(location), PurePath(location).parent):
+    for folder in (PurePath(location), PurePath(location).parent):
         try:
-            found = outside.read_json(str(place / CONFIG))
+            found = outside.read_json(str(folder / CONFIG))
         except MissingError:
             continue
         except UsageError as error:
             raise CheckpointError(*error.problems) from None
         if not isinstance(found, dict):
-            raise PlanError(f"{place / CONFIG}: not an object")
+            raise PlanError(f"{folder / CONFIG}: not an object")
         return found
     if "r" not in given or "lora_alpha" not in given:
         raise PlanError(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from surgeon.base.errors import PlanError
+from surgeon.base.errors import PlanError, listed
 from surgeon.draft import Draft
 from surgeon.lazy import Blockwise, CompiledForm, Kernel, LazyTensor, TensorSpec
 from surgeon.lazy.values import beyond, require_finite
@@ -34,8 +34,7 @@ def floats(draft: Draft, names: Sequence[str], integers: Integers) -> list[str]:
             )
         )
     if kept:
-        others = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-        draft.notes.append(f"'{kept[0]}'{others}: not floating-point; kept as is")
+        draft.notes.append(f"{listed(kept, 1)}: not floating-point; kept as is")
     return [name for name in names if name not in set(kept)]
 
 

@@ -93,15 +93,17 @@ def outputs(
     found: list[Outputs] = []
     problems: list[str] = []
     for layer in layers(draft, target):
-        places = {name: _place(draft.spec(name), layer, dim, vectors) for name in layer.names}
-        dims = {name: place for name, place in places.items() if place is not None}
+        own_dims = {name: _own_dim(draft.spec(name), layer, dim, vectors) for name in layer.names}
+        dims = {name: own_dim for name, own_dim in own_dims.items() if own_dim is not None}
         if not dims:
             (what, name) = ("rows", "columns")[dim], layer.names[0]
             problems.append(f"'{name}' has no {what}: it is {draft.spec(name)}")
             continue
         size = _size(draft, layer, dims, dim, vectors)
         same = {
-            name: place for name, place in dims.items() if draft.spec(name).shape[place] == size
+            name: own_dim
+            for name, own_dim in dims.items()
+            if draft.spec(name).shape[own_dim] == size
         }
         problems += [
             f"'{name}' is {draft.spec(name)}: values of less than a byte cannot be moved"
@@ -114,7 +116,7 @@ def outputs(
     return found
 
 
-def _place(spec: TensorSpec, layer: Layer, dim: int, vectors: bool) -> int | None:
+def _own_dim(spec: TensorSpec, layer: Layer, dim: int, vectors: bool) -> int | None:
     if layer.is_module and vectors and len(spec.shape) == 1:
         return 0
     return dim if len(spec.shape) > dim else None
@@ -122,11 +124,11 @@ def _place(spec: TensorSpec, layer: Layer, dim: int, vectors: bool) -> int | Non
 
 def _size(draft: Draft, layer: Layer, dims: Mapping[str, int], dim: int, vectors: bool) -> int:
     weight = weight_of(draft, layer.module) if layer.is_module else None
-    place = _place(weight, layer, dim, vectors) if weight else None
-    if weight and place is not None:
-        return weight.shape[place]
-    name, place = next(iter(dims.items()))
-    return draft.spec(name).shape[place]
+    own_dim = _own_dim(weight, layer, dim, vectors) if weight else None
+    if weight and own_dim is not None:
+        return weight.shape[own_dim]
+    name, own_dim = next(iter(dims.items()))
+    return draft.spec(name).shape[own_dim]
 
 
 def with_tied_layers(
@@ -134,13 +136,13 @@ def with_tied_layers(
 ) -> Iterator[tuple[str, int]]:
     """Yield each tensor that changes once: also the rest of layers whose weight is tied to one."""
     seen: set[int] = set()
-    for name, place in layer.dims.items():
-        changing = [(name, place)]
+    for name, own_dim in layer.dims.items():
+        changing = [(name, own_dim)]
         for tied in draft.tied(name) if name in shared else []:
             siblings = directly_in(draft, tied.rpartition(".")[0]) if dim == 0 else []
             along = [(other, 0) for other in siblings
                      if draft.spec(other).shape[:1] == (layer.size,)]  # fmt: skip
-            changing += [] if tied == name else [(tied, place), *along]
+            changing += [] if tied == name else [(tied, own_dim), *along]
         for other, where in changing:
             if id(draft[other]) not in seen:
                 seen.add(id(draft[other]))

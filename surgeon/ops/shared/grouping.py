@@ -20,7 +20,7 @@ from surgeon.ops.shared.moves import require_distinct
 
 
 @dataclass(frozen=True)
-class Group:
+class Sources:
     """The tensors that make one, in order."""
 
     into: str
@@ -38,7 +38,7 @@ class _Part:
 
 def grouped(
     draft: Draft, sources: str | Sequence[str], into: str, expect: int | None
-) -> list[Group]:
+) -> list[Sources]:
     """Return what belongs together; raises PlanError for groups with parts missing."""
     sources = [sources] if isinstance(sources, str) else sources
     used = patterns.used(into)
@@ -71,7 +71,7 @@ def grouped(
         problems = list(_gaps(groups, sources, expect))
     if problems:
         raise PlanError(*problems)
-    return [Group(into, tuple(part.name for part in sorted(parts)))
+    return [Sources(into, tuple(part.name for part in sorted(parts)))
             for into, parts in groups.items()]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Where new values go, and the ways of filling such a place; see values.py."""
+"""The part of a tensor that has to be made, and the ways of making it; see values.py."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Make = Callable[[int, int, Stream, Scratch], Array]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where values are missing: all that an initialisation may look at.
+class NewPart:
+    """The part of a tensor that has to be made: all that an initialisation may look at.
 
     `spec` is the whole tensor as it will be. `old` is what there is of it, None where nothing is;
     it comes first along `dim`. `weight` is the final weight of the module that the tensor is in.
@@ -44,13 +44,13 @@ class Place:
         return self.spec.resized(self.dim, self.spec.shape[self.dim] - self.old_size)
 
     def error(self, problem: str) -> PlanError:
-        """Return the error that says what this place is and what is wrong with it."""
+        """Return the error that says whose part this is and what is wrong with it."""
         return PlanError(f"'{self.stream.name}' is {self.spec}: {problem}")
 
 
 @dataclass(frozen=True)
 class Initialisation:
-    """One declared initialisation; `make` raises PlanError where it cannot serve a place."""
+    """One declared initialisation; `make` raises PlanError where it cannot make a part."""
 
     name: str
     about: str
@@ -61,7 +61,7 @@ class Initialisation:
     @cached_property
     def schema(self) -> Schema:
         """The JSON Schema of the parameters, as an object."""
-        return of_parameters(self.make, leave_out=("place", "old"))
+        return of_parameters(self.make, leave_out=("part", "old"))
 
 
 INITIALISERS: dict[str, Initialisation] = {}
@@ -70,7 +70,7 @@ Declared = Callable[..., LazyTensor]
 
 
 def initialisation(*kinds: str, looks_at_rows: bool = False) -> Callable[[Declared], Declared]:
-    """Register a function of a place (and the old tensor) and parameters under its own name.
+    """Register a function of a new part (and the old tensor) and parameters under its own name.
 
     `kinds` are the kinds of dtype that it has values for.
     """
@@ -85,7 +85,7 @@ def initialisation(*kinds: str, looks_at_rows: bool = False) -> Callable[[Declar
 
 @dataclass(frozen=True)
 class Bound:
-    """An initialisation for one place: what `Fresh` holds."""
+    """An initialisation of one part: what `Fresh` holds."""
 
     name: str
     make: Make
@@ -99,67 +99,67 @@ class Bound:
         return self.make(start, stop, stream, scratch)
 
 
-def sampled(place: Place, name: str, sample: Sample) -> LazyTensor:
+def sampled(part: NewPart, name: str, sample: Sample) -> LazyTensor:
     """Return a missing part whose elements are independent draws."""
-    count = place.missing.count
+    count = part.missing.count
 
     def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
         return drawn(stream, count, start, stop, sample)
 
-    return Fresh(place.missing, Bound(name, make), place.stream)
+    return Fresh(part.missing, Bound(name, make), part.stream)
 
 
 def positioned(
-    place: Place, name: str, make: Make, at_once_bytes: tuple[int, int] = (0, 0)
+    part: NewPart, name: str, make: Make, at_once_bytes: tuple[int, int] = (0, 0)
 ) -> LazyTensor:
     """Return the missing part of a tensor whose elements depend on where in it they are."""
     bound = Bound(name, make, at_once_bytes=at_once_bytes)
-    all_of_it = Fresh(place.spec, bound, place.stream)
-    if place.old is None:
+    all_of_it = Fresh(part.spec, bound, part.stream)
+    if part.old is None:
         return all_of_it
-    return Selected(all_of_it, place.dim, ((place.old_size, place.spec.shape[place.dim]),))
+    return Selected(all_of_it, part.dim, ((part.old_size, part.spec.shape[part.dim]),))
 
 
-def filled(place: Place, name: str, value: float) -> LazyTensor:
+def filled(part: NewPart, name: str, value: float) -> LazyTensor:
     """Return a missing part that is one value everywhere."""
-    dtype = DTYPES[place.spec.dtype]
+    dtype = DTYPES[part.spec.dtype]
     if dtype.kind == "float":
-        check_fits(place, value)
+        check_fits(part, value)
         filling = np.dtype(np.float64)
     else:
         largest = 1 if dtype.kind == "bool" else np.iinfo(dtype.storage).max
         smallest = 0 if dtype.kind == "bool" else np.iinfo(dtype.storage).min
         if value != int(value) or not smallest <= value <= largest:
-            raise place.error(f"{value:g} is not a value of {dtype.name}")
+            raise part.error(f"{value:g} is not a value of {dtype.name}")
         value, filling = int(value), dtype.storage
 
     def make(start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
         return np.full(stop - start, value, filling)
 
-    return Fresh(place.missing, Bound(name, make), place.stream)
+    return Fresh(part.missing, Bound(name, make), part.stream)
 
 
-def check_fits(place: Place, *values: float) -> None:
+def check_fits(part: NewPart, *values: float) -> None:
     """Raise where one of the values would be rounded to infinity or NaN."""
-    dtype = DTYPES[place.spec.dtype]
+    dtype = DTYPES[part.spec.dtype]
     block, spare = np.array(values, np.float64), np.empty(SPARE * len(values), np.uint32)
     stored = downcast(block, dtype.name, np.empty(len(values), dtype.storage), spare)
     fits = np.isfinite(upcast(stored, dtype.name, np.empty(len(values), np.float64)))
     if not fits.all():
-        raise place.error(f"values up to {block[~fits][0]:g} do not fit into {dtype.name}")
+        raise part.error(f"values up to {block[~fits][0]:g} do not fit into {dtype.name}")
 
 
 # A standard normal exceeds this once in 10^15 draws.
 FAR = 8
 
 
-def normal_values(place: Place, name: str, mean: float, std: float) -> LazyTensor:
+def normal_values(part: NewPart, name: str, mean: float, std: float) -> LazyTensor:
     """Return a missing part of independent normal values."""
-    check_fits(place, mean - FAR * std, mean + FAR * std)
-    return sampled(place, name, lambda generator, count: generator.normal(mean, std, count))
+    check_fits(part, mean - FAR * std, mean + FAR * std)
+    return sampled(part, name, lambda generator, count: generator.normal(mean, std, count))
 
 
-def uniform_values(place: Place, name: str, low: float, high: float) -> LazyTensor:
+def uniform_values(part: NewPart, name: str, low: float, high: float) -> LazyTensor:
     """Return a missing part of independent uniform values."""
-    check_fits(place, low, high)
-    return sampled(place, name, lambda generator, count: generator.uniform(low, high, count))
+    check_fits(part, low, high)
+    return sampled(part, name, lambda generator, count: generator.uniform(low, high, count))
