@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from surgeon import recipe, surgery
 from surgeon.output.execute import Options
+from surgeon.recipe.locations import bind_models
 
 Tensors = dict[str, torch.Tensor]
 
@@ -39,7 +40,7 @@ def applied(folder: Path, name: str, *models: str, **variables: Any) -> tuple[Te
     save_file(tensors(0), folder / "in.safetensors")
     save_file(tensors(1), folder / "other.safetensors")
     plan = recipe.load(name, variables)
-    locations = surgery.bind_models(plan, [str(folder / model) for model in models], {})
+    locations = bind_models(plan, [str(folder / model) for model in models], {})
     output = folder / "out.safetensors"
     with surgery.opened(plan, str(folder / "in.safetensors"), locations) as opened:
         surgery.write(opened, output, Options(), force=False)
@@ -281,7 +282,7 @@ def lora_there_and_back(folder: Path) -> Tensors:
     plan = recipe.load(
         "extract-lora-adapter", {"target": ["body", "fc"], "rank": 4, "others": "drop"}
     )
-    locations = surgery.bind_models(plan, [str(folder / "in.safetensors")], {})
+    locations = bind_models(plan, [str(folder / "in.safetensors")], {})
     with surgery.opened(plan, str(folder / "trained.safetensors"), locations) as opened:
         surgery.write(opened, folder / "adapter", Options(), force=False)
     found, _ = applied(folder, "merge-lora-adapter", adapter=str(folder / "adapter"))

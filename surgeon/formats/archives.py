@@ -9,7 +9,7 @@ from surgeon.formats.files import InputFile, Window
 from surgeon.formats.opcodes import read as read_pickle
 from surgeon.formats.torch_values import TorchWorld
 from surgeon.formats.torch_zip import Archive, open_archive
-from surgeon.lazy import LazyTensor, Stored, TensorSpec
+from surgeon.lazy import LazyTensor, Stored, TensorSpec, is_stored
 
 _ONE_STORAGE = "data/0"
 
@@ -55,7 +55,7 @@ class Archives:
             tensor = Stored(file, record.offset + template.begin, template.spec)
             return tensor, {tensor: record} if archive.states_checksums else {}
         value, world = _read(archive, data)
-        if isinstance(value, Stored) and record and len(world.stated) == 1:
+        if is_stored(value) and record and len(world.stated) == 1:
             begin = value.offset - record.offset
             if 0 <= begin <= record.size_bytes and value.spec.count:
                 self._templates[data] = _Template(value.spec, begin, record.size_bytes)

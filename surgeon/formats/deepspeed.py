@@ -19,7 +19,7 @@ from typing import Any
 
 from surgeon.base.errors import CheckpointError, listed
 from surgeon.formats.checkpoint import Contents, Opaque, is_tensor, plain, spec_of
-from surgeon.lazy import Joined, LazyTensor, Rearranged, Sharded, Stored, TensorSpec
+from surgeon.lazy import Joined, LazyTensor, Rearranged, Sharded, Stored, TensorSpec, is_stored
 from surgeon.numeric.dtypes import DTYPES
 
 ReadFile = Callable[[Path], Contents]
@@ -141,7 +141,7 @@ def _put_together(
 def _rank(saved: Mapping[object, Any], key: str) -> _Rank:
     parts = saved.get(key)
     if not isinstance(parts, list) or not all(
-        isinstance(part, Stored) and len(part.spec.shape) == 1 for part in parts
+        is_stored(part) and len(part.spec.shape) == 1 for part in parts
     ):
         raise ValueError(f"found {key!r} that is no list of flat tensors")
     base = saved.get("base_optimizer_state", saved.get("optimizer_state_dict"))
@@ -242,7 +242,7 @@ def _ordered(
     frozen = first.get("frozen_param_shapes") or {}
     for name, shape in (_shapes(frozen) if frozen else {}).items():
         held = [_dict(state, "frozen_param_fragments").get(name) for state in states]
-        fragments = [part for part in held if isinstance(part, Stored)]
+        fragments = [part for part in held if is_stored(part)]
         if len(fragments) < len(held):
             raise ValueError(f"found no values of the frozen parameter {name!r}")
         flat = [Stored(part.file, part.offset, TensorSpec(part.spec.dtype, (part.spec.count,)))
@@ -301,7 +301,7 @@ def _moment(value: object, part: Stored) -> Stored | None:
 
     Of the last rank's parameters the padding is not saved, of their moments it is.
     """
-    if not isinstance(value, Stored) or len(value.spec.shape) != 1:
+    if not is_stored(value) or len(value.spec.shape) != 1:
         return None
     if value.spec.count < part.spec.count:
         return None

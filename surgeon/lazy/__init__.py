@@ -29,13 +29,13 @@ from surgeon.lazy.blockwise import (
 )
 from surgeon.lazy.evaluate import Form
 from surgeon.lazy.joined import Joined, Selected
-from surgeon.lazy.product import Product
+from surgeon.lazy.product import Product, is_product
 from surgeon.lazy.rearranged import Rearranged
 from surgeon.lazy.recoded import Recoded, is_recoded, moved_from
 from surgeon.lazy.same import Copied, Sharded
 from surgeon.lazy.scaled import Scaled
 from surgeon.lazy.scratch import Scratch
-from surgeon.lazy.stored import Fresh, Initialiser, Stored, Stream, Strided
+from surgeon.lazy.stored import Fresh, Initialiser, Stored, Stream, Strided, is_stored
 from surgeon.lazy.whole_tensor import WholeTensor
 
 __all__ = [
@@ -72,7 +72,9 @@ __all__ = [
     "bottom_up",
     "detached",
     "is_computed_at_once",
+    "is_product",
     "is_recoded",
+    "is_stored",
     "moved_from",
     "rounded",
     "step_of",

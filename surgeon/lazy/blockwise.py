@@ -264,9 +264,7 @@ class Blockwise(Form):
                 for operand in self.operands:
                     block = yield Request(operand, start, stop)
                     stored.append(Block(block, operand.spec.dtype))
-                with np.errstate(over="ignore", invalid="ignore"):
-                    fits = self.compiled(stored, statistics, self.spec.dtype, out)
-                if fits or not self.explain:
+                if self._write_compiled(stored, statistics, out):
                     return
         spare = scratch.take(np.uint32, SPARE * (stop - start))
         # Sums of float32 may overflow although their mean does not.
@@ -278,6 +276,13 @@ class Blockwise(Form):
             if values.array.dtype != np.float32:
                 self.explain(values.blocks)
                 return
+
+    def _write_compiled(self, stored: StoredBlocks, statistics: Any, out: Array) -> bool:
+        """Write in one compiled loop; say whether there is nothing to be explained."""
+        assert self.compiled
+        with np.errstate(over="ignore", invalid="ignore"):
+            fits = self.compiled(stored, statistics, self.spec.dtype, out)
+        return fits or self.explain is None
 
     def _values(
         self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any]

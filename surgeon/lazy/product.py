@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -96,6 +96,11 @@ class Product(Form):
 
     def new_regions(self) -> tuple[Region, ...]:
         return ()
+
+
+def is_product(tensor: LazyTensor) -> TypeGuard[Product]:
+    """Say whether a tensor is a product whose factors may be asked for."""
+    return isinstance(tensor, Product)
 
 
 class _Strips:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 
@@ -243,3 +243,8 @@ class Fresh(Form):
 
     def new_regions(self) -> tuple[Region, ...]:
         return (whole(self.spec.shape),)
+
+
+def is_stored(value: object) -> TypeGuard[Stored]:
+    """Say whether something is a tensor that lies in one run of a file's bytes."""
+    return isinstance(value, Stored)

@@ -13,7 +13,7 @@ from surgeon.base.errors import PlanError
 from surgeon.draft import Draft
 from surgeon.draft.quantised import groups
 from surgeon.draft.registry import op
-from surgeon.lazy import Blockwise, LazyTensor, Product, Scratch, TensorSpec
+from surgeon.lazy import Blockwise, LazyTensor, Product, Scratch, TensorSpec, is_product
 from surgeon.lazy.values import same_values
 from surgeon.numeric.dtypes import Array
 from surgeon.ops.shared.adapter_changes import (
@@ -238,7 +238,7 @@ def _change(
         changes.replaced[key] = name, with_rows(adapter, module, changes.base(name), rows)
         return
     name, change, is_turned = change_of(draft, adapter, module, parts)
-    if isinstance(change, Product):
+    if is_product(change):
         products[module] = change
     factor = adapter.scaling(module) * weight
     if "magnitude" in parts:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from surgeon import recipe, surgery
 from surgeon.base.errors import CheckFailedError
 from surgeon.output.execute import Options
+from surgeon.recipe.locations import bind_models
 from tests.network import assert_identical
 
 pytestmark = pytest.mark.slow
@@ -95,7 +96,7 @@ def expecting(tmp_path: Path) -> Callable[..., Path]:
         (tmp_path / "recipe.json").write_text(json.dumps(text))
         plan = recipe.load(str(tmp_path / "recipe.json"), {})
         source, output = str(tmp_path / "base.safetensors"), tmp_path / "out.safetensors"
-        with surgery.opened(plan, source, surgery.bind_models(plan, [], {})) as opened:
+        with surgery.opened(plan, source, bind_models(plan, [], {})) as opened:
             surgery.write(opened, output, Options(), force=True)
         return output
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from surgeon import recipe, surgery
 from surgeon.mergekit import imported
 from surgeon.output.execute import Options
+from surgeon.recipe.locations import bind_models
 from tests.conformance import models
 from tests.conformance.environment import environment
 
@@ -139,7 +140,7 @@ def apply_recipe(wanted: Json, source: str, output: Path) -> Tensors:
     path = output.with_suffix(".json")
     path.write_text(json.dumps(wanted))
     loaded = recipe.load(str(path), {})
-    bound = surgery.bind_models(loaded, [], {})
+    bound = bind_models(loaded, [], {})
     with surgery.opened(loaded, source, bound) as opened:
         surgery.write(opened, output, Options(), force=True)
     return read(output)

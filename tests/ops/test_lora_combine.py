@@ -100,7 +100,7 @@ def test_model_with_an_adapter_is_a_model_of_a_merge(bench, model):
 def operated(bench, *steps, **rest):
     output = bench.folder / "out"
     with surgery.opened(bench.recipe(*steps, **rest), str(bench.folder / "first"), {}) as opened:
-        opened.besides.check()
+        opened.folder_files.check()
         surgery.write(opened, output, Options(), force=True)
     assert not (output / "config.json").exists()
     return json.loads((output / "adapter_config.json").read_text())

@@ -96,7 +96,7 @@ def llama(folder, **config):
 
 def operated(bench, source, name, *steps, **rest):
     with surgery.opened(bench.recipe(*steps, **rest), str(source), {}) as opened:
-        opened.besides.check()
+        opened.folder_files.check()
         surgery.write(opened, bench.folder / name, Options(), force=True)
     written = bench.folder / name
     config = json.loads((written / "config.json").read_text())
