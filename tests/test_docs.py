@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from surgeon import recipe, samples
 from surgeon.cli.commands import commands
@@ -204,16 +204,54 @@ def test_every_block_is_of_a_kind_that_is_checked() -> None:
         assert "" not in loose
 
 
-def json_blocks() -> Iterator[Any]:
-    """Yield all but those of the page whose recipe needs the package beside it."""
+def json_blocks(*, with_files: bool = False) -> Iterator[Any]:
+    """Yield all but those of the page whose recipe needs the package beside it.
+
+    Commands of the page run those that are files.
+    """
     for name in sorted(WRITTEN.keys() - {"docs/writing-an-op.md"}):
         text = WRITTEN[name]
-        found = [block for _, kind, block in BLOCK.findall(text) if kind == "json"]
+        found = [
+            block
+            for file, kind, block in BLOCK.findall(text)
+            if kind == "json" and (with_files or not file)
+        ]
         for number, block in enumerate(found):
             yield pytest.param(block, id=f"{name}-{number}")
 
 
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that has the layers which the pages' recipes speak of."""
+    folder = tmp_path_factory.mktemp("world") / "everything"
+    folder.mkdir()
+    layers = ("embeddings", "layer4", "encoder.layers.0", "encoder.layers.1", "classifier")
+    tensors = {f"{layer}.weight": torch.zeros(7, 4) for layer in layers}
+    tensors |= {f"{layer}.bias": torch.zeros(7) for layer in layers} | network(7).state_dict()
+    save_file(tensors, folder / "model.safetensors")
+    labels = {"id2label": {i: f"LABEL_{i}" for i in range(7)}, "hidden": 4, "model_type": "own"}
+    (folder / "config.json").write_text(json.dumps(labels))
+    return folder
+
+
 @pytest.mark.parametrize("text", list(json_blocks()))
+def test_json_plans(text: str, everything: Path, tmp_path: Path) -> None:
+    whole = json.loads(text if text.startswith("{") else f'{{"surgeon": 1, "steps": [], {text}}}')
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(whole))
+    words = ["plan", path, everything, *[everything for _ in whole.get("models", ())]]
+    result = CliRunner().invoke(commands, [str(word) for word in words])
+    assert result.exit_code == 0, result.stderr
+
+
+def test_files_of_the_pages_are_used() -> None:
+    for text in WRITTEN.values():
+        files = {file for file, _, _ in BLOCK.findall(text)} - {"", "pyproject.toml"}
+        rest = re.sub(r"<!-- file: .* -->", "", text)
+        assert all(file.removesuffix(".py") in rest for file in files)
+
+
+@pytest.mark.parametrize("text", list(json_blocks(with_files=True)))
 def test_json_is_a_valid_recipe_or_a_part_of_one(text: str, tmp_path: Path) -> None:
     if text.startswith("["):
         assert all(isinstance(name, str) for name in json.loads(text))
