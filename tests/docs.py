@@ -1,33 +1,90 @@
-"""The generated parts of the README; `make docs` writes them, a test says when they are stale."""
+"""The generated parts of README and docs: `make docs` writes them, a test keeps them fresh."""
 
 from __future__ import annotations
 
 import inspect
 import re
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+import click
+
 from surgeon import recipe
+from surgeon.cli import catalogue
 from surgeon.cli.commands import commands
-from surgeon.draft.registry import OPS
+from surgeon.draft.registry import OPS, OURS, Op
 from surgeon.initialisers import INITIALISERS
 
 ROOT = Path(__file__).parents[1]
+# As one reads them; what has no generated part is checked too.
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _rows(titles: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
+    head = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _ours() -> list[Op]:
+    order = ("structure", "size", "values", "merge", "check")
+    ours = [OPS[name] for name in OPS if OPS.origin(name) == OURS]
+    return sorted(ours, key=lambda op: (order.index(op.group), op.name))
 
 
 def _ops() -> str:
-    rows = [f"| `{op.name}` | {op.group} | {op.summary} |" for op in OPS.values()]
-    order = ("structure", "size", "values", "merge", "check")
-    rows.sort(key=lambda row: order.index(row.split(" | ")[1]))
-    return "\n".join(["| op | kind | does |", "|---|---|---|", *rows])
+    rows = [(f"[`{op.name}`](#{op.name})", op.group, op.summary) for op in _ours()]
+    return _rows(("op", "kind", "does"), rows)
+
+
+def _op_pages() -> str:
+    return "\n\n".join(f"### {op.name}\n\n```text\n{_op_page(op)}\n```" for op in _ours())
+
+
+def _op_page(op: Op) -> str:
+    """Return what `surgeon ops NAME` prints, less what this page says once for all ops."""
+    text = catalogue.page(op.name).partition("\n\n")[2]
+    return re.sub(r"\n\ninitialisations\n(  .*(\n|$))+", "\n", text).rstrip()
+
+
+_ORDER = ("apply", "plan", "validate", "inspect", "diff", "compare", "verify", "import", "ops",
+          "schema", "recipes")  # fmt: skip
+
+
+def _in_order() -> list[tuple[str, click.Command]]:
+    """Return the commands as one meets them, new ones last."""
+    rank = {name: number for number, name in enumerate(_ORDER)}
+    return sorted(commands.commands.items(), key=lambda c: (rank.get(c[0], len(rank)), c[0]))
 
 
 def _commands() -> str:
-    return "\n".join(
-        f"| `surgeon {name}` | {command.get_short_help_str(200)} |"
-        for name, command in commands.commands.items()
-    )
+    rows = [(f"`surgeon {name}`", command.get_short_help_str(200)) for name, command in _in_order()]
+    return _rows(("command", "does"), rows)
+
+
+def _options() -> str:
+    parts = []
+    for name, command in _in_order():
+        rows = [
+            (f"`{_spelling(option)}`", (option.help or "").replace("|", "\\|"))
+            for option in command.params
+            if isinstance(option, click.Option)
+        ]
+        summary = command.get_short_help_str(200)
+        table = _rows(("option", "does"), rows) if rows else "It has no options."
+        parts.append(f"### surgeon {name}\n\n{summary}\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _spelling(option: click.Option) -> str:
+    names = ", ".join(option.opts)
+    if option.is_flag:
+        return names
+    kind = option.type
+    choices = "\\|".join(map(str, kind.choices)) if isinstance(kind, click.Choice) else ""
+    value = (option.metavar or "").replace("|", "\\|") or choices or "N"
+    return f"{names} {value}"
 
 
 def _recipes() -> str:
@@ -35,13 +92,13 @@ def _recipes() -> str:
     for name, path in recipe.ready_made().items():
         text = recipe.read_json(path, path.name)
         variables = ", ".join(f"`{variable}`" for variable in text["vars"])
-        rows.append(f"| `{name}` | {variables} | {text['about']} |")
-    return "\n".join(["| recipe | variables | does |", "|---|---|---|", *rows])
+        rows.append((f"`{name}`", variables, text["about"]))
+    return _rows(("recipe", "variables", "does"), rows)
 
 
 def _initialisers() -> str:
-    rows = [f"| `{row.name}` | {row.about} |" for row in INITIALISERS.values()]
-    return "\n".join(["| init | values |", "|---|---|", *rows])
+    rows = [(f"`{row.name}`", row.about) for row in INITIALISERS.values()]
+    return _rows(("init", "values"), rows)
 
 
 def _own_op() -> str:
@@ -50,22 +107,28 @@ def _own_op() -> str:
 
 PARTS = {
     "commands": _commands,
+    "options": _options,
     "ops": _ops,
+    "op-pages": _op_pages,
     "inits": _initialisers,
     "recipes": _recipes,
     "own-op": _own_op,
 }
 
 
-def generated(readme: str) -> str:
-    """Return the README with its generated parts as they should be."""
+def generated(page: str) -> str:
+    """Return a page with its generated parts as they should be."""
     for name, part in PARTS.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text = part()
-        readme = re.sub(
-            pattern, lambda found, text=text: f"{found[1]}{text}\n{found[2]}", readme, flags=re.S
+        page = re.sub(
+            pattern, lambda found, part=part: f"{found[1]}{part()}\n{found[2]}", page, flags=re.S
         )
-    return readme
+    return page
+
+
+def written(page: str) -> str:
+    """Return what of a page is written by hand."""
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->", "", page, flags=re.S)
 
 
 TORCH_TABLE = ROOT / "surgeon" / "recipe" / "torch_table.py"
@@ -125,5 +188,5 @@ def _words(kind: type, leave_out: tuple[str, ...]) -> str:
 
 if __name__ == "__main__":
     TORCH_TABLE.write_text(torch_table())
-    page = ROOT / "README.md"
-    page.write_text(generated(page.read_text()))
+    for page in PAGES:
+        page.write_text(generated(page.read_text()))

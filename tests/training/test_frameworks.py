@@ -1,4 +1,4 @@
-"""The README's 'Everywhere people train': every block of it runs as written, and trains exactly."""
+"""docs/frameworks.md: every block of it runs as written, and trains exactly."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from torch.nn.functional import cross_entropy
 from surgeon.training import Manifest
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-SECTION = README.partition("### Everywhere people train\n")[2].partition("\n## ")[0]
+PAGE = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text()
 BLOCKS = {
     re.split(r"[:\n]", block)[0].removeprefix("# "): block
-    for block in re.findall(r"```python\n(.*?)```", SECTION, flags=re.S)
+    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
 }
 Names = dict[str, Any]
 Snapshots = list[dict[str, Tensor]]
@@ -95,7 +95,7 @@ def operated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def names(operated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Names:
-    """What a block finds: the names of the README, in the folder of the manifest."""
+    """What a block finds: the names of the page, in the folder of the manifest."""
     folder = tmp_path / "run"
     shutil.copytree(operated, folder)
     monkeypatch.chdir(folder)
