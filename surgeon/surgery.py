@@ -25,8 +25,8 @@ from surgeon.recipe.locations import beside_recipe
 @contextmanager
 def opened(
     recipe: Recipe,
-    source: str,
-    locations: Mapping[str, str],
+    source: str | Checkpoint,
+    locations: Mapping[str, str | Checkpoint],
     optimizer: str | None = None,
     *,
     optimizer_order: str | None = None,
@@ -34,14 +34,16 @@ def opened(
 ) -> Iterator[Opened]:
     """Open all checkpoints of a recipe and plan it; reads headers only.
 
-    Without `allow_code`, a recipe whose `match` names a module is refused.
+    Without `allow_code`, a recipe whose `match` names a module is refused. What is open stays open.
     `optimizer` is where the state of the input's optimizer is. Without it, a state that the input
     holds beside the model is taken where a stage carries it; "none" leaves that behind.
     `optimizer_order` says how a state without names is told: "strict", or a JSON list of names.
     """
     with ExitStack() as stack:
 
-        def open_one(location: str) -> Checkpoint:
+        def open_one(location: str | Checkpoint) -> Checkpoint:
+            if isinstance(location, Checkpoint):
+                return location
             checkpoint = open_checkpoint(location)
             stack.callback(checkpoint.close)
             return checkpoint
@@ -60,7 +62,7 @@ def opened(
             read_json=lambda location: read_json(Path(beside_recipe(recipe, location)), location),
             build_module=torch_module.build if allow_code else torch_module.refuse,
             read_config=lambda name: config_of(models[name] if name else checkpoint),
-            location=lambda name: locations.get(name, ""),
+            location=lambda name: str(locations[name]) if name in models else "",
         )
         theirs = {name: model.tensors for name, model in models.items()}
         made = plan.make(recipe, checkpoint.tensors, theirs, outside, checkpoint.metadata)

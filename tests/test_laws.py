@@ -23,13 +23,12 @@ from safetensors.torch import save_file
 from surgeon import lazy, surgery
 from surgeon.base.errors import SurgeonError
 from surgeon.base.tables import json_text
-from surgeon.cli import report
 from surgeon.draft import ties
 from surgeon.draft.registry import COMMON, Op
 from surgeon.lazy import Blockwise, Scratch, walk
 from surgeon.merges import pruning
 from surgeon.numeric.dtypes import DTYPES
-from surgeon.output import execute
+from surgeon.output import execute, report
 from surgeon.output.execute import Options
 from surgeon.output.layout import lay_out
 from surgeon.recipe import OPS

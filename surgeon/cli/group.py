@@ -16,8 +16,6 @@ from surgeon.base.tables import json_text, shown
 if TYPE_CHECKING:
     pass
 
-# More workers than this wait for the memory bus or the disk.
-_MOST_WORKERS = 8
 # As a shell reports a program that ended by SIGINT, and by SIGPIPE.
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 
@@ -85,11 +83,3 @@ def print_json(document: Any) -> None:
 def say(lines: Sequence[str]) -> None:
     for line in lines:
         click.echo(line, err=True)
-
-
-def default_workers() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:  # macOS
-        cores = os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS)

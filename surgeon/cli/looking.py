@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from surgeon.base.errors import UsageError
-from surgeon.cli.group import command, default_workers, print_json, say
+from surgeon.cli.group import command, print_json, say
 from surgeon.cli.options import (
     json_option,
 )
@@ -80,6 +80,7 @@ def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None
         raise UsageError("compare takes two models or more")
     from surgeon.inspection import compare as comparison
     from surgeon.inspection import pictures
+    from surgeon.output.workers import default_workers
 
     if picture:
         pictures.require_drawable(picture)
@@ -103,6 +104,7 @@ def _verify(context: click.Context, output: Path, as_json: bool) -> None:
     OUTPUT is a .safetensors file, a model folder, or the manifest itself.
     """
     from surgeon.inspection.verify import verify
+    from surgeon.output.workers import default_workers
 
     found = verify(output, default_workers())
     if as_json:

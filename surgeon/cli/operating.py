@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from surgeon.base.errors import UsageError
-from surgeon.cli.group import command, default_workers, print_json, say
+from surgeon.cli.group import command, print_json, say
 from surgeon.cli.options import (
     allow_code_option,
     json_option,
@@ -89,9 +89,10 @@ def _apply(
     """
     import time
 
-    from surgeon.cli import report
+    from surgeon.output import report
     from surgeon.output.execute import Options
     from surgeon.output.memory import workers_within
+    from surgeon.output.workers import default_workers
     from surgeon.surgery import write
 
     models, target = _models_and_output(source, paths, output)
@@ -159,7 +160,7 @@ def _plan(
     With -o OUTPUT, finds everything that `apply` would refuse. Without it, one file is assumed, or
     a model folder where the recipe's `output` is for one only.
     """
-    from surgeon.cli import report
+    from surgeon.output import report
     from surgeon.surgery import output_plan
 
     with _planned(

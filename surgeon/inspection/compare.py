@@ -126,6 +126,9 @@ class Comparison:
             ],
         }
 
+    def __str__(self) -> str:
+        return self.as_text()
+
     def as_text(self) -> str:
         """Return a row for every layer, and one for all of them."""
         several = len(self.models) > 2

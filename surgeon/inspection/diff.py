@@ -38,15 +38,15 @@ class Difference:
 
     a: str
     b: str
-    compared: int = 0
+    tensors: int = 0
     added: dict[str, TensorSpec] = field(default_factory=dict)
     removed: dict[str, TensorSpec] = field(default_factory=dict)
-    retyped: dict[str, tuple[TensorSpec, TensorSpec]] = field(default_factory=dict)
+    reshaped: dict[str, tuple[TensorSpec, TensorSpec]] = field(default_factory=dict)
     changed: dict[str, Distance] = field(default_factory=dict)
 
     @property
     def equal(self) -> bool:
-        return not (self.added or self.removed or self.retyped or self.changed)
+        return not (self.added or self.removed or self.reshaped or self.changed)
 
     def as_json(self) -> dict[str, Any]:
         """Return the difference as a document."""
@@ -54,25 +54,28 @@ class Difference:
             "a": self.a,
             "b": self.b,
             "equal": self.equal,
-            "tensors": self.compared,
+            "tensors": self.tensors,
             "added": {name: _spec_json(spec) for name, spec in self.added.items()},
             "removed": {name: _spec_json(spec) for name, spec in self.removed.items()},
             "reshaped": {
                 name: {"a": _spec_json(before), "b": _spec_json(after)}
-                for name, (before, after) in self.retyped.items()
+                for name, (before, after) in self.reshaped.items()
             },
             "changed": {name: asdict(distance) for name, distance in self.changed.items()},
         }
 
+    def __str__(self) -> str:
+        return self.as_text()
+
     def as_text(self) -> str:
         """Return a row for every difference, and one line that sums them up."""
         if self.equal:
-            return f"equal: {plural(self.compared, 'tensor')}"
+            return f"equal: {plural(self.tensors, 'tensor')}"
         rows = [(name, f"removed: {_spec_text(spec)}") for name, spec in self.removed.items()]
         rows += [(name, f"added: {_spec_text(spec)}") for name, spec in self.added.items()]
         rows += [
             (name, f"{_spec_text(before)} -> {_spec_text(after)}")
-            for name, (before, after) in self.retyped.items()
+            for name, (before, after) in self.reshaped.items()
         ]
         full = [(*row, *[""] * len(_NUMBERS)) for row in rows]
         for name, distance in self.changed.items():
@@ -89,11 +92,11 @@ class Difference:
         kinds: dict[str, Mapping[str, object]] = {
             "removed": self.removed,
             "added": self.added,
-            "reshaped": self.retyped,
+            "reshaped": self.reshaped,
             "changed": self.changed,
         }
         counted = ", ".join(f"{len(found):,} {kind}" for kind, found in kinds.items() if found)
-        summary = f"different: {counted}, of {plural(self.compared, 'tensor')}"
+        summary = f"different: {counted}, of {plural(self.tensors, 'tensor')}"
         return table(("name", "what", *_NUMBERS), full, right=_NUMBERS) + f"\n\n{summary}"
 
 
@@ -132,13 +135,13 @@ def _compare(
     scratch = Scratch()
     known: dict[tuple[int, int], Distance | None] = {}
     for name in selected(pattern, {**first, **second}):
-        found.compared += 1
+        found.tensors += 1
         if name not in second:
             found.removed[name] = first[name].spec
         elif name not in first:
             found.added[name] = second[name].spec
         elif first[name].spec != second[name].spec:
-            found.retyped[name] = (first[name].spec, second[name].spec)
+            found.reshaped[name] = (first[name].spec, second[name].spec)
         else:
             pair = (id(first[name]), id(second[name]))
             if pair not in known:

@@ -44,6 +44,11 @@ class Verified:
     mismatches: list[str] = field(default_factory=list)
 
     @property
+    def verified(self) -> bool:
+        """Whether the output is what its manifest says."""
+        return not self.mismatches
+
+    @property
     def checked(self) -> str:
         """Whether the values were checked, or only names, shapes, dtypes and layout."""
         return "tensors" if self.hashed else "header"
@@ -52,12 +57,15 @@ class Verified:
         """Return the answer as a document."""
         return {
             "manifest": str(self.manifest),
-            "verified": not self.mismatches,
+            "verified": self.verified,
             "checked": self.checked,
             "tensors": self.tensors,
             "bytes": self.size_bytes,
             "mismatches": self.mismatches,
         }
+
+    def __str__(self) -> str:
+        return self.as_text()
 
     def as_text(self) -> str:
         """Return each mismatch, or a line that all is well."""

@@ -26,6 +26,17 @@ _Out = TypeVar("_Out")
 # With fewer bytes to read or to write, starting workers takes longer than they save.
 _SHARED_FROM = 64 << 20
 _PR_SET_PDEATHSIG = 1
+# More workers than this wait for the memory bus or the disk.
+_MOST_WORKERS = 8
+
+
+def default_workers() -> int:
+    """Return how many workers there are where nobody says: one per core, up to 8."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:  # macOS
+        cores = os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS)
 
 
 def worthwhile(workers: int, size_bytes: int) -> int:

@@ -4,6 +4,6 @@ No tensor data is read and nothing is written.
 """
 
 from surgeon.draft.registry import OPS
-from surgeon.recipe.recipe import Recipe, find, load, read_json, ready_made
+from surgeon.recipe.recipe import Recipe, RecipeLike, find, load, read_json, ready_made
 
-__all__ = ["OPS", "Recipe", "find", "load", "read_json", "ready_made"]
+__all__ = ["OPS", "Recipe", "RecipeLike", "find", "load", "read_json", "ready_made"]

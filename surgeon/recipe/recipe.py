@@ -62,6 +62,15 @@ class Recipe:
     training: Mapping[str, Any] | None
     output: Mapping[str, Any] = field(default_factory=dict)
 
+    @staticmethod
+    def load(recipe: RecipeLike, variables: Mapping[str, Any] | None = None) -> Recipe:
+        """Read, fill in and check a recipe; raises UsageError for every mistake in it."""
+        return load(recipe, variables or {})
+
+
+# A path, the name of a ready-made recipe, its JSON as a dict, or what was loaded already.
+RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+
 
 def read_json(path: Path, label: str) -> Any:
     """Read a JSON file strictly; raises UsageError, MissingError where there is none."""
@@ -75,24 +84,41 @@ def read_json(path: Path, label: str) -> Any:
         raise UsageError(f"{label}: {error}") from None
 
 
-def load(location: str, overrides: Mapping[str, Any]) -> Recipe:
-    """Read, fill in and check a recipe: a path, or the name of a ready-made one.
+def load(recipe: RecipeLike, overrides: Mapping[str, Any]) -> Recipe:
+    """Read, fill in and check a recipe: a path, the name of a ready-made one, or a dict.
 
-    Raises UsageError with a line for every mistake in it.
+    Raises UsageError with a line for every mistake in it. A dict's paths lead from here.
     """
-    path = find(location)
-    label = path.name
-    text = read_json(path, label)
+    if isinstance(recipe, Recipe):
+        if overrides:
+            raise UsageError(f"{recipe.label}: its variables have their values already")
+        return recipe
+    if isinstance(recipe, Mapping):
+        path, label = Path("recipe"), "recipe"
+        text = _as_json(dict(recipe), label)
+    else:
+        path = find(os.fspath(recipe))
+        label = path.name
+        text = read_json(path, label)
     try:
         # With variables still in it, only what they are substituted with can be checked.
         frame = {"type": "object", "properties": {"vars": RECIPE_SCHEMA["properties"]["vars"]}}
         problems = [f"{label}: {problem}" for problem in problems_of(text, frame, "")]
         if problems:
             raise UsageError(*problems)
-        filled, variables = _fill_in(text, overrides, label)
+        filled, variables = _fill_in(text, _as_json(dict(overrides), f"{label}: vars"), label)
         return _parse(filled, variables, text, path, label)
     except RecursionError:
         raise UsageError(f"{label}: nested too deeply") from None
+
+
+def _as_json(value: Any, label: str) -> Any:
+    """Return a value of Python as a JSON file would give it; raises UsageError where none can."""
+    try:
+        text = json.dumps(value).encode()
+        return strict_json.parse_json(text, most_bytes=_MOST_BYTES)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{label}: is not JSON: {error}") from None
 
 
 def ready_made() -> dict[str, Path]:

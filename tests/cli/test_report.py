@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from surgeon.base.errors import CheckpointError, PlanError, UsageError
 from surgeon.base.tables import json_text, table
-from surgeon.cli import catalogue, report
+from surgeon.cli import catalogue
 from surgeon.draft.registry import OPS
 from surgeon.formats import open_checkpoint
 from surgeon.initialisers import INITIALISERS
@@ -24,7 +24,7 @@ from surgeon.inspection import inspect as inspection
 from surgeon.inspection.verify import verify
 from surgeon.lazy import BLOCK, Scratch
 from surgeon.manifest.model import manifest_schema
-from surgeon.output import memory
+from surgeon.output import memory, report
 from surgeon.output.execute import Options
 from surgeon.recipe import load, ready_made
 from surgeon.recipe.editor_schema import recipe_schema
@@ -213,7 +213,7 @@ def differing(tmp_path: Path, a: Any, b: Any, *pattern: str) -> diff.Difference:
 def test_diff_tells_added_removed_and_reshaped(tmp_path: Path) -> None:
     one, two = torch.zeros(1), torch.zeros(2)
     found = differing(tmp_path, {"a": one, "b": one, "c": one}, {"b": two, "c": one, "d": one})
-    assert (list(found.added), list(found.removed), list(found.retyped)) == (["d"], ["a"], ["b"])
+    assert (list(found.added), list(found.removed), list(found.reshaped)) == (["d"], ["a"], ["b"])
     assert (found.changed, found.equal) == ({}, False)
 
 

@@ -14,11 +14,11 @@ import torch
 from surgeon import surgery
 from surgeon.base.errors import PlanError, UsageError
 from surgeon.base.tables import json_text
-from surgeon.cli import report
 from surgeon.formats import open_checkpoint
 from surgeon.formats.files import InMemory
 from surgeon.lazy import Selected, Stored, Strided, TensorSpec, detached
 from surgeon.model_folder.follow import follow
+from surgeon.output import report
 from surgeon.output.execute import Options
 from tests.network import Bench, write
 

@@ -1,4 +1,4 @@
-"""What apply, plan, inspect, diff and verify say: text for people, and the same as JSON."""
+"""What apply and plan say: text for people, and the same as JSON."""
 
 from __future__ import annotations
 

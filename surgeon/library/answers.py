@@ -1,0 +1,84 @@
+"""What the functions return: the facts of `--json` as attributes, and the command's text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, repr=False)
+class Answer:
+    """An answer of surgeon; `str()` of it is what the command prints."""
+
+    text: str = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+    def as_json(self) -> Json:
+        """Return what the command prints with `--json`."""
+        known = {part.name: getattr(self, part.name) for part in fields(self)}
+        del known["text"]
+        return {k: str(v) if isinstance(v, Path) else v for k, v in known.items()}
+
+
+@dataclass(frozen=True, repr=False)
+class Planned(Answer):
+    """What a recipe would make of an input; `dropped` are names that nothing was made of."""
+
+    recipe: Json
+    steps: list[Json]
+    tensors: dict[str, Json]
+    ties: dict[str, str]
+    dropped: list[str]
+    files: list[Json]
+    checks: list[str]
+    optimizer: Json | None
+    optimizer_state: Json | None
+    config: list[Json]
+    teacher: Json | None
+    stages: list[Json]
+    notes: list[str]
+
+
+@dataclass(frozen=True, repr=False)
+class Applied(Answer):
+    """What was written, and where; the same for the same recipe and inputs."""
+
+    output: Path
+    manifest: Path
+    files: list[Json]
+    tensors: int
+    copied_bytes: int
+    computed_bytes: int
+    linked_bytes: int
+    dropped: list[str]
+    optimizer_state: Json | None
+    config: list[Json]
+    steps: list[Json]
+    notes: list[str]
+
+
+@dataclass(frozen=True, repr=False)
+class Inspected(Answer):
+    """What is in a checkpoint; `tree` are its modules, where they were asked for."""
+
+    file: str
+    bytes: int
+    header_sha256: str
+    metadata: dict[str, str]
+    tensors: dict[str, Json]
+    totals: dict[str, dict[str, int]]
+    notes: list[str]
+    tree: list[Json] | None = None
+
+    def as_json(self) -> Json:
+        document = super().as_json()
+        if self.tree is None:
+            del document["tree"]
+        return document
