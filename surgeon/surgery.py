@@ -16,6 +16,7 @@ from surgeon.ops.shared import torch_module
 from surgeon.output.execute import Options
 from surgeon.output.opened import Opened
 from surgeon.output.plan import OutputPlan, assumed_output, output_at
+from surgeon.output.replacing import with_replaced
 from surgeon.output.write import Result
 from surgeon.output.write import write as write_planned
 from surgeon.recipe import Recipe, plan, read_json
@@ -77,23 +78,36 @@ def opened(
 
 
 def output_plan(
-    made: Opened, output: Path | None, *, force: bool = False, link: bool = False
+    made: Opened,
+    output: Path | None,
+    *,
+    force: bool = False,
+    force_any: bool = False,
+    link: bool = False,
 ) -> OutputPlan:
     """Return everything that will be written; raises for all that `write` would refuse.
 
     Without `output`, a single file is assumed, or a folder where the recipe asks for what only a
-    folder has; whether that may be written anywhere is left open.
+    folder has; whether that may be written anywhere is left open. `force` lets go what surgeon
+    wrote, and the input where it is the output; `force_any` any checkpoint that nothing reads.
     """
     if output is None:
         made.folder_files.check()
         return assumed_output(made).plan(made)
     kind = output_at(output)
-    kind.require_free(made, force=force)
-    return kind.plan(made, link=link)
+    kind.require_free(made, force=force, force_any=force_any)
+    return with_replaced(kind.plan(made, link=link), force_any=force_any)
 
 
 def write(
-    made: Opened, output: Path, options: Options, *, force: bool = False, link: bool = False
+    made: Opened,
+    output: Path,
+    options: Options,
+    *,
+    force: bool = False,
+    force_any: bool = False,
+    link: bool = False,
 ) -> Result:
     """Write the output and its manifest; raises before anything appears at `output`."""
-    return write_planned(output_plan(made, output, force=force, link=link), options)
+    planned = output_plan(made, output, force=force, force_any=force_any, link=link)
+    return write_planned(planned, options)

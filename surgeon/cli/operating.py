@@ -15,6 +15,8 @@ from surgeon.base.errors import UsageError
 from surgeon.cli.group import command, default_workers, print_json, say
 from surgeon.cli.options import (
     allow_code_option,
+    force_any_option,
+    force_option,
     json_option,
     model_option,
     optimizer_option,
@@ -57,7 +59,8 @@ def _planned(
 @optimizer_option
 @optimizer_order_option
 @allow_code_option
-@click.option("--force", is_flag=True, help="Replace an output that exists.")
+@force_option
+@force_any_option
 @click.option(
     "--link", is_flag=True,
     help="Into a folder: share the input's shards that nothing touches (reflinks, else hard links)",
@@ -78,7 +81,7 @@ def _planned(
 def _apply(
     recipe: str, source: str, paths: Sequence[str], output: Path | None, named: dict[str, str],
     variables: dict[str, Any], optimizer: str | None,
-    optimizer_order: str | None, allow_code: bool, force: bool,
+    optimizer_order: str | None, allow_code: bool, force: bool, force_any: bool,
     link: bool, as_json: bool, quiet: bool, checksums: Literal["crc32", "sha256", "none"],
     workers: int | None, max_memory: int | None,
 ) -> None:  # fmt: skip
@@ -105,7 +108,7 @@ def _apply(
         total = report.written_bytes(opened.written_tensors)
         with _progress(total, silent=quiet) as progress:
             options = Options(count, checksums, progress)
-            result = write(opened, target, options, force=force, link=link)
+            result = write(opened, target, options, force=force, force_any=force_any, link=link)
         if not quiet:
             say(report.applied(result, time.monotonic() - began))
         if as_json:
@@ -141,7 +144,8 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @click.argument("source", metavar="INPUT")
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @output_option
-@click.option("--force", is_flag=True, help="Plan as if an output that exists were replaced.")
+@force_option
+@force_any_option
 @model_option
 @set_option
 @optimizer_option
@@ -150,7 +154,7 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @json_option
 def _plan(
     recipe: str, source: str, models: Sequence[str], output: Path | None, force: bool,
-    named: dict[str, str], variables: dict[str, Any], optimizer: str | None,
+    force_any: bool, named: dict[str, str], variables: dict[str, Any], optimizer: str | None,
     optimizer_order: str | None, allow_code: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
@@ -165,7 +169,7 @@ def _plan(
     with _planned(
         recipe, source, models, named, variables, optimizer, optimizer_order, allow_code=allow_code
     ) as opened:
-        plan = output_plan(opened, output, force=force)
+        plan = output_plan(opened, output, force=force, force_any=force_any)
         if as_json:
             print_json(report.planned_as_json(plan))
         else:

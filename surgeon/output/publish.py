@@ -12,13 +12,14 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 from surgeon.base.errors import WriteError
 from surgeon.formats.files import InputFile
+from surgeon.output.keeping import keep
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -95,11 +96,14 @@ class Unit(Protocol):
 
 
 @contextmanager
-def unit(path: Path, is_folder: bool) -> Iterator[Unit]:
-    """Give what an output's files are written into; nothing appears unless it is published."""
+def unit(path: Path, is_folder: bool, replaced: Collection[str] = ()) -> Iterator[Unit]:
+    """Give what an output's files are written into; nothing appears unless it is published.
+
+    `replaced` are the names that may go from a folder that is there.
+    """
     with ExitStack() as stack:
         if is_folder:
-            temporary, publish = stack.enter_context(folder(path))
+            temporary, publish = stack.enter_context(folder(path, replaced))
             yield _FolderUnit(temporary, publish, stack)
         else:
             yield _FileUnit(path.parent, stack)
@@ -204,8 +208,11 @@ def file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
 
 
 @contextmanager
-def folder(path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Give an empty folder to write into, and what publishes it in place of `path`."""
+def folder(path: Path, replaced: Collection[str] = ()) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Give an empty folder to write into, and what publishes it in place of `path`.
+
+    What is there and not `replaced` stays: the new folder gets it too, before the two are swapped.
+    """
     path = Path(os.path.realpath(path))
     temporary = temporary_beside(path)
 
@@ -220,6 +227,8 @@ def folder(path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
         nonlocal published
         for item in temporary.rglob("*"):
             flush(item)
+        if path.exists():
+            keep(path, temporary, replaced)
         flush(temporary)
         if path.exists():
             _exchange(temporary, path)

@@ -139,6 +139,12 @@ def test_an_existing_output_needs_force(grow: tuple[Path, Path, Path]) -> None:
     output.write_text("precious")
     assert run("apply", recipe, source, output).exit_code == 2
     assert output.read_text() == "precious"
+    refused = run("apply", recipe, source, output, "--force")
+    assert refused.exit_code == 2
+    assert refused.stderr.rstrip().endswith("--force-any replaces it all the same")
+    assert output.read_text() == "precious"
+    assert run("apply", recipe, source, output, "--force-any").exit_code == 0
+    assert run("apply", recipe, source, output).stderr.rstrip().endswith("--force replaces it")
     assert run("apply", recipe, source, output, "--force").exit_code == 0
 
 
