@@ -99,9 +99,20 @@ def _apply(
 
     models, target = _models_and_output(source, paths, output)
     began = time.monotonic()
-    with _planned(
-        recipe, source, models, named, variables, optimizer, optimizer_order, allow_code=allow_code
-    ) as opened:
+    forgotten = "" if output else _forgotten(recipe, source, models, target)
+    with (
+        _hinting(target, forgotten),
+        _planned(
+            recipe,
+            source,
+            models,
+            named,
+            variables,
+            optimizer,
+            optimizer_order,
+            allow_code=allow_code,
+        ) as opened,
+    ):
         count = workers or default_workers()
         if max_memory is not None:
             count = workers_within(max_memory, opened.written_tensors, count)
@@ -127,6 +138,29 @@ def _models_and_output(
     if not paths:
         raise UsageError(f"OUTPUT is missing: after the input {source}, or as -o OUTPUT")
     return paths[:-1], Path(paths[-1])
+
+
+def _forgotten(recipe: str, source: str, models: Sequence[str], target: Path) -> str:
+    """Say what the last path was taken for, where it may have been meant as an input."""
+    if not os.path.lexists(target):
+        return ""
+    inputs = " and ".join((source, *models))
+    return (
+        f"the last path is OUTPUT, so {recipe} of {inputs} would be written into {target}; "
+        "-o OUTPUT names the output apart, and every other path is an input"
+    )
+
+
+@contextmanager
+def _hinting(target: Path, hint: str) -> Iterator[None]:
+    """Add a hint to what is said where an output, or a model, may have been forgotten."""
+    try:
+        yield
+    except UsageError as error:
+        last = error.problems[-1]
+        if not hint or not (last.startswith(f"{target}: ") or "must be given: --model" in last):
+            raise
+        raise UsageError(*error.problems[:-1], f"{last}; {hint}") from None
 
 
 @contextmanager
