@@ -11,6 +11,7 @@ from surgeon.draft import Outside, Tensors
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.manifest import build as manifest
 from surgeon.manifest.carry import carry
+from surgeon.model_folder.carried import Carry
 from surgeon.model_folder.files import config_of, folder_files
 from surgeon.ops.shared import torch_module
 from surgeon.output.execute import Options
@@ -32,6 +33,7 @@ def opened(
     *,
     optimizer_order: str | None = None,
     allow_code: bool = False,
+    carry_files: Carry = "small",
 ) -> Iterator[Opened]:
     """Open all checkpoints of a recipe and plan it; reads headers only.
 
@@ -39,6 +41,7 @@ def opened(
     `optimizer` is where the state of the input's optimizer is. Without it, a state that the input
     holds beside the model is taken where a stage carries it; "none" leaves that behind.
     `optimizer_order` says how a state without names is told: "strict", or a JSON list of names.
+    `carry_files` says which files besides the weights go along into a folder.
     """
     with ExitStack() as stack:
 
@@ -73,7 +76,7 @@ def opened(
         )
         yield Opened(
             recipe, checkpoint, models, others, made, stages, carried.state, carried.notes,
-            folder_files(recipe, checkpoint, made), carried.left_beside,
+            folder_files(recipe, checkpoint, made, carry_files), carried.left_beside,
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from surgeon.base.errors import UsageError
 from surgeon.cli.group import command, default_workers, print_json, say
 from surgeon.cli.options import (
     allow_code_option,
+    carry_option,
     force_any_option,
     force_option,
     json_option,
@@ -27,6 +28,7 @@ from surgeon.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from surgeon.model_folder.carried import Carry
     from surgeon.output.opened import Opened
 
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 def _planned(
     recipe: str, source: str, extra: Sequence[str], named: Mapping[str, str],
     variables: Mapping[str, Any], optimizer: str | None, optimizer_order: str | None, *,
-    allow_code: bool,
+    allow_code: bool, carry: Carry,
 ) -> Iterator[Opened]:  # fmt: skip
     from surgeon.recipe import load
     from surgeon.recipe.locations import bind_models
@@ -44,7 +46,7 @@ def _planned(
     locations = bind_models(loaded, extra, named)
     with opened(
         loaded, source, locations, optimizer, optimizer_order=optimizer_order,
-        allow_code=allow_code,
+        allow_code=allow_code, carry_files=carry,
     ) as made:  # fmt: skip
         yield made
 
@@ -61,6 +63,7 @@ def _planned(
 @allow_code_option
 @force_option
 @force_any_option
+@carry_option
 @click.option(
     "--link", is_flag=True,
     help="Into a folder: share the input's shards that nothing touches (reflinks, else hard links)",
@@ -81,7 +84,7 @@ def _planned(
 def _apply(
     recipe: str, source: str, paths: Sequence[str], output: Path | None, named: dict[str, str],
     variables: dict[str, Any], optimizer: str | None,
-    optimizer_order: str | None, allow_code: bool, force: bool, force_any: bool,
+    optimizer_order: str | None, allow_code: bool, force: bool, force_any: bool, carry: Carry,
     link: bool, as_json: bool, quiet: bool, checksums: Literal["crc32", "sha256", "none"],
     workers: int | None, max_memory: int | None,
 ) -> None:  # fmt: skip
@@ -111,6 +114,7 @@ def _apply(
             optimizer,
             optimizer_order,
             allow_code=allow_code,
+            carry=carry,
         ) as opened,
     ):
         count = workers or default_workers()
@@ -180,6 +184,7 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @output_option
 @force_option
 @force_any_option
+@carry_option
 @model_option
 @set_option
 @optimizer_option
@@ -188,9 +193,8 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @json_option
 def _plan(
     recipe: str, source: str, models: Sequence[str], output: Path | None, force: bool,
-    force_any: bool, named: dict[str, str], variables: dict[str, Any], optimizer: str | None,
-    optimizer_order: str | None, allow_code: bool,
-    as_json: bool,
+    force_any: bool, carry: Carry, named: dict[str, str], variables: dict[str, Any],
+    optimizer: str | None, optimizer_order: str | None, allow_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what RECIPE would make of INPUT; reads no tensor data.
 
@@ -201,7 +205,15 @@ def _plan(
     from surgeon.surgery import output_plan
 
     with _planned(
-        recipe, source, models, named, variables, optimizer, optimizer_order, allow_code=allow_code
+        recipe,
+        source,
+        models,
+        named,
+        variables,
+        optimizer,
+        optimizer_order,
+        allow_code=allow_code,
+        carry=carry,
     ) as opened:
         plan = output_plan(opened, output, force=force, force_any=force_any)
         if as_json:

@@ -75,6 +75,10 @@ force_option = click.option(
 force_any_option = click.option(
     "--force-any", is_flag=True, help="Replace any file or model folder that nothing here reads."
 )
+carry_option = click.option(
+    "--carry", type=click.Choice(["none", "small", "all"]), default="small", show_default=True,
+    help="Which of INPUT's other files a folder gets: 'small' are those up to 100 MB, 1 GB in all.",
+)  # fmt: skip
 optimizer_order_option = click.option(
     "--optimizer-order", metavar="strict|FILE",
     help="How a state without names is told: 'strict' refuses to go by the order of the model's "
