@@ -60,6 +60,45 @@ def test_debris_of_a_killed_run_is_used_again(tmp_path):
     assert (tmp_path / "out").read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("make", [Path.symlink_to, Path.hardlink_to])
+def test_link_at_the_temporary_s_name_is_not_followed(tmp_path, make):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    make(publish.temporary_beside(tmp_path / "out"), victim)
+    with pytest.raises(WriteError, match="is a link, or no file"), publish.file(tmp_path / "out"):
+        pass
+    assert victim.read_text() == "mine"
+    assert names(tmp_path) == [".out.surgeon-unfinished", "victim"]
+
+
+def test_link_at_the_temporary_folder_s_name_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("mine")
+    publish.temporary_beside(tmp_path / "out").symlink_to(victim)
+    with pytest.raises(WriteError, match="is a link, or no file"), publish.folder(tmp_path / "out"):
+        pass
+    assert (victim / "file").read_text() == "mine"
+    assert names(tmp_path) == [".out.surgeon-unfinished", "victim"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_another_user_s_temporary_is_left_alone(tmp_path, monkeypatch, kind):
+    debris = publish.temporary_beside(tmp_path / "out")
+    {"file": Path.touch, "folder": Path.mkdir}[kind](debris)
+    monkeypatch.setattr(os, "geteuid", lambda: debris.stat().st_uid + 1)
+    opening = getattr(publish, kind)
+    with pytest.raises(WriteError, match="is another user's"), opening(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [".out.surgeon-unfinished"]
+
+
+def test_fifo_at_the_temporary_s_name_is_refused(tmp_path):
+    os.mkfifo(publish.temporary_beside(tmp_path / "out"))
+    with pytest.raises(WriteError, match="no file or folder"), publish.file(tmp_path / "out"):
+        pass
+
+
 def test_locked_file_is_refused(tmp_path):
     with (
         publish.file(tmp_path / "out"),
