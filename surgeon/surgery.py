@@ -11,11 +11,13 @@ from surgeon.draft import Outside, Tensors
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.manifest import build as manifest
 from surgeon.manifest.carry import carry
+from surgeon.model_folder.carried import Carry
 from surgeon.model_folder.files import config_of, folder_files
 from surgeon.ops.shared import torch_module
 from surgeon.output.execute import Options
 from surgeon.output.opened import Opened
 from surgeon.output.plan import OutputPlan, assumed_output, output_at
+from surgeon.output.replacing import with_replaced
 from surgeon.output.write import Result
 from surgeon.output.write import write as write_planned
 from surgeon.recipe import Recipe, plan, read_json
@@ -31,6 +33,7 @@ def opened(
     *,
     optimizer_order: str | None = None,
     allow_code: bool = False,
+    carry_files: Carry = "small",
 ) -> Iterator[Opened]:
     """Open all checkpoints of a recipe and plan it; reads headers only.
 
@@ -38,6 +41,7 @@ def opened(
     `optimizer` is where the state of the input's optimizer is. Without it, a state that the input
     holds beside the model is taken where a stage carries it; "none" leaves that behind.
     `optimizer_order` says how a state without names is told: "strict", or a JSON list of names.
+    `carry_files` says which files besides the weights go along into a folder.
     """
     with ExitStack() as stack:
 
@@ -74,28 +78,41 @@ def opened(
         )
         yield Opened(
             recipe, checkpoint, models, others, made, stages, carried.state, carried.notes,
-            folder_files(recipe, checkpoint, made), carried.left_beside,
+            folder_files(recipe, checkpoint, made, carry_files), carried.left_beside,
         )  # fmt: skip
 
 
 def output_plan(
-    made: Opened, output: Path | None, *, force: bool = False, link: bool = False
+    made: Opened,
+    output: Path | None,
+    *,
+    force: bool = False,
+    force_any: bool = False,
+    link: bool = False,
 ) -> OutputPlan:
     """Return everything that will be written; raises for all that `write` would refuse.
 
     Without `output`, a single file is assumed, or a folder where the recipe asks for what only a
-    folder has; whether that may be written anywhere is left open.
+    folder has; whether that may be written anywhere is left open. `force` lets go what surgeon
+    wrote, and the input where it is the output; `force_any` any checkpoint that nothing reads.
     """
     if output is None:
         made.folder_files.check()
         return assumed_output(made).plan(made)
     kind = output_at(output)
-    kind.require_free(made, force=force)
-    return kind.plan(made, link=link)
+    kind.require_free(made, force=force, force_any=force_any)
+    return with_replaced(kind.plan(made, link=link), force_any=force_any)
 
 
 def write(
-    made: Opened, output: Path, options: Options, *, force: bool = False, link: bool = False
+    made: Opened,
+    output: Path,
+    options: Options,
+    *,
+    force: bool = False,
+    force_any: bool = False,
+    link: bool = False,
 ) -> Result:
     """Write the output and its manifest; raises before anything appears at `output`."""
-    return write_planned(output_plan(made, output, force=force, link=link), options)
+    planned = output_plan(made, output, force=force, force_any=force_any, link=link)
+    return write_planned(planned, options)

@@ -198,6 +198,7 @@ class Bench:
         *steps: Json,
         options: Options | None = None,
         force: bool = True,
+        force_any: bool = False,
         link: bool = False,
         to: Path | None = None,
         **rest: Any,
@@ -205,7 +206,14 @@ class Bench:
         """Apply a recipe of these steps; `rest` are the recipe's other sections."""
         target = to or self.output
         with surgery.opened(self.recipe(*steps, **rest), str(self.input), self.models) as opened:
-            result = surgery.write(opened, target, options or Options(), force=force, link=link)
+            result = surgery.write(
+                opened,
+                target,
+                options or Options(),
+                force=force,
+                force_any=force_any,
+                link=link,
+            )
             notes = [*opened.notes, *result.written.notes]
         return Operated(target, json.loads(result.manifest.read_text()), notes)
 

@@ -15,6 +15,9 @@ from surgeon.base.errors import UsageError
 from surgeon.cli.group import command, print_json, say
 from surgeon.cli.options import (
     allow_code_option,
+    carry_option,
+    force_any_option,
+    force_option,
     json_option,
     model_option,
     optimizer_option,
@@ -25,6 +28,7 @@ from surgeon.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from surgeon.model_folder.carried import Carry
     from surgeon.output.opened import Opened
 
 
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 def _planned(
     recipe: str, source: str, extra: Sequence[str], named: Mapping[str, str],
     variables: Mapping[str, Any], optimizer: str | None, optimizer_order: str | None, *,
-    allow_code: bool,
+    allow_code: bool, carry: Carry,
 ) -> Iterator[Opened]:  # fmt: skip
     from surgeon.recipe import load
     from surgeon.recipe.locations import bind_models
@@ -42,7 +46,7 @@ def _planned(
     locations = bind_models(loaded, extra, named)
     with opened(
         loaded, source, locations, optimizer, optimizer_order=optimizer_order,
-        allow_code=allow_code,
+        allow_code=allow_code, carry_files=carry,
     ) as made:  # fmt: skip
         yield made
 
@@ -57,7 +61,9 @@ def _planned(
 @optimizer_option
 @optimizer_order_option
 @allow_code_option
-@click.option("--force", is_flag=True, help="Replace an output that exists.")
+@force_option
+@force_any_option
+@carry_option
 @click.option(
     "--link", is_flag=True,
     help="Into a folder: share the input's shards that nothing touches (reflinks, else hard links)",
@@ -78,7 +84,7 @@ def _planned(
 def _apply(
     recipe: str, source: str, paths: Sequence[str], output: Path | None, named: dict[str, str],
     variables: dict[str, Any], optimizer: str | None,
-    optimizer_order: str | None, allow_code: bool, force: bool,
+    optimizer_order: str | None, allow_code: bool, force: bool, force_any: bool, carry: Carry,
     link: bool, as_json: bool, quiet: bool, checksums: Literal["crc32", "sha256", "none"],
     workers: int | None, max_memory: int | None,
 ) -> None:  # fmt: skip
@@ -97,16 +103,28 @@ def _apply(
 
     models, target = _models_and_output(source, paths, output)
     began = time.monotonic()
-    with _planned(
-        recipe, source, models, named, variables, optimizer, optimizer_order, allow_code=allow_code
-    ) as opened:
+    forgotten = "" if output else _forgotten(recipe, source, models, target)
+    with (
+        _hinting(target, forgotten),
+        _planned(
+            recipe,
+            source,
+            models,
+            named,
+            variables,
+            optimizer,
+            optimizer_order,
+            allow_code=allow_code,
+            carry=carry,
+        ) as opened,
+    ):
         count = workers or default_workers()
         if max_memory is not None:
             count = workers_within(max_memory, opened.written_tensors, count)
         total = report.written_bytes(opened.written_tensors)
         with _progress(total, silent=quiet) as progress:
             options = Options(count, checksums, progress)
-            result = write(opened, target, options, force=force, link=link)
+            result = write(opened, target, options, force=force, force_any=force_any, link=link)
         if not quiet:
             say(report.applied(result, time.monotonic() - began))
         if as_json:
@@ -127,6 +145,29 @@ def _models_and_output(
     return paths[:-1], Path(paths[-1])
 
 
+def _forgotten(recipe: str, source: str, models: Sequence[str], target: Path) -> str:
+    """Say what the last path was taken for, where it may have been meant as an input."""
+    if not os.path.lexists(target):
+        return ""
+    inputs = " and ".join((source, *models))
+    return (
+        f"the last path is OUTPUT, so {recipe} of {inputs} would be written into {target}; "
+        "-o OUTPUT names the output apart, and every other path is an input"
+    )
+
+
+@contextmanager
+def _hinting(target: Path, hint: str) -> Iterator[None]:
+    """Add a hint to what is said where an output, or a model, may have been forgotten."""
+    try:
+        yield
+    except UsageError as error:
+        last = error.problems[-1]
+        if not hint or not (last.startswith(f"{target}: ") or "must be given: --model" in last):
+            raise
+        raise UsageError(*error.problems[:-1], f"{last}; {hint}") from None
+
+
 @contextmanager
 def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
     """Give what shows progress on a terminal, None where nobody would see it."""
@@ -142,7 +183,9 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @click.argument("source", metavar="INPUT")
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @output_option
-@click.option("--force", is_flag=True, help="Plan as if an output that exists were replaced.")
+@force_option
+@force_any_option
+@carry_option
 @model_option
 @set_option
 @optimizer_option
@@ -151,9 +194,8 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @json_option
 def _plan(
     recipe: str, source: str, models: Sequence[str], output: Path | None, force: bool,
-    named: dict[str, str], variables: dict[str, Any], optimizer: str | None,
-    optimizer_order: str | None, allow_code: bool,
-    as_json: bool,
+    force_any: bool, carry: Carry, named: dict[str, str], variables: dict[str, Any],
+    optimizer: str | None, optimizer_order: str | None, allow_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what RECIPE would make of INPUT; reads no tensor data.
 
@@ -164,9 +206,17 @@ def _plan(
     from surgeon.surgery import output_plan
 
     with _planned(
-        recipe, source, models, named, variables, optimizer, optimizer_order, allow_code=allow_code
+        recipe,
+        source,
+        models,
+        named,
+        variables,
+        optimizer,
+        optimizer_order,
+        allow_code=allow_code,
+        carry=carry,
     ) as opened:
-        plan = output_plan(opened, output, force=force)
+        plan = output_plan(opened, output, force=force, force_any=force_any)
         if as_json:
             print_json(report.planned_as_json(plan))
         else:

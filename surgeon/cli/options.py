@@ -68,6 +68,17 @@ output_option = click.option(
     "-o", "--output", metavar="OUTPUT", type=click.Path(path_type=Path),
     help="Where the result goes: a .safetensors file, or a model folder.",
 )  # fmt: skip
+force_option = click.option(
+    "--force", is_flag=True,
+    help="Replace an output that surgeon wrote, or INPUT where it is OUTPUT too.",
+)  # fmt: skip
+force_any_option = click.option(
+    "--force-any", is_flag=True, help="Replace any file or model folder that nothing here reads."
+)
+carry_option = click.option(
+    "--carry", type=click.Choice(["none", "small", "all"]), default="small", show_default=True,
+    help="Which of INPUT's other files a folder gets: 'small' are those up to 100 MB, 1 GB in all.",
+)  # fmt: skip
 optimizer_order_option = click.option(
     "--optimizer-order", metavar="strict|FILE",
     help="How a state without names is told: 'strict' refuses to go by the order of the model's "

@@ -110,7 +110,11 @@ def in_folder(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
 
 def _is_other(entry: os.DirEntry[str]) -> bool:
-    kinds = _OTHER_FOLDERS if entry.is_dir() else _OTHER_WEIGHTS
+    try:
+        is_folder = entry.is_dir()
+    except OSError:  # a link that leads to itself
+        is_folder = False
+    kinds = _OTHER_FOLDERS if is_folder else _OTHER_WEIGHTS
     return any(fnmatch(entry.name, pattern) for pattern in kinds)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,6 +16,7 @@ from surgeon.draft.adapters import CONFIG as ADAPTER_CONFIG
 from surgeon.draft.adapters import is_adapter
 from surgeon.formats import Checkpoint
 from surgeon.lazy import TensorSpec
+from surgeon.model_folder.carried import Carry, carried
 from surgeon.model_folder.quantisation import STALE
 from surgeon.recipe import Recipe
 from surgeon.recipe.plan import Plan
@@ -40,7 +41,7 @@ class FolderFiles:
 
     `carried` are the input's own, by the name that they keep in the folder; `left_out` are files
     that do not go with changed weights, `followed` is the config where there is one to write, and
-    `sidecars` are JSON files that a step makes.
+    `sidecars` are JSON files that a step makes. `not_carried` says what else there is, and why.
     """
 
     label: str
@@ -49,6 +50,7 @@ class FolderFiles:
     followed: Followed | None
     sidecars: Mapping[str, Any]
     config_name: str = _CONFIG
+    not_carried: tuple[str, ...] = ()
 
     @property
     def changes(self) -> list[dict[str, Any]]:
@@ -58,7 +60,7 @@ class FolderFiles:
     @property
     def notes(self) -> list[str]:
         """What the user should know of these files."""
-        notes = list(self.followed.notes) if self.followed else []
+        notes = [*(self.followed.notes if self.followed else ()), *self.not_carried]
         if self.left_out:
             files = ", ".join(self.left_out)
             notes.append(f"left out, since they go with the tensors as they were: {files}")
@@ -81,28 +83,32 @@ class FolderFiles:
         return written
 
 
-def folder_files(recipe: Recipe, source: Checkpoint, plan: Plan) -> FolderFiles:
+def folder_files(
+    recipe: Recipe, source: Checkpoint, plan: Plan, carry: Carry = "small"
+) -> FolderFiles:
     """Return what goes along with a plan's tensors into a model folder."""
     if plan.weights_file != MODEL_WEIGHTS:  # what a step made is no model's folder
         stated = recipe.output.get("config", {})
         made = {name: {**value, **stated} for name, value in plan.sidecars.items()}
         return FolderFiles(recipe.label, {}, (), None, made)
     if source.folder and is_adapter(source.tensors):
-        return _adapter_files(recipe, source, plan)
+        return _adapter_files(recipe, source, plan, carry)
     followed = _followed(recipe, source, plan)
     left_out = _left_out(source, plan)
     if source.folder and followed and any("after" not in change for change in followed.changes):
         left_out += tuple(name for name in STALE if (source.folder / name).is_file())
+    found = carried(source, left_out, carry)
     return FolderFiles(
         label=recipe.label,
-        carried=_carried(source, left_out),
+        carried=found.files,
+        not_carried=tuple(found.notes),
         left_out=left_out,
         followed=followed,
         sidecars=plan.sidecars,
     )
 
 
-def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan) -> FolderFiles:
+def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan, carry: Carry) -> FolderFiles:
     """Return what goes along with an adapter's tensors: its own configuration follows them."""
     from surgeon.model_folder.adapters import followed_adapter
     from surgeon.model_folder.follow import Followed, changes_of
@@ -111,9 +117,11 @@ def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan) -> FolderFile
     new, problems = followed_adapter(old, stated, source.tensors, plan.tensors)
     followed = Followed(new, changes_of(old, new), (), tuple(problems))
     left_out = _left_out(source, plan)
+    found = carried(source, left_out, carry)
     return FolderFiles(
         label=recipe.label,
-        carried=_carried(source, left_out),
+        carried=found.files,
+        not_carried=tuple(found.notes),
         left_out=left_out,
         followed=followed,
         sidecars=plan.sidecars,
@@ -132,21 +140,6 @@ def config_of(checkpoint: Checkpoint) -> Json:
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
-
-
-def _carried(source: Checkpoint, left_out: Collection[str]) -> dict[str, Path]:
-    """Return the input folder's files that are neither weights nor hidden, nor left out."""
-    if source.folder is None:
-        return {}
-    gone = {*(path.name for path in source.weight_files), *left_out}
-    found = {}
-    for item in sorted(source.folder.iterdir()):
-        if item.name in gone or item.name.startswith("."):
-            continue
-        inside = sorted(path for path in item.rglob("*") if path.is_file()) if item.is_dir() else ()
-        for path in inside if item.is_dir() else (item,):
-            found[str(path.relative_to(source.folder))] = path
-    return found
 
 
 def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:

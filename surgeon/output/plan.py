@@ -14,10 +14,11 @@ from surgeon.draft import ADAPTER_WEIGHTS
 from surgeon.formats.checkpoint import Record
 from surgeon.manifest import build
 from surgeon.manifest.model import Manifest, WeightFile, checkpoint_of
-from surgeon.manifest.names import FOLDER_MANIFEST, FOLDER_OPTIMIZER, manifest_of, optimizer_of
+from surgeon.manifest.names import FOLDER_MANIFEST, FOLDER_OPTIMIZER, optimizer_of
 from surgeon.output.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.output.linking import untouched
 from surgeon.output.opened import Opened
+from surgeon.output.replacing import require_apart, require_replaceable
 
 DEFAULT_SHARD_SIZE = "5GB"
 # Suffixes of files that surgeon does not write, and that nobody means a folder by.
@@ -34,6 +35,7 @@ class OutputPlan:
     which appears as one. `weights` are the model's tensor files; `manifest` lacks checksums alone.
     `texts` are whole small files, `carried` the input's own.
     `obsolete` is a state that an earlier run left at the place where this one has none.
+    `replaced` are the names that may go from a folder that is there; what else it holds stays.
     """
 
     opened: Opened
@@ -46,6 +48,7 @@ class OutputPlan:
     texts: Mapping[str, str] | None = None
     carried: Mapping[str, Path] | None = None
     obsolete: Path | None = None
+    replaced: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @property
@@ -69,7 +72,7 @@ class OutputPlan:
 class Output(Protocol):
     """A kind of output: says what it takes, and what it will consist of."""
 
-    def require_free(self, opened: Opened, *, force: bool) -> None:
+    def require_free(self, opened: Opened, *, force: bool, force_any: bool = False) -> None:
         """Raise UsageError or WriteError where the output may not be written there."""
         ...
 
@@ -103,10 +106,9 @@ class FileOutput:
 
     path: Path
 
-    def require_free(self, opened: Opened, *, force: bool) -> None:
-        beside = (manifest_of(self.path), optimizer_of(self.path))
-        for path in (self.path, *beside):
-            _require_free(path, force=force, is_folder=False)
+    def require_free(self, opened: Opened, *, force: bool, force_any: bool = False) -> None:
+        require_apart(self.path, opened)
+        require_replaceable(self.path, opened, force=force, force_any=force_any)
         _require_parent(self.path)
         _require_state_is_safe(opened, optimizer_of(self.path))
 
@@ -146,8 +148,9 @@ class FolderOutput:
 
     path: Path
 
-    def require_free(self, opened: Opened, *, force: bool) -> None:
-        _require_free(self.path, force=force, is_folder=True)
+    def require_free(self, opened: Opened, *, force: bool, force_any: bool = False) -> None:
+        require_apart(self.path, opened)
+        require_replaceable(self.path, opened, force=force, force_any=force_any)
         _require_parent(self.path)
         _require_state_is_safe(opened, self.path / FOLDER_OPTIMIZER)
 
@@ -217,17 +220,6 @@ def _require_linkable_metadata(opened: Opened, link: bool) -> None:
             f"{opened.recipe.label}: output.metadata goes into every file, and --link leaves files "
             "as they are"
         )
-
-
-def _require_free(path: Path, *, force: bool, is_folder: bool) -> None:
-    """Raise where something is there without `force`, or of the other kind."""
-    if not path.exists() and not path.is_symlink():
-        return
-    if not force:
-        raise UsageError(f"{path}: exists; --force replaces it")
-    if path.is_dir() != is_folder:
-        kind = "a folder" if path.is_dir() else "a file"
-        raise UsageError(f"{path}: is {kind} and cannot be replaced by the other")
 
 
 def _require_parent(path: Path) -> None:

@@ -12,13 +12,15 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 from surgeon.base.errors import WriteError
 from surgeon.formats.files import InputFile
+from surgeon.output.keeping import keep
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -56,7 +58,7 @@ def _locked(path: Path, open_it: Callable[[], int]) -> int:
             raise WriteError(f"{path}: another run is writing this output") from None
         # The other run may have renamed or removed it between our open and our lock.
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
+            if os.path.samestat(os.fstat(descriptor), path.lstat()):
                 return descriptor
         os.close(descriptor)
 
@@ -95,11 +97,14 @@ class Unit(Protocol):
 
 
 @contextmanager
-def unit(path: Path, is_folder: bool) -> Iterator[Unit]:
-    """Give what an output's files are written into; nothing appears unless it is published."""
+def unit(path: Path, is_folder: bool, replaced: Collection[str] = ()) -> Iterator[Unit]:
+    """Give what an output's files are written into; nothing appears unless it is published.
+
+    `replaced` are the names that may go from a folder that is there.
+    """
     with ExitStack() as stack:
         if is_folder:
-            temporary, publish = stack.enter_context(folder(path))
+            temporary, publish = stack.enter_context(folder(path, replaced))
             yield _FolderUnit(temporary, publish, stack)
         else:
             yield _FileUnit(path.parent, stack)
@@ -185,8 +190,7 @@ def file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
     """
     path = Path(os.path.realpath(path))
     temporary = temporary_beside(path)
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    descriptor = _locked(temporary, lambda: os.open(temporary, flags, 0o666))
+    descriptor = _locked(temporary, lambda: _open_file(temporary))
 
     def publish() -> None:
         os.fsync(descriptor)
@@ -198,28 +202,29 @@ def file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
         yield descriptor, publish
     finally:
         with suppress(OSError):
-            if os.path.samestat(os.fstat(descriptor), temporary.stat()):
+            if os.path.samestat(os.fstat(descriptor), temporary.lstat()):
                 temporary.unlink()
         os.close(descriptor)
 
 
 @contextmanager
-def folder(path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Give an empty folder to write into, and what publishes it in place of `path`."""
+def folder(path: Path, replaced: Collection[str] = ()) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Give an empty folder to write into, and what publishes it in place of `path`.
+
+    What is there and not `replaced` stays: the new folder gets it too, before the two are swapped.
+    """
     path = Path(os.path.realpath(path))
     temporary = temporary_beside(path)
 
-    def open_it() -> int:
-        temporary.mkdir(exist_ok=True)
-        return os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    descriptor = _locked(temporary, open_it)
+    descriptor = _locked(temporary, lambda: _open_folder(temporary))
     published = False
 
     def publish() -> None:
         nonlocal published
         for item in temporary.rglob("*"):
             flush(item)
+        if path.exists():
+            keep(path, temporary, replaced)
         flush(temporary)
         if path.exists():
             _exchange(temporary, path)
@@ -280,6 +285,44 @@ def remove(path: Path) -> None:
         ) from None
 
 
+def _open_file(path: Path) -> int:
+    """Open a temporary that is new, or that a killed run of this user left; follows no link."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    while True:
+        with suppress(FileExistsError):
+            return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(FileNotFoundError):  # another run finished with it
+            _require_ours(path, path.lstat(), stat.S_ISREG)
+            descriptor = os.open(path, flags)
+            try:
+                _require_ours(path, os.fstat(descriptor), stat.S_ISREG)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            return descriptor
+
+
+def _open_folder(path: Path) -> int:
+    """Open a temporary folder that is new, or that a killed run of this user left."""
+    while True:
+        with suppress(FileExistsError):
+            path.mkdir()
+        with suppress(FileNotFoundError):
+            _require_ours(path, path.lstat(), stat.S_ISDIR)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+            return os.open(path, flags)
+
+
+def _require_ours(path: Path, found: os.stat_result, is_kind: Callable[[int], bool]) -> None:
+    """Raise WriteError where what lies at a temporary's name is nothing that surgeon left."""
+    is_one = is_kind(found.st_mode) and (stat.S_ISDIR(found.st_mode) or found.st_nlink <= 1)
+    # A file of no name any more is one that another run has just published or removed.
+    if is_one and found.st_uid == os.geteuid():
+        return
+    what = "is another user's" if is_one else "is a link, or no file or folder that surgeon left"
+    raise WriteError(f"{path}: {what}; look at it and move it away: surgeon writes there")
+
+
 def _empty(folder: Path) -> None:
     for item in folder.iterdir():
         if item.is_dir() and not item.is_symlink():
@@ -296,7 +339,8 @@ def _exchange(ours: Path, theirs: Path) -> None:
     if rename is not None and rename(*names) == 0:
         return
     aside = theirs.with_name(f".{theirs.name}.surgeon-replaced")
-    shutil.rmtree(aside, ignore_errors=True)
+    if os.path.lexists(aside):
+        raise WriteError(f"{aside}: is in the way, perhaps an earlier output; move it away")
     theirs.rename(aside)
     try:
         ours.rename(theirs)

@@ -19,6 +19,7 @@ from surgeon.lazy import ByteRange, LazyTensor
 from surgeon.manifest.build import change_entry
 from surgeon.manifest.model import Stage, TorchClass
 from surgeon.manifest.stages import is_parameter
+from surgeon.model_folder.carried import carried_line
 from surgeon.output.layout import OutputFile
 from surgeon.output.opened import Opened
 from surgeon.output.plan import OutputPlan
@@ -228,6 +229,7 @@ def planned(output: OutputPlan) -> str:
     if places:
         lines = [f"  {place}: {plural(n, 'look')} at tensor values" for place, n in places.items()]
         parts.append("\n".join(["apply checks first", *lines]))
+    parts.append(shown(carried_line(output.carried or {})))
     if opened.state:
         parts.append(_state_line(opened))
     if opened.stages.optimizer:
@@ -389,6 +391,7 @@ def planned_as_json(output: OutputPlan) -> Json:
         "optimizer": as_json(stages.optimizer) if stages.optimizer else None,
         "optimizer_state": _state_as_json(opened),
         "config": _valid(opened.folder_files.changes),
+        "carried": sorted(output.carried or ()),
         "teacher": as_json(stages.teacher) if stages.teacher else None,
         "stages": [as_json(stage) for stage in stages.stages],
         "notes": [*opened.notes, *opened.folder_files.notes],

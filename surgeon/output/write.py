@@ -40,7 +40,7 @@ def write(plan: OutputPlan, options: Options) -> Result:
     executor = Executor(options)
     checks = plan.opened.plan.checks
     notes = executor.check(checks, sum(file.size_bytes for file in plan.weights))
-    with publish.writing(plan.path), publish.unit(plan.path, plan.is_folder) as unit:
+    with publish.writing(plan.path), publish.unit(plan.path, plan.is_folder, plan.replaced) as unit:
         for name, source in (plan.carried or {}).items():
             unit.carry(source, name)
         for name, content in (plan.texts or {}).items():

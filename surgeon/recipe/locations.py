@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from surgeon.base.errors import UsageError
 from surgeon.recipe.recipe import Recipe
@@ -13,7 +14,8 @@ from surgeon.recipe.recipe import Recipe
 def bind_models(recipe: Recipe, extra: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
     """Return {model name: location} from the recipe and the command line.
 
-    Raises UsageError where a model that the recipe leaves open is not given.
+    Raises UsageError where a model that the recipe leaves open is not given, or where neither a
+    step nor the training says a model's name.
     """
     bound: dict[str, str | None] = {}
     for name, location in recipe.models.items():
@@ -31,7 +33,30 @@ def bind_models(recipe: Recipe, extra: Sequence[str], named: Mapping[str, str]) 
         raise UsageError(
             *(f"model '{name}' must be given: --model {name}=PATH" for name in missing)
         )
+    if unused := [name for name in bound if not _is_named(name, recipe)]:
+        places = {name: bound[name] for name in unused}
+        raise UsageError(
+            *(
+                f"{recipe.label}: model '{name}' ({place}): no step and no training section uses "
+                "it; leave it out, or name it there"
+                for name, place in places.items()
+            )
+        )
     return {name: location for name, location in bound.items() if location is not None}
+
+
+def _is_named(model: str, recipe: Recipe) -> bool:
+    """Say whether a recipe's steps or training may mean a model: a word is it, or all are."""
+
+    def says(value: Any) -> bool:
+        if isinstance(value, str):
+            return value == model or value.startswith(f"{model}:")
+        if isinstance(value, Mapping):
+            everyone = value.get("models") == "*"
+            return everyone or any(says(item) for pair in value.items() for item in pair)
+        return isinstance(value, (list, tuple)) and any(map(says, value))
+
+    return any(says(step.parameters) for step in recipe.steps) or says(recipe.training or {})
 
 
 def beside_recipe(recipe: Recipe, location: str) -> str:

@@ -139,7 +139,59 @@ def test_an_existing_output_needs_force(grow: tuple[Path, Path, Path]) -> None:
     output.write_text("precious")
     assert run("apply", recipe, source, output).exit_code == 2
     assert output.read_text() == "precious"
+    refused = run("apply", recipe, source, output, "--force")
+    assert refused.exit_code == 2
+    assert "--force-any replaces it all the same" in refused.stderr
+    assert output.read_text() == "precious"
+    assert run("apply", recipe, source, output, "--force-any").exit_code == 0
+    assert f"{output}: exists; --force replaces it" in run("apply", recipe, source, output).stderr
     assert run("apply", recipe, source, output, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_forgotten_output_is_told_from_an_input(example: Bench, force: list[str]) -> None:
+    paths = [example.folder / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
+    for path in paths:
+        path.write_bytes(example.input.read_bytes())
+    result = run("apply", "average-checkpoints", *paths, *force)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert (
+        f"the last path is OUTPUT, so average-checkpoints of {paths[0]} and {paths[1]} would be "
+        f"written into {paths[2]}; -o OUTPUT names the output apart" in result.stderr
+    )
+    done = run("apply", "average-checkpoints", *paths, "-o", example.output)
+    assert done.exit_code == 0
+    assert set(json.loads((example.folder / "out.manifest.json").read_text())["inputs"]) == {
+        "input", "1", "2"
+    }  # fmt: skip
+
+
+def test_a_model_taken_for_the_output_is_told(example: Bench) -> None:
+    result = run("apply", "interpolate-two-models", example.input, example.models["other"])
+    assert result.exit_code == 2
+    assert "'other' must be given" in result.stderr
+    assert "the last path is OUTPUT" in result.stderr
+
+
+def test_a_model_that_nothing_uses_is_refused(example: Bench) -> None:
+    other = example.models["other"]
+    paths = [example.input, other, other]
+    result = run("apply", "interpolate-two-models", *paths, "-o", example.output)
+    assert result.exit_code == 2
+    assert "model '1'" in result.stderr
+    assert "no step and no training section uses it" in result.stderr
+    recipe = write_recipe(example.folder, {"op": "delete", "target": "head"}, models={"m": other})
+    assert run("plan", recipe, example.input).exit_code == 2
+
+
+def test_a_teacher_is_a_use_of_a_model(example: Bench) -> None:
+    step = {"op": "average", "models": ["other"], "target": "classifier"}
+    training = {"teacher": {"model": "t", "outputs": ["head.weight"]}, "stages": [{"name": "a"}]}
+    models = dict.fromkeys(("other", "t"), example.models["other"])
+    recipe = write_recipe(example.folder, step, models=models, training=training)
+    result = run("plan", recipe, example.input)
+    assert "no training section uses it" not in result.stderr
 
 
 def test_all_mistakes_come_at_once_one_per_line(example: Bench) -> None:

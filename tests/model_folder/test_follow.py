@@ -385,9 +385,11 @@ def test_state_of_the_run_that_made_them_stays_with_unchanged_tensors(
         (bench.input / name).write_text("old")
     out = bench.folder / "out"
     bench.operate(to=out)
-    assert {*STALE, "trainer_state.json"} <= {path.name for path in out.iterdir()}
-    notes = bench.operate({"op": "reinit", "target": EMBED}, to=out).notes
-    left = {path.name for path in out.iterdir()}
+    # Weights in other formats are left behind whatever becomes of those that are read.
+    expected = {*STALE, "trainer_state.json"} - {"tf_model.h5"}
+    assert expected <= {path.name for path in out.iterdir()}
+    notes = bench.operate({"op": "reinit", "target": EMBED}, to=bench.folder / "new").notes
+    left = {path.name for path in (bench.folder / "new").iterdir()}
     assert not left & {*STALE}
     assert left >= {"trainer_state.json", "added_tokens.json"}
     assert any(note.endswith(f"as they were: {', '.join(sorted(STALE))}") for note in notes)

@@ -60,6 +60,45 @@ def test_debris_of_a_killed_run_is_used_again(tmp_path):
     assert (tmp_path / "out").read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("make", [Path.symlink_to, Path.hardlink_to])
+def test_link_at_the_temporary_s_name_is_not_followed(tmp_path, make):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    make(publish.temporary_beside(tmp_path / "out"), victim)
+    with pytest.raises(WriteError, match="is a link, or no file"), publish.file(tmp_path / "out"):
+        pass
+    assert victim.read_text() == "mine"
+    assert names(tmp_path) == [".out.surgeon-unfinished", "victim"]
+
+
+def test_link_at_the_temporary_folder_s_name_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("mine")
+    publish.temporary_beside(tmp_path / "out").symlink_to(victim)
+    with pytest.raises(WriteError, match="is a link, or no file"), publish.folder(tmp_path / "out"):
+        pass
+    assert (victim / "file").read_text() == "mine"
+    assert names(tmp_path) == [".out.surgeon-unfinished", "victim"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_another_user_s_temporary_is_left_alone(tmp_path, monkeypatch, kind):
+    debris = publish.temporary_beside(tmp_path / "out")
+    {"file": Path.touch, "folder": Path.mkdir}[kind](debris)
+    monkeypatch.setattr(os, "geteuid", lambda: debris.stat().st_uid + 1)
+    opening = getattr(publish, kind)
+    with pytest.raises(WriteError, match="is another user's"), opening(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [".out.surgeon-unfinished"]
+
+
+def test_fifo_at_the_temporary_s_name_is_refused(tmp_path):
+    os.mkfifo(publish.temporary_beside(tmp_path / "out"))
+    with pytest.raises(WriteError, match="no file or folder"), publish.file(tmp_path / "out"):
+        pass
+
+
 def test_locked_file_is_refused(tmp_path):
     with (
         publish.file(tmp_path / "out"),
@@ -92,7 +131,7 @@ def test_link_is_followed_and_stays_a_link(example):
     real.write_bytes(b"old")
     link = example.folder / "link.safetensors"
     link.symlink_to(real)
-    example.operate(to=link)
+    example.operate(to=link, force_any=True)
     assert link.is_symlink()
     assert read(real).keys() >= example_tensors().keys()
 
@@ -159,10 +198,10 @@ def test_other_files_are_carried_along(folder):
 
 def test_folder_is_replaced_as_a_unit(folder):
     target = folder.folder / "model"
-    target.mkdir()
-    (target / "leftover.txt").write_text("old")
     folder.operate(STEP, to=target)
-    assert "leftover.txt" not in names(target)
+    (target / "special_tokens_map.json").write_text("{}")
+    folder.operate(STEP, to=target)
+    assert "special_tokens_map.json" not in names(target)
     assert not list(folder.folder.glob(".*"))
 
 
@@ -205,7 +244,7 @@ def test_replaced_folder_is_complete_at_every_moment(tmp_path, monkeypatch):
     seen = []
     original = publish.flush
     monkeypatch.setattr(publish, "flush", lambda path: (seen.append(names(target)), original(path)))
-    with publish.folder(target) as (temporary, publish_it):
+    with publish.folder(target, {"old"}) as (temporary, publish_it):
         (temporary / "new").write_text("new")
         publish_it()
     assert {tuple(state) for state in seen} == {("old",), ("new",)}
@@ -217,7 +256,7 @@ def test_folders_are_swapped_without_the_system_call_too(tmp_path, monkeypatch):
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").write_text("old")
-    with publish.folder(target) as (temporary, publish_it):
+    with publish.folder(target, {"old"}) as (temporary, publish_it):
         (temporary / "new").write_text("new")
         publish_it()
     assert names(tmp_path) == ["model"]
