@@ -28,8 +28,6 @@ README = TEXTS["README.md"]
 WRITTEN = {name: written(text) for name, text in TEXTS.items()}
 # Their blocks are run by tests of their own: training/test_frameworks.py, and the library's.
 ELSEWHERE = {"docs/frameworks.md", "docs/library.md"}
-# Not here before the library is.
-AWAITED = {"docs/library.md"}
 # They set up environments or take minutes; `make` itself is what CI calls.
 NOT_RUN = ("pip", "make")
 BLOCK = re.compile(r"(?:<!-- file: (\S+) -->\n)?```(\w+)\n(.*?)```", flags=re.S)
@@ -313,7 +311,7 @@ def test_links_lead_somewhere(name: str) -> None:
         file, _, anchor = target.partition("#")
         path = (ROOT / name).parent / file if file else ROOT / name
         found = os.path.relpath(path, ROOT)
-        assert path.exists() or found in AWAITED, f"{name}: {target}"
+        assert path.exists(), f"{name}: {target}"
         assert not anchor or anchor in anchors(path.read_text()), f"{name}: {target}"
 
 

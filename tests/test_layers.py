@@ -11,7 +11,8 @@ from tests.house import imports as imported_by
 
 # From the roof to the ground: a room imports from those after it.
 ORDER = [
-    "__main__", "samples", "cli", "library", "surgery", "mergekit", "inspection", "output", "manifest",
+    "__main__", "samples", "cli", "library", "surgery", "mergekit", "inspection", "output",
+    "manifest",
     "model_folder", "recipe", "ops", "merges", "initialisers", "draft", "formats", "lazy",
     "numeric", "base",
 ]  # fmt: skip
