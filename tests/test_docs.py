@@ -310,7 +310,6 @@ def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\((?!https://)([^)]*)\)", prose):
         file, _, anchor = target.partition("#")
         path = (ROOT / name).parent / file if file else ROOT / name
-        found = os.path.relpath(path, ROOT)
         assert path.exists(), f"{name}: {target}"
         assert not anchor or anchor in anchors(path.read_text()), f"{name}: {target}"
 
