@@ -199,7 +199,7 @@ def _operands(blocks: Sequence[Block]) -> Any:
 def upcast(block: Block, out: Array) -> Array:
     """Write the values of a block into `out`, float32 or float64, and return it."""
     function = _loops().upcast64 if out.dtype == np.float64 else _loops().upcast32
-    function(CODES[block.dtype], _address(block.elements), 0, len(out), _address(out))
+    function(CODES[block.dtype], _address(block.elements), 0, out.size, _address(out))
     return out
 
 
@@ -209,7 +209,7 @@ def downcast(values: Array, dtype: str, out: Array, *, one_nan: bool) -> bool:
     With `one_nan`, NaNs all become the one that arithmetic makes; else they keep what they can.
     """
     function = _loops().downcast64 if values.dtype == np.float64 else _loops().downcast32
-    return not function(CODES[dtype], _address(values), 0, len(values), _address(out), int(one_nan))
+    return not function(CODES[dtype], _address(values), 0, values.size, _address(out), int(one_nan))
 
 
 def linear(
