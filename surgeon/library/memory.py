@@ -84,7 +84,6 @@ class _Held:
         if len(kinds) != 1:
             what = "both tensors of torch and arrays" if kinds else "nothing"
             raise UsageError(f"{label}: holds {what}; give one kind of tensors")
-        self._label = label
         self._is_torch = kinds == {"torch"}
         # What is not NumPy's own, such as bfloat16 of ml_dtypes, is returned as it came.
         self._dtypes: dict[str, np.dtype[Any]] = {}
@@ -96,7 +95,7 @@ class _Held:
         for name, value in state_dict.items():
             key = _identity(value, is_torch=self._is_torch)
             if key not in known:
-                dtype, data = self._stored(value, f"{label}['{name}']")
+                dtype, data = self._stored(value, f"{label}: '{name}'")
                 known[key] = Stored(InMemory(path, data), 0, spec_of(dtype, tuple(value.shape)))
             tensors[name] = known[key]
             if self._is_torch:
@@ -145,7 +144,7 @@ def _kind(name: object, value: object, label: str) -> str:
     if isinstance(value, np.ndarray):
         return "numpy"
     raise UsageError(
-        f"{label}['{name}']: is {type(value).__name__}, expected a tensor of torch or an array"
+        f"{label}: '{name}': is {type(value).__name__}, expected a tensor of torch or an array"
     )
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, SupportsIndex
 
+import numpy as np
+
 from surgeon.base.errors import UsageError
 from surgeon.draft import ties
 from surgeon.formats import Checkpoint, open_checkpoint
@@ -18,6 +20,7 @@ from surgeon.numeric.dtypes import DTYPES, Array
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import DTypeLike
 
 
 def open(path: str | os.PathLike[str]) -> OpenedCheckpoint:
@@ -57,6 +60,10 @@ class Tensor:
     def torch(self) -> torch.Tensor:
         """Read it, in its own dtype."""
         return as_torch(self._read(), self._spec, repr(self.name))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """Let NumPy's functions take it, as `numpy` reads it."""
+        return np.asarray(self.numpy(), dtype)
 
     def __getitem__(self, index: SupportsIndex | slice) -> Tensor:
         """Return a row, or rows, that are not read yet: `tensor[3]`, `tensor[2:5]`."""
