@@ -17,6 +17,7 @@ from surgeon.ops.shared import torch_module
 from surgeon.output.execute import Options
 from surgeon.output.opened import Opened
 from surgeon.output.plan import OutputPlan, assumed_output, output_at
+from surgeon.output.publish import writing
 from surgeon.output.replacing import with_replaced
 from surgeon.output.write import Result
 from surgeon.output.write import write as write_planned
@@ -100,8 +101,11 @@ def output_plan(
         made.folder_files.check()
         return assumed_output(made).plan(made)
     kind = output_at(output)
-    kind.require_free(made, force=force, force_any=force_any)
-    return with_replaced(kind.plan(made, link=link), force_any=force_any)
+    with writing(output):
+        kind.require_free(made, force=force, force_any=force_any)
+    planned = kind.plan(made, link=link)
+    with writing(output):
+        return with_replaced(planned, force_any=force_any)
 
 
 def write(

@@ -70,7 +70,9 @@ def test_imports_go_downward():
 
 
 def test_there_is_no_circle():
-    assert not circles({module: set(own_imports(module)) - {module} for module in MODULES})
+    # The library's front imports what is asked for, when it is asked for.
+    modules = [module for module in MODULES if module != "__init__"]
+    assert not circles({name: {*own_imports(name)} - {name, "__init__"} for name in modules})
     assert floors(drawn_arrows())
 
 

@@ -163,7 +163,9 @@ def _hinting(target: Path, hint: str) -> Iterator[None]:
         yield
     except UsageError as error:
         last = error.problems[-1]
-        if not hint or not (last.startswith(f"{target}: ") or "must be given: --model" in last):
+        if not hint or not (
+            last.startswith(f"{target}: exists") or "must be given: --model" in last
+        ):
             raise
         raise UsageError(*error.problems[:-1], f"{last}; {hint}") from None
 

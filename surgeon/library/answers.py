@@ -37,6 +37,7 @@ class Planned(Answer):
     ties: dict[str, str]
     dropped: list[str]
     files: list[Json]
+    carried: list[str]
     checks: list[str]
     optimizer: Json | None
     optimizer_state: Json | None

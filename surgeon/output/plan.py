@@ -15,10 +15,10 @@ from surgeon.formats.checkpoint import Record
 from surgeon.manifest import build
 from surgeon.manifest.model import Manifest, WeightFile, checkpoint_of
 from surgeon.manifest.names import FOLDER_MANIFEST, FOLDER_OPTIMIZER, optimizer_of
+from surgeon.output.free import require_apart, require_replaceable
 from surgeon.output.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.output.linking import untouched
 from surgeon.output.opened import Opened
-from surgeon.output.replacing import require_apart, require_replaceable
 
 DEFAULT_SHARD_SIZE = "5GB"
 # Suffixes of files that surgeon does not write, and that nobody means a folder by.
