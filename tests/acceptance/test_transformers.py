@@ -425,7 +425,7 @@ def test_every_number_of_the_rules_is_checked_against_tensors(name: str, saved: 
         problems = follow(config, {key: config[key] + 1}, tensors, tensors).problems
         checked |= {key for problem in problems if f"output.config.{key} is" in problem}
         assert key in checked
-    assert len(checked) >= 4
+    assert len(checked) >= 3
 
 
 def test_tied_weights_of_the_output_are_tied_in_the_model(

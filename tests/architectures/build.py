@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 import transformers
-import transformers.initialization
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -96,7 +96,7 @@ def build(class_name: str, model_type: str, values: Json, *, on_disk: bool = Tru
     """Build a class from a config's values, without memory for its tensors."""
     config = config_of(model_type, values)
     try:
-        with time_limited(), torch.device("meta"), transformers.initialization.no_init_weights():
+        with time_limited(), torch.device("meta"), no_init_weights():
             model = getattr(transformers, class_name)(config)
     except NoBuildError:
         raise
