@@ -15,7 +15,7 @@ from tests.docs import ROOT
 
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/README.md"))
 # The others take as long again each, and run in CI.
-QUICK = ("add_label", "average_two", "digits_new_class", "replace_head")
+QUICK = ("average_two",)
 
 
 @pytest.mark.parametrize(
