@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from surgeon.base.errors import CheckpointError
-from surgeon.formats.checkpoint import Checkpoint, Contents, Opaque, Record
+from surgeon.formats.checkpoint import Checkpoint, Contents
 from surgeon.formats.containers import choose
 from surgeon.formats.files import InputFile
 from surgeon.formats.folders import (
@@ -25,21 +25,9 @@ from surgeon.formats.folders import (
 )
 from surgeon.formats.foreign import foreign, is_foreign
 from surgeon.formats.optimizers import SavedState, state_in, state_of_ours
-from surgeon.formats.safetensors import has_header, header_of, open_safetensors
+from surgeon.formats.safetensors import has_header, open_safetensors
 from surgeon.formats.wrappers import renaming, without_count
 from surgeon.lazy import walk
-
-__all__ = [
-    "Checkpoint",
-    "Contents",
-    "Opaque",
-    "Record",
-    "SavedState",
-    "header_of",
-    "open_checkpoint",
-    "open_contents",
-    "open_optimizer",
-]
 
 # Enough for every magic number that `foreign` knows.
 _START = 512

@@ -303,7 +303,7 @@ def _changes(blocks: Sequence[Block], changes: Sequence[Change]) -> Any:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a sum of changes goes on: divided, multiplied, and -0 made 0 if a zero is added."""
+    """How a sum of changes goes on: begun with a zero or not, divided, then multiplied."""
 
     divide: float = 1.0
     multiply: float = 1.0

@@ -30,22 +30,9 @@ from surgeon.merges.shared.operands import (
     NonFinite,
     WholeArithmetic,
     common_names,
-    total_weight,
-    within,
 )
 from surgeon.merges.shared.varying import Numbers, Varying
 from surgeon.numeric.dtypes import DTYPES
-
-__all__ = [
-    "Arithmetic",
-    "AuxiliaryTensors",
-    "TensorContext",
-    "Varying",
-    "WholeArithmetic",
-    "merge",
-    "total_weight",
-    "within",
-]
 
 
 @dataclass(frozen=True)
