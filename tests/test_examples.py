@@ -14,17 +14,10 @@ import pytest
 from tests.docs import ROOT
 
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/README.md"))
-# The others take as long again each, and run in CI.
-QUICK = ("average_two",)
 
 
-@pytest.mark.parametrize(
-    "example",
-    [
-        pytest.param(path, id=path.name, marks=[] if path.name in QUICK else pytest.mark.slow)
-        for path in EXAMPLES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [pytest.param(path, id=path.name) for path in EXAMPLES])
 def test_the_commands_of_an_example_run(example: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(example, tmp_path / example.name)
     commands = re.findall(r"```sh\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)

@@ -15,6 +15,8 @@ from torch import Tensor
 from surgeon.training import Distillation
 from tests.docs import ROOT
 
+pytestmark = pytest.mark.slow  # it trains
+
 MARGIN = 0.3
 
 

@@ -14,6 +14,8 @@ import torch
 
 from tests.docs import ROOT
 
+pytestmark = pytest.mark.slow  # it trains
+
 MARGIN = 0.1
 CHANCE = 0.1
 

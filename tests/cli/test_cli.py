@@ -539,6 +539,7 @@ def test_progress_is_for_terminals(
     assert "\x1b[3" not in text
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_tensors_are_inspected_in_time(tmp_path: Path) -> None:
     header: dict[str, Any] = {}
     for index in range(100_000):

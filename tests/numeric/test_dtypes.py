@@ -140,7 +140,6 @@ def test_every_nan_stays_a_nan_of_its_sign() -> None:
         np.testing.assert_array_equal(sign, NANS >> 31)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
@@ -160,14 +159,14 @@ def test_every_nan_stays_a_nan_of_its_sign() -> None:
         ("F32", 1e39, np.inf),
     ],
 )
-@pytest.mark.parametrize("working", [np.float32, np.float64])
 def test_overflow_becomes_what_the_format_has_for_it(
-    name: str, value: float, expected: float, sign: int, working: type
+    name: str, value: float, expected: float
 ) -> None:
-    with np.errstate(over="ignore"):
-        block = np.array([sign * value]).astype(working)
-    found = values_of(round_to(block, name), name)
-    np.testing.assert_array_equal(found, [sign * expected])
+    for working in (np.float32, np.float64):
+        with np.errstate(over="ignore"):
+            block = np.array([value, -value]).astype(working)
+        found = values_of(round_to(block, name), name)
+        np.testing.assert_array_equal(found, [expected, -expected])
 
 
 def test_largest_is_the_largest_finite_value() -> None:
