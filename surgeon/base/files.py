@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +16,7 @@ _FLAGS = (
     | getattr(os, "O_NONBLOCK", 0)
     | getattr(os, "O_BINARY", 0)
 )
+_BLOCK_BYTES = 1 << 20
 
 
 def open_regular(path: Path) -> int:
@@ -31,6 +34,16 @@ def open_regular(path: Path) -> int:
 def reading(path: Path) -> BinaryIO:
     """Open a regular file as `open` does; raises as `open_regular`."""
     return os.fdopen(open_regular(path), "rb")
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 of the bytes of all these files together, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with reading(path) as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:

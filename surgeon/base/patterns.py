@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Annotated
 
 from surgeon.base.errors import Hints, PlanError, UsageError, did_you_mean
+from surgeon.base.lists import as_list
 
 Captures = Mapping[str, str]
 
@@ -180,7 +181,7 @@ def select(
     chosen: set[str] = set()
     removed: set[str] = set()
     unmatched = []
-    for pattern in [target] if isinstance(target, str) else target:
+    for pattern in as_list(target):
         plain = pattern.removeprefix("!")
         if plain in special:
             found = set(special[plain])
@@ -304,7 +305,7 @@ def under(target: str | Sequence[str], name: str) -> str | None:
     None where a pattern of the target matches the tensor's own name.
     """
     shortest: str | None = name
-    for pattern in [target] if isinstance(target, str) else target:
+    for pattern in as_list(target):
         if pattern in SPECIAL:
             return None
         if not pattern.startswith("!") and (captures := match(pattern, name)) is not None:

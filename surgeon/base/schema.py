@@ -13,6 +13,8 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from surgeon.base.lists import as_list
+
 Schema = dict[str, Any]
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -106,7 +108,7 @@ def whole_numbers(value: Any, schema: Schema) -> Any:
     items: Schema = {}
     for option in (*schema.get("anyOf", ()), schema):
         kind = option.get("type", [])
-        kinds += [kind] if isinstance(kind, str) else kind
+        kinds += as_list(kind)
         items = option.get("items", items)
     if isinstance(value, float) and "integer" in kinds and "number" not in kinds:
         return int(value)

@@ -15,7 +15,7 @@ from surgeon.base.errors import PlanError, UsageError
 from surgeon.base.strict_json import parse_json
 from surgeon.base.tables import number, shape_text, shown, table
 from surgeon.base.units import spoken_size
-from surgeon.draft import ties
+from surgeon.draft import ties, vectors
 from surgeon.formats import Checkpoint
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.dtypes import DTYPES
@@ -59,13 +59,9 @@ def selected(pattern: Sequence[str], tensors: dict[str, LazyTensor] | Iterable[s
         return names
     if all(word.startswith("!") for word in pattern):
         pattern = ["**", *pattern]
-    vectors = (
-        [name for name, tensor in tensors.items() if len(tensor.spec.shape) <= 1]
-        if isinstance(tensors, dict)
-        else []
-    )
+    special = {"@vectors": vectors(tensors) if isinstance(tensors, dict) else ()}
     try:
-        return patterns.select(list(pattern), names, special={"@vectors": vectors})
+        return patterns.select(list(pattern), names, special=special)
     except PlanError as error:
         raise UsageError(*error.problems) from None
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from surgeon.base.errors import UsageError
+from surgeon.base.lists import as_list
 from surgeon.formats import open_checkpoint
 from surgeon.inspection import compare as comparison
 from surgeon.inspection import diff as differences
@@ -33,7 +34,7 @@ def inspect(
         raise UsageError("tree and stats exclude each other")
     opened = open_checkpoint(os.fspath(checkpoint))
     try:
-        found = inspection.inspected(opened.tensors, _several(patterns), stats=stats)
+        found = inspection.inspected(opened.tensors, as_list(patterns), stats=stats)
         document = inspection.as_json(opened, found, as_tree=tree)
         return Inspected(inspection.as_text(opened, found, as_tree=tree), **document)
     finally:
@@ -42,7 +43,7 @@ def inspect(
 
 def diff(a: Location, b: Location, patterns: Sequence[str] | str = ()) -> Difference:
     """Compare the tensors of two checkpoints; `equal` says whether they are the same."""
-    return differences.compare(os.fspath(a), os.fspath(b), _several(patterns))
+    return differences.compare(os.fspath(a), os.fspath(b), as_list(patterns))
 
 
 def compare(base: Location, *others: Location, workers: int | None = None) -> Comparison:
@@ -56,7 +57,3 @@ def compare(base: Location, *others: Location, workers: int | None = None) -> Co
 def verify(output: Location, *, workers: int | None = None) -> Verified:
     """Hash an output again and compare with its manifest; `verified` says whether they agree."""
     return verification.verify(Path(output), workers or default_workers())
-
-
-def _several(patterns: Sequence[str] | str) -> Sequence[str]:
-    return [patterns] if isinstance(patterns, str) else patterns

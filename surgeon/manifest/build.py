@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from surgeon import __version__
 from surgeon.base.documents import read
 from surgeon.base.errors import PlanError, SurgeonError
+from surgeon.base.files import sha256_of
 from surgeon.base.regions import remainder, spelled
 from surgeon.draft import ties
 from surgeon.formats import Checkpoint
@@ -161,9 +161,4 @@ def teacher_sha256(training: Training, inputs: Mapping[str, Checkpoint]) -> str:
     """Read the teacher's weight files and return their hash; empty where there is no teacher."""
     if training.teacher is None:
         return ""
-    digest = hashlib.sha256()
-    for path in inputs[training.teacher.model].weight_files:
-        with path.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(inputs[training.teacher.model].weight_files)

@@ -11,6 +11,7 @@ from typing import Any
 from surgeon.base import depth, patterns
 from surgeon.base.documents import read
 from surgeon.base.errors import Hints, PlanError
+from surgeon.base.lists import as_list
 from surgeon.base.regions import (
     Region,
     intersection,
@@ -21,7 +22,7 @@ from surgeon.base.regions import (
     whole,
     without,
 )
-from surgeon.draft import Tensors, ties
+from surgeon.draft import Tensors, ties, vectors
 from surgeon.manifest.model import After, Group, Stage, TorchClass
 from surgeon.numeric.dtypes import DTYPES
 
@@ -102,9 +103,7 @@ class Parameters:
         owned = [(name, tensor) for name, tensor in chosen.items() if name not in self.owners]
         self.everything = Cover({name: (whole(tensor.spec.shape),) for name, tensor in owned})
         self.new = Cover({name: new for name, tensor in owned if (new := tensor.new_regions())})
-        self._special: Mapping[str, Collection[str]] = {
-            "@vectors": [name for name, shape in self.shapes.items() if len(shape) <= 1]
-        }
+        self._special: Mapping[str, Collection[str]] = {"@vectors": vectors(chosen)}
 
     @cached_property
     def order(self) -> dict[str, int]:
@@ -129,7 +128,7 @@ class Parameters:
         """Return what a target selects; raises PlanError where a pattern matches nothing."""
         chosen, removed = Cover({}), Cover({})
         problems: list[str] = []
-        for pattern in [target] if isinstance(target, str) else target:
+        for pattern in as_list(target):
             plain = pattern.removeprefix("!")
             try:
                 found = self._one(plain)
@@ -214,7 +213,7 @@ def _unfrozen(section: Mapping[str, Any]) -> Iterable[Json]:
     if not sugar:
         return
     decay = sugar.get("lr_decay", 1.0)
-    order = [[entry] if isinstance(entry, str) else entry for entry in sugar["order"]]
+    order = [as_list(entry) for entry in sugar["order"]]
     for last in range(len(order)):
         stage: Json = {
             "name": f"unfreeze {', '.join(order[last])}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -16,10 +16,11 @@ from surgeon.model_folder.architectures import Architecture
 Json = dict[str, Any]
 
 _PLACE = re.compile(r"(.+)\[(\d)\]")
-_MOST_NAMED = 3
 LABELS = "num_labels"
 # Where a config names neither labels nor their number, transformers takes this for granted.
 _DEFAULT_LABELS = 2
+# A default that follows from others, which follow from others.
+_DEEPEST = 3
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Case:
         if found is not None:
             return Fraction(found) if type(found) is int and found >= 0 else None
         defaults = self.architecture.defaults.get(path) if self.architecture else None
-        if defaults is None or depth > _MOST_NAMED:
+        if defaults is None or depth > _DEEPEST:
             return None
         # The second is what null stands for, where that is something else than nothing.
         is_null = any(has(config, place) for place in self.names_of(path))
@@ -157,9 +158,3 @@ def containers(names: Iterable[str]) -> dict[str, set[int]]:
             if part.isdigit():
                 found.setdefault(".".join(parts[:place]), set()).add(int(part))
     return found
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return `'a', 'b', 'c' and 2 more`."""
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + more

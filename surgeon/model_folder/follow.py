@@ -9,10 +9,11 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from surgeon.base.errors import listed
 from surgeon.draft import Tensors
 from surgeon.model_folder.architectures import Architecture, architecture_of
 from surgeon.model_folder.becomes import becomes
-from surgeon.model_folder.case import Case, Json, listed, matching
+from surgeon.model_folder.case import Case, Json, matching
 from surgeon.model_folder.families import COMMON
 from surgeon.model_folder.general import require_counts, require_names, require_vocabulary
 from surgeon.model_folder.labels import follow_labels

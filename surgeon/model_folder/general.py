@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from surgeon.base.errors import listed
 from surgeon.model_folder.architectures import Architecture
-from surgeon.model_folder.case import Case, Json, containers, listed
+from surgeon.model_folder.case import Case, Json, containers
 from surgeon.model_folder.said import Meaning
 
 _COUNT = re.compile(r"(.*_)?(layers?|depth|blocks|num_hidden_layers|experts)")

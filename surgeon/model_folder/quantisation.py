@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from surgeon.base.errors import listed
 from surgeon.draft import Tensors
 from surgeon.draft.quantised import Group, by_name, groups
-from surgeon.model_folder.case import Case, Json, listed
+from surgeon.model_folder.case import Case, Json
 
 _KEY = "quantization_config"
 # Where each method lists the modules whose weights are numbers.

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import isqrt
 
-from surgeon.model_folder.case import Case, listed
+from surgeon.base.errors import listed
+from surgeon.model_folder.case import Case
 from surgeon.model_folder.expressions import Base
 from surgeon.model_folder.heads import follow_heads
 from surgeon.model_folder.said import GAPS, Meaning, Said, Sizes, said

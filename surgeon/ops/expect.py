@@ -6,6 +6,7 @@ from functools import partial
 from typing import Annotated
 
 from surgeon.base.errors import CheckFailedError, PlanError
+from surgeon.base.lists import as_list
 from surgeon.base.patterns import Target
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
@@ -49,7 +50,7 @@ def expect(
         problems += _differences(name, draft.spec(name), shape, dtype)
         if tied is not None and (name in shared) != tied:
             problems.append(f"expected '{name}' {'' if tied else 'not '}to be tied")
-    models = [equal_to] if isinstance(equal_to, str) else equal_to or []
+    models = as_list(equal_to or [])
     for model in models:
         others = draft.model(model)
         for name in names:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 from surgeon.base.errors import PlanError
+from surgeon.base.lists import as_list
 from surgeon.base.patterns import Destination, Names
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
@@ -32,7 +33,7 @@ def tie(
     They are then stored and trained as one. Raises where the specs differ, and with `equal` (before
     anything is written) where the values do.
     """
-    targets = [target] if isinstance(target, str) else target
+    targets = as_list(target)
     for name, owner in destinations(draft, targets, [to] * len(targets)):
         if owner not in draft.tensors:
             draft.select(owner)  # says so, with the nearest names

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from surgeon.base import patterns
 from surgeon.base.errors import PlanError
+from surgeon.base.lists import as_list
 from surgeon.base.patterns import Destination, Destinations, Names
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
@@ -54,7 +55,7 @@ def upcycle(
     """
     problems = [
         f"'{name}' does not say {{{_EXPERT}}}, by which the experts' names differ"
-        for name in ([into] if isinstance(into, str) else into)
+        for name in as_list(into)
         if f"{{{_EXPERT}" not in name
     ]
     moves: list[tuple[str, str]] = []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from surgeon.base.errors import UsageError
+from surgeon.base.lists import as_list
 
 # Looks at a string; raises UsageError for one that is not of the format.
 FormatCheck = Callable[[str], object]
@@ -51,7 +52,7 @@ def _holds(keyword: str, value: Any, schema: Mapping[str, Any], formats: Formats
     wanted = schema[keyword]
     match keyword, value:
         case "type", _:
-            return any(_TYPES[kind](value) for kind in _as_list(wanted))
+            return any(_TYPES[kind](value) for kind in as_list(wanted))
         case "const", _:
             return _equal(value, wanted)
         case "enum", _:
@@ -103,10 +104,6 @@ def _holds(keyword: str, value: Any, schema: Mapping[str, Any], formats: Formats
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _as_list(kinds: str | list[str]) -> list[str]:
-    return [kinds] if isinstance(kinds, str) else kinds
 
 
 def _equal(value: Any, wanted: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.base import indices, patterns
 from surgeon.base.errors import SurgeonError, UsageError, did_you_mean
+from surgeon.base.lists import as_list
 from surgeon.base.units import parse_size
 from surgeon.numeric.dtypes import require_dtype
 from surgeon.recipe.schema_check import Formats, UndecidedError, check_format, fits
@@ -87,7 +88,7 @@ def _explain(error: ValidationError, place: str) -> Iterator[str]:
         case "format" if isinstance(error.cause, SurgeonError):
             yield f"{prefix}{error.cause}"
         case "type":
-            names = " or ".join([wanted] if isinstance(wanted, str) else wanted)
+            names = " or ".join(as_list(wanted))
             yield f"{prefix}{_shorten(instance)} is not of type {names}"
         case _:
             yield f"{prefix}{error.message}"
@@ -110,7 +111,7 @@ def _closest_branch(error: ValidationError, place: str, prefix: str) -> Iterator
             yield from _explain(problem, place)
     else:
         kinds: list[Any] = [problems[0].validator_value for problems in branches.values()]
-        flat = [kind for kind in kinds for kind in ([kind] if isinstance(kind, str) else kind)]
+        flat = [kind for several in kinds for kind in as_list(several)]
         names = " or ".join(dict.fromkeys(map(str, flat)))
         yield f"{prefix}{_shorten(error.instance)} is not of type {names}"
 

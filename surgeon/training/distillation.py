@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from surgeon.base.errors import CheckpointError, Hints
+from surgeon.base.files import sha256_of
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.lazy import LazyTensor, Scratch
 from surgeon.manifest.model import Teacher
@@ -117,22 +117,13 @@ def load_teacher(teacher: nn.Module, described: Teacher, location: str | Path) -
             *error.problems, "the teacher's weights are needed; say where with file=..."
         ) from None
     try:
-        if _sha256_of(checkpoint) != described.sha256:
+        if sha256_of(checkpoint.weight_files) != described.sha256:
             raise ManifestError(f"{location}: is not the file that the manifest calls the teacher")
         if problems := list(_differences(teacher, checkpoint)):
             raise ManifestError(*(f"{location}: {problem}" for problem in problems))
         teacher.load_state_dict({name: _read(t) for name, t in checkpoint.tensors.items()})
     finally:
         checkpoint.close()
-
-
-def _sha256_of(checkpoint: Checkpoint) -> str:
-    digest = hashlib.sha256()
-    for path in checkpoint.weight_files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _differences(teacher: nn.Module, checkpoint: Checkpoint) -> Iterator[str]:

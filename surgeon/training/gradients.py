@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.base.regions import count
+from surgeon.base.tables import table
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held
 from surgeon.training.sharded import alike, index, is_sharded, local, owned
 from surgeon.training.started import Started
-from surgeon.training.text import columns
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Gradients:
         rows += [("block", block.block, f"{block.elements:,}", block.norm) for block in self.blocks]
         headers = ("of", "name", "elements", "gradient norm")
         written = [(*row[:3], "none" if row[3] is None else f"{row[3]:.4g}") for row in rows]
-        return f"stage {self.stage}\n{columns(headers, written, left=headers[:2])}"
+        return f"stage {self.stage}\n{table(headers, written, right=headers[2:])}"
 
 
 def _joined(norms: Iterable[tuple[str, float | None]]) -> dict[str, float | None]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from surgeon.base.errors import listed
 from surgeon.base.regions import count
+from surgeon.base.tables import table
 from surgeon.training.started import Started
-from surgeon.training.text import columns
 
 # Shown in columns of their own; the other settings that the manifest gives share one.
 _OWN_COLUMNS = ("lr", "weight_decay")
@@ -72,8 +72,8 @@ class Report:
         if self.frozen:
             blank = ("",) * (len(_OWN_COLUMNS) + 1)
             rows.append(("(frozen)", f"{self.frozen_elements:,}", *blank, listed(self.frozen)))
-        left = ("group", "settings", "parameters")
-        lines = [f"stage {self.stage}: {self.optimizer}{scheduler}", columns(headers, rows, left)]
+        right = set(headers) - {"group", "settings", "parameters"}
+        lines = [f"stage {self.stage}: {self.optimizer}{scheduler}", table(headers, rows, right)]
         if self.eval_modules:
             lines.append(f"in evaluation mode: {listed(self.eval_modules)}")
         return "\n".join(lines)

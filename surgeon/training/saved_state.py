@@ -6,7 +6,6 @@ no shapes, restores the old learning rates, and goes by the order of parameters.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surgeon.base.files import reading
+from surgeon.base.files import sha256_of
 from surgeon.base.regions import Region, remainder, spelled, whole, without
 from surgeon.manifest.model import Group, Json, Manifest, StateFile
 from surgeon.training.construct import optimizer_of
@@ -28,7 +27,6 @@ from surgeon.training.sharded import alike, index, owned, within
 
 # The keys and values of what is kept once per block.
 Scalars = tuple[tuple[str, float], ...]
-_BUFFER = 1 << 20
 _APPLY_AGAIN = "apply the recipe again, or let the stage reset the state"
 
 
@@ -205,11 +203,7 @@ def trained_before(
 def _opened(stated: StateFile, manifest: Manifest, live: Live) -> SavedState:
     path = manifest.path.parent / stated.file
     try:
-        digest = hashlib.sha256()
-        with reading(path) as file:
-            while block := file.read(_BUFFER):
-                digest.update(block)
-        if digest.hexdigest() != stated.sha256:
+        if sha256_of([path]) != stated.sha256:
             raise ManifestError(
                 f"optimizer_state: {path} is not the file that the manifest was written for; "
                 f"{_APPLY_AGAIN}"

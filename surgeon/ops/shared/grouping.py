@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from surgeon.base import patterns
 from surgeon.base.errors import PlanError
+from surgeon.base.lists import as_list
 from surgeon.draft import Draft, Tensors
 from surgeon.lazy import LazyTensor, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
@@ -40,7 +41,7 @@ def grouped(
     draft: Draft, sources: str | Sequence[str], into: str, expect: int | None
 ) -> list[Sources]:
     """Return what belongs together; raises PlanError for groups with parts missing."""
-    sources = [sources] if isinstance(sources, str) else sources
+    sources = as_list(sources)
     used = patterns.used(into)
     groups: dict[str, list[_Part]] = {}
     matched: dict[str, str] = {}

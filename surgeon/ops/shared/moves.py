@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from surgeon.base import patterns
 from surgeon.base.errors import PlanError
+from surgeon.base.lists import as_list
 from surgeon.draft import Draft, Tensors
 
 # A pattern that forgets a number moves every layer to one place.
@@ -30,8 +31,8 @@ def matches(
     among: Tensors | None = None,
 ) -> Iterator[tuple[str, patterns.Captures, str]]:
     """Yield (name, captures, its destination, not yet expanded), as `destinations` does."""
-    sources = [sources] if isinstance(sources, str) else sources
-    to = [to] if isinstance(to, str) else to
+    sources = as_list(sources)
+    to = as_list(to)
     if len(sources) != len(to):
         raise PlanError(f"'from' has {len(sources)} entries but 'to' has {len(to)}")
     moved: dict[str, str] = {}
