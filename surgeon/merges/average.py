@@ -20,13 +20,13 @@ def average(
     weights: Annotated[
         list[float],
         Varying(per="operand", default=1),
-        "one number for all, or one per operand, the state first; default equal",
+        "one number for all, or one per operand, the base model first; default equal",
     ],
     normalize: Annotated[bool, "divide by the sum of the weights"] = True,
 ) -> Arithmetic:
-    """Average the state with other models.
+    """Average the base model with other models.
 
-    Σ wᵢ xᵢ over the state and the models, divided by Σ wᵢ where `normalize`. Raises where weights
+    Σ wᵢ xᵢ over all operands, divided by Σ wᵢ where `normalize`. Raises where weights
     that are to be divided by their sum add up to zero.
     """
     total = total_weight(weights) if normalize else 1.0

@@ -39,7 +39,7 @@ def consensus(
 ) -> Arithmetic:
     """Merge task vectors, keep what at least so many models need.
 
-    With the state b as base and dᵢ = xᵢ - b: m = Σ wᵢ sᵢ, or what `ties` makes of them, where sᵢ
+    With the base model b and dᵢ = xᵢ - b: m = Σ wᵢ sᵢ, or what `ties` makes of them, where sᵢ
     are the `density` largest magnitudes of dᵢ; model i needs an element where |dᵢ| > λᵢ |m - dᵢ|
     (its TALL mask); b + scale · m where at least `at_least` models do, b elsewhere. The paper finds
     λᵢ, from 0.2 to 0.6, and the scale by validation, and takes two models for enough.

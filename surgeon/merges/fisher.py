@@ -29,12 +29,12 @@ def fisher(
     importances: Annotated[
         list[str],
         AuxiliaryTensors(optional=True),
-        "models that hold diagonal Fisher values, one per operand, the state's first",
+        "models that hold diagonal Fisher values, one per operand, the base model's first",
     ],
     weights: Annotated[
         list[float],
         Varying(minimum=0, per="operand", default=1),
-        "one number for all, or one per operand, the state first; default equal",
+        "one number for all, or one per operand, the base model first; default equal",
     ],
 ) -> Arithmetic:
     """Average models, each value by its Fisher information.

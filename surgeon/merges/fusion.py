@@ -18,7 +18,7 @@ from surgeon.numeric.quantiles import held_bytes, quantiles
     models=1,
 )
 def fusion(*, at: TensorContext) -> Arithmetic:
-    """Take a model's values where they matter, the state's elsewhere.
+    """Take a model's values where they matter, the base model's elsewhere.
 
     Importance I = |x-b| · KL(softmax(x) ‖ softmax(b)), the softmax over the last dimension; x where
     I ≥ median + 1.5 (third quartile - first quartile) of I over the whole tensor, else b. The

@@ -19,7 +19,7 @@ def karcher(
     weights: Annotated[
         list[float],
         Varying(minimum=0, per="operand", default=1),
-        "one number for all, or one per operand, the state first; default equal",
+        "one number for all, or one per operand, the base model first; default equal",
     ],
     tolerance: Annotated[
         float, "end after a step shorter than this, in radians", {"exclusiveMinimum": 0}
@@ -28,7 +28,7 @@ def karcher(
 ) -> Arithmetic:
     """Average models' directions on the sphere, and their lengths.
 
-    With uᵢ = xᵢ/‖xᵢ‖ over the state and the models, and αᵢ = wᵢ / Σ w: from the normalised Σ αᵢ uᵢ
+    With uᵢ = xᵢ/‖xᵢ‖ over all operands, and αᵢ = wᵢ / Σ w: from the normalised Σ αᵢ uᵢ
     on, u ← exp_u(Σ αᵢ log_u uᵢ) until the step is shorter than `tolerance`; the result is
     u · Σ αᵢ‖xᵢ‖. Zero vectors are left out of the mean of directions, but count with their length.
     Where directions cancel (‖Σ αᵢ uᵢ‖ < `tolerance`) the iteration starts at the first one. An uᵢ

@@ -22,11 +22,11 @@ def model_stock(
         Literal["tensor", "row"], "what has an angle of its own: the tensor, or each output row"
     ] = "tensor",
 ) -> Arithmetic:
-    """Move the mean of several models towards the state, by how they differ.
+    """Move the mean of several models towards the base model, by how they differ.
 
     With c the mean of cos(dᵢ, dⱼ) over pairs of task vectors: t = N c / (1 + (N-1) c), and
     t · mean(xᵢ) + (1-t) b (equation 4). Where c ≤ 0 the models agree on nothing and t = 0, which
-    keeps the state; a task vector of zero has cosine 0 with all others. A row is an index of
+    keeps the base model; a task vector of zero has cosine 0 with all others. A row is an index of
     dimension 0; tensors of rank 0 and 1 are one row.
 
     mergekit 0.1.5 takes products of norms below 1e-6 as 1e-6, so that small task vectors look

@@ -22,15 +22,15 @@ def multislerp(
     weights: Annotated[
         list[float],
         Varying(per="point", default=1),
-        "one number for all, or one per operand, the state first; with `relative` one per model",
+        "one number for all, or one per operand, the base model first; with `relative` per model",
     ],
-    relative: Annotated[bool, "turn what the models add to the state; it counts as base"] = False,
+    relative: Annotated[bool, "turn what the models add to the base model"] = False,
     normalize: Annotated[bool, "divide the weights by their sum"] = True,
 ) -> Arithmetic:
     """Take the mean direction of several models, and their mean length.
 
-    With uᵢ = xᵢ/‖xᵢ‖ over the state and the models: m · Σ wᵢ‖xᵢ‖, where m = Σ wᵢ uᵢ made a unit
-    vector. With `relative` over the models' task vectors, added to the state. The published
+    With uᵢ = xᵢ/‖xᵢ‖ over all operands: m · Σ wᵢ‖xᵢ‖, where m = Σ wᵢ uᵢ made a unit
+    vector. With `relative` over the models' task vectors, added to the base model. The published
     iteration (tangent space at m, then back) reduces to this, since the tangent vectors' weighted
     sum at m is zero. A zero vector has no direction, but counts with its length. Where directions
     cancel (‖Σ wᵢ uᵢ‖ ≤ 1e-7 Σ |wᵢ|), Σ wᵢ xᵢ. Raises where weights to be divided by their sum add

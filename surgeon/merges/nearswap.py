@@ -1,4 +1,4 @@
-"""Take a model's values where they are near the state's, and go some way towards the rest."""
+"""Take a model's values where they are near the base model's, and go some way towards the rest."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -15,9 +15,9 @@ from surgeon.numeric.dtypes import Array
     models=1,
 )
 def nearswap(
-    *, t: Annotated[float, Varying(0), "the most that a value changes by; 0 keeps the state"]
+    *, t: Annotated[float, Varying(0), "the most that a value changes by; 0 keeps the base model"]
 ) -> Arithmetic:
-    """Move every value of the state towards a model's, by no more than t.
+    """Move every value of the base model towards a model's, by no more than t.
 
     α = clamp(t / |b - x|, 0, 1), elementwise, and α x + (1-α) b: so x where |b - x| ≤ t, else b and
     t towards x. Where both are equal, that value.
@@ -34,5 +34,5 @@ def nearswap(
         np.copyto(out, model, where=near)
         return out
 
-    # What is infinitely far away would change the state by t.
+    # What is infinitely far away would change the base model by t.
     return Arithmetic(combine, hides_operands=True)

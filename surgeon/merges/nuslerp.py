@@ -22,15 +22,15 @@ def nuslerp(
         Varying(per="point", default=1),
         "one per tensor interpolated between: state and model, or with `relative` the two models",
     ],
-    relative: Annotated[bool, "interpolate what two models add to the state"] = False,
+    relative: Annotated[bool, "interpolate what two models add to the base model"] = False,
     granularity: Annotated[
         Granularity, "what turns as one: the tensor, each output row, or each column (dimension 1)"
     ] = "tensor",
 ) -> Arithmetic:
     """Interpolate along the arc between two models, or between their changes.
 
-    Without `relative` between the state and one model; with it, between the task vectors of two
-    models, whose result is added to the state. t = w₂ / (w₁ + w₂), and as in slerp, with c the
+    Without `relative` between the base model and one model; with it, between the task vectors of
+    two models, whose result is added to it. t = w₂ / (w₁ + w₂), and as in slerp, with c the
     cosine and θ = acos c: [sin((1-t)θ) x₁ + sin(tθ) x₂] / sin θ on the unnormalised vectors;
     (1-t) x₁ + t x₂ where |c| > 0.9995 or a norm is zero. A vector is the whole tensor, or all that
     has one index of dimension 0 (row) or 1 (column); tensors of rank 0 and 1 are one vector.

@@ -41,7 +41,7 @@ METHODS = (
         "task_arithmetic", unpruned, add_up, {"lambda": 0.5}, _ILHARCO,
         """Add what other models learned, their task vectors, to the base model.
 
-        b + λ Σ wᵢ dᵢ with the state b as base and task vectors dᵢ = xᵢ - b; divided by Σ wᵢ where
+        b + λ Σ wᵢ dᵢ with the base model b and task vectors dᵢ = xᵢ - b; divided by Σ wᵢ where
         `normalize`. A negative weight takes away what a model learned. Raises where weights that
         are to be divided by their sum add up to zero (mergekit then does not divide).
         """,
@@ -50,7 +50,7 @@ METHODS = (
         "ties", largest, elect_and_add, {"density": 0.2}, _YADAV,
         """Trim task vectors, elect signs, merge those that agree (disjoint).
 
-        Task vectors dᵢ = xᵢ - b of the state b, per tensor: sᵢ is dᵢ with all but its
+        Task vectors dᵢ = xᵢ - b of the base model b, per tensor: sᵢ is dᵢ with all but its
         max(1, int(density · n)) largest magnitudes set to zero, of equal ones the first; the sign
         of Σ wᵢ sᵢ is elected per element, zero being positive; b + λ Σ wᵢ sᵢ / Σ wᵢ over those
         wᵢ sᵢ ≠ 0 that have it, not divided where not `normalize`. Section 4 of the paper, which

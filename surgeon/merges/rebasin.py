@@ -1,4 +1,4 @@
-"""Bring a model's hidden units into the order of the state's, and interpolate."""
+"""Bring a model's hidden units into the order of the base model's, and interpolate."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ _GROUP = {
 
 
 def _in_order(draft: Draft, names: list[str], model: str, given: Mapping[str, Any]) -> Tensors:
-    """Return a model's tensors in the order that matches the state's."""
+    """Return a model's tensors in the order that matches the base model's."""
     groups = [
         (draft.select(group["rows"]), draft.select(group["columns"]) if "columns" in group else [])
         for group in given["groups"]
@@ -63,9 +63,9 @@ def rebasin(
         "groups of units, each with the tensors that have a row for each unit, and a column",
         {"items": _GROUP, "minItems": 1},
     ],
-    t: Annotated[float, Varying(0, 1), "0 keeps the state, 1 takes the reordered model"] = 0.5,
+    t: Annotated[float, Varying(0, 1), "0 keeps the base model, 1 takes the reordered model"] = 0.5,
 ) -> Arithmetic:
-    """Reorder a model's hidden units to match the state's, then interpolate.
+    """Reorder a model's hidden units to match the base model's, then interpolate.
 
     Weight matching (section 3.2): every group's permutation P makes Σ ⟨b, P x⟩ over its tensors as
     large as it can be (a linear assignment problem), group by group in the recipe's order, from the

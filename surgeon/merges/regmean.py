@@ -34,7 +34,7 @@ def regmean(
     grams: Annotated[
         list[str],
         AuxiliaryTensors(_inputs_squared, optional=True),
-        "models that hold Gram matrices of inputs, one per operand, the state's first",
+        "models that hold Gram matrices of inputs, one per operand, the base model's first",
     ],
     alpha: Annotated[
         float, Varying(0, 1), "what is left of a Gram matrix beside its diagonal"

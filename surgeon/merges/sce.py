@@ -38,7 +38,7 @@ def sce(
 ) -> Arithmetic:
     """Select by variance, calculate weights, erase minorities.
 
-    With the state b as base and dᵢ = xᵢ - b, per tensor: select the max(1, int(select_topk · n))
+    With the base model b and dᵢ = xᵢ - b, per tensor: select the max(1, int(select_topk · n))
     elements with the largest variance of dᵢ over the models, of equal ones the first, and never
     those on which all agree; calculate qᵢ = mean(dᵢ²) of what is selected; erase, per element, the
     dᵢ whose sign is not that of Σ dᵢ, zero being positive; b + Σ qᵢ dᵢ / Σ qᵢ over those left.

@@ -13,9 +13,9 @@ from surgeon.merges.shared.gram import Vectors, along_arc, by_inner_products
     models=1,
 )
 def slerp(
-    *, t: Annotated[float, Varying(0, 1), "0 keeps the state, 1 takes the model"]
+    *, t: Annotated[float, Varying(0, 1), "0 keeps the base model, 1 takes the model"]
 ) -> Arithmetic:
-    """Interpolate along the arc between the state and one other model.
+    """Interpolate along the arc between the base model and one other model.
 
     Per tensor, over all its elements, with c the cosine between them and θ = acos c:
     [sin((1-t)θ) b + sin(tθ) x] / sin θ on the unnormalised tensors; (1-t) b + t x where

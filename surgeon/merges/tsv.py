@@ -18,7 +18,7 @@ from surgeon.numeric.dtypes import Array
 def tsv(
     *,
     at: TensorContext,
-    lambda_: Annotated[float, Varying(), "times what is added to the state"] = 1.0,
+    lambda_: Annotated[float, Varying(), "times what is added to the base model"] = 1.0,
 ) -> Arithmetic | WholeArithmetic:
     """Add models' main changes, with their singular vectors kept apart.
 

@@ -362,7 +362,7 @@ def test_missing_tensors_are_kept_on_demand_and_reported(bench):
     assert_identical(made.tensors, {"a": torch.full((1,), 0.5), "only": torch.ones(1)})
     assert sorted(made.notes) == [
         "average: 'extra' is in model 'other' only; left out",
-        "average: 'only' is not in model 'other'; the state keeps its own",
+        "average: 'only' is not in model 'other'; the base model keeps its own",
     ]
 
 
@@ -383,8 +383,8 @@ def test_integers_keep_the_states_value_and_are_reported(bench):
     assert_identical(made.tensors, COUNTS)
     place = "recipe.json: steps[0] (average): "
     assert sorted(made.notes) == [
-        f"{place}'m' (BOOL) differs in model 'b'; the state's is kept",
-        f"{place}'n' (I64) differs in model 'b'; the state's is kept",
+        f"{place}'m' (BOOL) differs in model 'b'; the base model's is kept",
+        f"{place}'n' (I64) differs in model 'b'; the base model's is kept",
     ]
 
 

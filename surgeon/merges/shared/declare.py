@@ -2,8 +2,8 @@
 
 A merge is arithmetic alone: a function of its parameters that returns the `Arithmetic` of one
 tensor, made when the recipe is planned, so that impossible parameters are found there. `@merge`
-makes an op of it. Kernels get upcast operands, the state's first. A merge that needs entire tensors
-at once, such as a decomposition, returns `WholeArithmetic` instead.
+makes an op of it. Kernels get upcast operands, the base model's first. A merge that needs entire
+tensors at once, such as a decomposition, returns `WholeArithmetic` instead.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TensorContext:
 
 @dataclass(frozen=True)
 class AuxiliaryTensors:
-    """Marks a parameter that names further models, one per operand, the state's first.
+    """Marks a parameter that names further models, one per operand, the base model's first.
 
     Their tensors of the same name are operands too, after the others. `shape` says, from the
     tensor's own shape, which shape they must have; a tensor for which it is None has none. With
@@ -75,7 +75,7 @@ Prepare = Callable[[Draft, list[str], str, Mapping[str, Any]], Tensors]
 _ADAPTED: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "model": {"type": "string", "description": "the model to adapt; default the state"},
+        "model": {"type": "string", "description": "the model to adapt; default the base model"},
         "adapter": {
             "type": "string",
             "minLength": 1,
@@ -94,7 +94,7 @@ Models = Annotated[
 MergeTarget = Annotated[Target, "the tensors to merge; the rest stays as it is"]
 Into = Annotated[
     str | None,
-    "keep the result as a model of this name instead of replacing the state",
+    "keep the result as a model of this name instead of replacing the base model",
     {"minLength": 1},
 ]
 
@@ -245,7 +245,7 @@ def _folded(draft: Draft, entry: str | dict[str, Any]) -> str:
     if isinstance(entry, str):
         return entry
     model, adapter = entry.get("model"), entry["adapter"]
-    name = f"{model or 'the state'}+{adapter}"
+    name = f"{model or 'the base model'}+{adapter}"
     tensors = draft.tensors if model is None else draft.model(model)
     outside = draft.outside._replace(read_config=lambda _: draft.outside.read_config(model))
     inner = Draft(dict(tensors), {}, outside, draft.seed, draft.step)
@@ -292,8 +292,8 @@ class _Resolver:
             if len(self.auxiliary_models) != models + 1:
                 raise PlanError(
                     f"'{parameter_name(declared.auxiliary[0])}' names "
-                    f"{len(self.auxiliary_models)} models for {models + 1} operands (the state's "
-                    "comes first)"
+                    f"{len(self.auxiliary_models)} models for {models + 1} operands (the base "
+                    "model's comes first)"
                 )
 
     def values(self, name: str) -> dict[str, Any]:

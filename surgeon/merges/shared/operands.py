@@ -29,13 +29,14 @@ from surgeon.numeric.dtypes import DTYPES, Array
 _FLOAT64 = np.dtype(np.float64)
 
 Missing = Annotated[
-    Literal["error", "keep"], "keep: what a model lacks stays as it is in the state"
+    Literal["error", "keep"], "keep: what a model lacks stays as it is in the base model"
 ]
 Integers = Annotated[
     Literal["first", "max", "error"],
-    "what to do where integers or booleans differ; first keeps the state's",
+    "what to do where integers or booleans differ; first keeps the base model's",
 ]
 NonFinite = Annotated[Literal["error", "allow"], "what to do with NaN and Inf in an operand"]
+_KEPT = "the base model keeps its own"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def common_names(
     common = [name for name in names if name not in kept]
     merged = {id(draft[name]) for name in common}
     draft.notes += [
-        f"{line}; {'it stays tied' if id(draft[name]) in merged else 'the state keeps its own'}"
+        f"{line}; {'it stays tied' if id(draft[name]) in merged else _KEPT}"
         for name, line in lacking
     ]
     draft.notes += [f"{line}; left out" for line in extra]
@@ -111,7 +112,7 @@ def _alike(here: Any, there: Any) -> bool:
 
 @dataclass(frozen=True)
 class Merged:
-    """The operands of one name, their models (None is the state), and what to do about oddities."""
+    """The operands of one name, their models (None: the base model), what to do about oddities."""
 
     name: str
     tensors: tuple[LazyTensor, ...]
@@ -230,9 +231,9 @@ def _agreement(
     listed = ", ".join(f"'{other}'" for other in differing)
     what = f"'{name}' ({tensors[0].spec.dtype}) differs in model {listed}"
     if policy == "first":
-        return f"{what}; the state's is kept"
+        return f"{what}; the base model's is kept"
     if DTYPES[tensors[0].spec.dtype].kind in ("int", "bool"):
-        raise PlanError(f'{what}; "integers": "first" keeps the state\'s')
+        raise PlanError(f'{what}; "integers": "first" keeps the base model\'s')
     raise PlanError(f"{what} and cannot be merged; leave it out of the target")
 
 

@@ -55,7 +55,7 @@ class Units:
         return cls(tuple(sizes), {name: (row, column) for name, (row, column) in found.items()})
 
     def permuted(self, state: Tensors, model: Tensors) -> Tensors:
-        """Return the model's tensors, its units in the order that matches the state's best."""
+        """Return the model's tensors, its units in the order that matches the base model's best."""
         names = list(self.dimensions)
         largest = max(model[name].spec.count for name in names)
         permutations = WholeTensor(
@@ -100,12 +100,12 @@ def _problems(
 
 
 def matching(units: Units, values: Sequence[Array]) -> Array:
-    """Return the permutations (one after the other) that make a model most like the state.
+    """Return the permutations (one after the other) that make a model most like the base model.
 
-    `values` are the state's tensors and then the model's. Group by group, the permutation with the
-    largest inner product while all others stay as they are, from the identity on, until none gets
-    larger (Ainsworth et al. 2022, section 3.2, algorithm 1; there in random order). Where a tensor
-    has one group on both sides, as between the steps of a recurrent layer, one side stays while the
+    `values` are the base model's tensors and then the model's. Group by group, the permutation with
+    the largest inner product while all others stay as they are, from the identity on, until none
+    gets larger (Ainsworth et al. 2022, section 3.2, algorithm 1; there in random order). Where a
+    tensor has one group on both sides, as between the steps of a recurrent layer, one side stays while the
     other is looked at, and the permutation is taken if it is better on both.
     """
     found = [np.arange(size) for size in units.sizes]
@@ -128,7 +128,7 @@ def matching(units: Units, values: Sequence[Array]) -> Array:
 def _agreement(
     units: Units, pairs: Mapping[str, tuple[Array, Array]], found: Sequence[Array]
 ) -> float:
-    """Return the inner product of the state with the permuted model."""
+    """Return the inner product of the base model with the permuted model."""
     total = 0.0
     for name, dimensions in units.dimensions.items():
         state, model = pairs[name]
@@ -139,7 +139,7 @@ def _agreement(
 def _likeness(
     units: Units, pairs: Mapping[str, tuple[Array, Array]], found: Sequence[Array], group: int
 ) -> Array:
-    """Return the inner product of each unit of the state with each unit of the model."""
+    """Return the inner product of each unit of the base model with each unit of the model."""
     size = units.sizes[group]
     total = np.zeros((size, size))
     for name, dimensions in units.dimensions.items():

@@ -19,9 +19,9 @@ class Varying:
     """Marks a parameter that is a number within these limits, or varies by layer and by name.
 
     The maker gets the number of its tensor. With `per`, it gets a list: one number per model, or
-    per operand (the state's first), or per point (the models where the recipe says `relative`, else
-    the operands), and a recipe may give one for all, or a list; `default` is then what each gets
-    where a recipe gives nothing.
+    per operand (the base model's first), or per point (the models where the recipe says
+    `relative`, else the operands), and a recipe may give one for all, or a list; `default`
+    is then what each gets where a recipe gives nothing.
     """
 
     minimum: float | None = None
@@ -66,7 +66,7 @@ class Varying:
         if any(map(_is_rule, given)):
             raise PlanError(f"'{word}' mixes rules by name with values for each {self.per}")
         if len(given) != count:
-            first = " (the state comes first)" if self.per == "operand" else ""
+            first = " (the base model comes first)" if self.per == "operand" else ""
             raise PlanError(f"{word} has {len(given)} entries for {count} {self.per}s{first}")
         return list(given)
 
