@@ -22,7 +22,7 @@ def model_stock(
         Literal["tensor", "row"], "what has an angle of its own: the tensor, or each output row"
     ] = "tensor",
 ) -> Arithmetic:
-    """Move the mean of several models towards the base model, by how they differ.
+    """Move the mean of models towards the base model, by how they differ.
 
     With c the mean of cos(dᵢ, dⱼ) over pairs of task vectors: t = N c / (1 + (N-1) c), and
     t · mean(xᵢ) + (1-t) b (equation 4). Where c ≤ 0 the models agree on nothing and t = 0, which

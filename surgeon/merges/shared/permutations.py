@@ -105,8 +105,8 @@ def matching(units: Units, values: Sequence[Array]) -> Array:
     `values` are the base model's tensors and then the model's. Group by group, the permutation with
     the largest inner product while all others stay as they are, from the identity on, until none
     gets larger (Ainsworth et al. 2022, section 3.2, algorithm 1; there in random order). Where a
-    tensor has one group on both sides, as between the steps of a recurrent layer, one side stays while the
-    other is looked at, and the permutation is taken if it is better on both.
+    tensor has one group on both sides, as between the steps of a recurrent layer, one side stays
+    while the other is looked at, and the permutation is taken if it is better on both.
     """
     found = [np.arange(size) for size in units.sizes]
     names = list(units.dimensions)
