@@ -16,6 +16,7 @@ from surgeon.base.errors import PlanError
 from surgeon.base.tables import number, table
 from surgeon.formats import open_checkpoint
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
+from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.output.workers import parallel_map, worthwhile
 
@@ -239,7 +240,7 @@ def _figures(tensors: tuple[LazyTensor, ...]) -> Figures:
     total = Figures(np.zeros((count, count)))
     for start in range(0, tensors[0].spec.count, BLOCK):
         stop = min(start + BLOCK, tensors[0].spec.count)
-        with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
+        with one_thread(), scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
             blocks = np.stack(upcast_blocks(tensors, start, stop, scratch, _FLOAT64))
             finite = np.isfinite(blocks).all(axis=0)
             nonfinite = len(finite) - int(np.count_nonzero(finite))

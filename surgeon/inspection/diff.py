@@ -14,6 +14,7 @@ from surgeon.formats import open_checkpoint
 from surgeon.inspection.inspect import selected
 from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, upcast_blocks
 from surgeon.lazy.values import same_values
+from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES, Array
 
 
@@ -179,7 +180,7 @@ def distance(a: LazyTensor, b: LazyTensor, scratch: Scratch) -> Distance | None:
     differing = nonfinite = 0
     for start in range(0, a.spec.count, BLOCK):
         stop = min(start + BLOCK, a.spec.count)
-        with scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
+        with one_thread(), scratch.scope(), np.errstate(over="ignore", invalid="ignore"):
             unequal = _unequal(a, b, start, stop, scratch)
             differing += (count := int(np.count_nonzero(unequal)))
             if not has_values:

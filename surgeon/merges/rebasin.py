@@ -65,7 +65,7 @@ def rebasin(
     ],
     t: Annotated[float, Varying(0, 1), "0 keeps the base model, 1 takes the reordered model"] = 0.5,
 ) -> Arithmetic:
-    """Reorder a model's hidden units to match the base model's, then interpolate.
+    """Reorder a model's units to match the base model's, then interpolate.
 
     Weight matching (section 3.2): every group's permutation P makes Σ ⟨b, P x⟩ over its tensors as
     large as it can be (a linear assignment problem), group by group in the recipe's order, from the
