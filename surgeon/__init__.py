@@ -3,8 +3,12 @@
 The library: each name is imported when it is used, and torch only where tensors of torch are.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+if not hasattr(os, "preadv"):
+    raise ImportError("surgeon needs a POSIX system: Linux, or macOS 11; on Windows, run it in WSL")
 
 __version__ = "0.1.0"
 

@@ -245,3 +245,10 @@ def test_the_page_runs_as_written(folder: Path) -> None:
     exec(compile("\n".join(blocks), "docs/library.md", "exec"), {"__name__": "page"})
     assert {f"surgeon.{name}" for name in surgeon.__all__} <= set(re.findall(r"surgeon\.\w+", PAGE))
     assert os.path.exists("grown.safetensors")  # noqa: PTH110
+
+
+def test_a_system_that_is_not_posix_is_told_so() -> None:
+    code = "import os; del os.preadv; import surgeon"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "surgeon needs a POSIX system" in done.stderr.splitlines()[-1]
