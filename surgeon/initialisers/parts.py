@@ -57,6 +57,7 @@ class Initialisation:
     make: Callable[..., LazyTensor]
     kinds: tuple[str, ...]
     looks_at_rows: bool
+    least_rank: int
 
     @cached_property
     def schema(self) -> Schema:
@@ -69,15 +70,18 @@ INITIALISERS: dict[str, Initialisation] = {}
 Declared = Callable[..., LazyTensor]
 
 
-def initialisation(*kinds: str, looks_at_rows: bool = False) -> Callable[[Declared], Declared]:
+def initialisation(
+    *kinds: str, looks_at_rows: bool = False, least_rank: int = 0
+) -> Callable[[Declared], Declared]:
     """Register a function of a new part (and the old tensor) and parameters under its own name.
 
-    `kinds` are the kinds of dtype that it has values for.
+    `kinds` are the kinds of dtype that it has values for, `least_rank` the fewest dimensions of a
+    tensor that it can make: 2 where it needs fans.
     """
 
     def register(make: Declared) -> Declared:
         name, about = make.__name__, (make.__doc__ or "").partition("\n")[0]
-        INITIALISERS[name] = Initialisation(name, about, make, kinds, looks_at_rows)
+        INITIALISERS[name] = Initialisation(name, about, make, kinds, looks_at_rows, least_rank)
         return make
 
     return register

@@ -73,7 +73,9 @@ class InitSchema:
 
 Init = Annotated[str | dict[str, Any], InitSchema(), "how new values are made"]
 BiasInit = Annotated[
-    str | dict[str, Any] | None, InitSchema(), "how new biases are made, where not as init says"
+    str | dict[str, Any] | None,
+    InitSchema(),
+    "how new biases are made; without it as `init` says, or by `default` where `init` needs fans",
 ]
 
 
@@ -164,14 +166,18 @@ _PRIMARY = ("gamma", "scale", "kernel")
 def for_sibling(
     init: str | dict[str, Any], bias_init: str | dict[str, Any] | None, *, name: str
 ) -> str | dict[str, Any]:
-    """Return the init of the tensor `name` of a module that is widened with `init`.
+    """Return the init of the tensor `name` of a module whose `init` a step gives.
 
-    Weights get `init`. Biases get `bias_init`, or without one what the rest gets: `init` where
-    that looks at old rows, so that the new rows of a module belong together; else the default.
+    Weights get `init`. Biases get `bias_init`; without one `init` where that can speak for a
+    vector, else, where it needs fans, the default. What else there is (statistics, counts) gets
+    `init` where that looks at old rows, so that the new rows of a module belong together; else the
+    default.
     """
-    if "bias" in name or name == "beta":
-        if bias_init is not None:
-            return bias_init
-    elif "weight" in name or name in _PRIMARY:
+    is_bias = "bias" in name or name == "beta"
+    if is_bias and bias_init is not None:
+        return bias_init
+    if not is_bias and ("weight" in name or name in _PRIMARY):
         return init
-    return init if parse(init).looks_at_rows else "default"
+    chosen = parse(init)
+    speaks = chosen.initialisation.least_rank <= 1 if is_bias else chosen.looks_at_rows
+    return init if speaks else "default"
