@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from surgeon.base.errors import PlanError
+from surgeon.base.places import Places
 from surgeon.base.schema import Schema, of_parameters
 from surgeon.lazy import Fresh, LazyTensor, Scratch, Selected, Stream, TensorSpec
 from surgeon.lazy.random import Sample, drawn
@@ -22,7 +23,8 @@ class NewPart:
     """The part of a tensor that has to be made: all that an initialisation may look at.
 
     `spec` is the whole tensor as it will be. `old` is what there is of it, None where nothing is;
-    it comes first along `dim`. `weight` is the final weight of the module that the tensor is in.
+    along `dim`, `places` says where what is missing comes, by default behind it. `weight` is the
+    final weight of the module that the tensor is in.
     """
 
     leaf: str
@@ -31,6 +33,7 @@ class NewPart:
     weight: TensorSpec | None
     old: LazyTensor | None = None
     dim: int = 0
+    places: Places | None = None
 
     @property
     def old_size(self) -> int:
@@ -121,7 +124,8 @@ def positioned(
     all_of_it = Fresh(part.spec, bound, part.stream)
     if part.old is None:
         return all_of_it
-    return Selected(all_of_it, part.dim, ((part.old_size, part.spec.shape[part.dim]),))
+    behind = ((part.old_size, part.spec.shape[part.dim]),)
+    return Selected(all_of_it, part.dim, part.places.new if part.places else behind)
 
 
 def filled(part: NewPart, name: str, value: float) -> LazyTensor:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import surgeon.initialisers.values  # noqa: F401  (declares the initialisations)
 from surgeon.base.errors import UsageError, did_you_mean
+from surgeon.base.places import Places
 from surgeon.base.schema import Schema
 from surgeon.initialisers.parts import INITIALISERS, Initialisation, NewPart
-from surgeon.lazy import Joined, LazyTensor, Stream, TensorSpec
+from surgeon.lazy import Joined, LazyTensor, Selected, Stream, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Chosen",
     "Init",
     "InitSchema",
+    "arranged",
     "for_sibling",
     "fresh",
     "grown",
@@ -150,14 +152,22 @@ def grown(
     *,
     name: str,
     weight: TensorSpec | None = None,
+    places: Places | None = None,
 ) -> LazyTensor:
-    """Return a tensor with `count` new entries after its old ones along `dim`.
+    """Return a tensor with `count` new entries along `dim`: in `places`, or else behind the old.
 
     `name` and `weight` are as in `fresh`; `weight` has its final size. The old entries keep their
-    bits.
+    bits. Values drawn at random do not depend on the places.
     """
     spec = old.spec.resized(dim, old.spec.shape[dim] + count)
-    return Joined((old, parse(init).make(NewPart(name, spec, stream, weight, old, dim))), dim)
+    part = NewPart(name, spec, stream, weight, old, dim, places)
+    return arranged(Joined((old, parse(init).make(part)), dim), dim, places)
+
+
+def arranged(joined: LazyTensor, dim: int, places: Places | None) -> LazyTensor:
+    """Return old entries and the new ones behind them with the new ones in their places."""
+    order = places.order if places else None
+    return joined if order is None else Selected(joined, dim, order)
 
 
 _PRIMARY = ("gamma", "scale", "kernel")
