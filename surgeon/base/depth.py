@@ -28,11 +28,20 @@ def layer_of(name: str) -> tuple[str, int] | None:
 
 
 def layer_in(container: str, name: str) -> int | None:
-    """Return the number of the layer of one container that a name lies in."""
-    if not name.startswith(f"{container}."):
+    """Return the number of the layer of one container that a name lies in.
+
+    The container without a name is the model itself, as a Sequential is one.
+    """
+    prefix = f"{container}." if container else ""
+    if not name.startswith(prefix):
         return None
-    number = name.removeprefix(f"{container}.").partition(".")[0]
+    number = name.removeprefix(prefix).partition(".")[0]
     return int(number) if number.isdecimal() else None
+
+
+def called(container: str) -> str:
+    """Return how messages call a container."""
+    return f"'{container}'" if container else "'' (the top level)"
 
 
 def positions(numbers: Iterable[int | None]) -> Positions:

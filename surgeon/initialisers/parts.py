@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from surgeon.base.errors import PlanError
+from surgeon.base.places import Places
 from surgeon.base.schema import Schema, of_parameters
 from surgeon.lazy import Fresh, LazyTensor, Scratch, Selected, Stream, TensorSpec
 from surgeon.lazy.random import Sample, drawn
@@ -22,7 +23,8 @@ class NewPart:
     """The part of a tensor that has to be made: all that an initialisation may look at.
 
     `spec` is the whole tensor as it will be. `old` is what there is of it, None where nothing is;
-    it comes first along `dim`. `weight` is the final weight of the module that the tensor is in.
+    along `dim`, `places` says where what is missing comes, by default behind it. `weight` is the
+    final weight of the module that the tensor is in.
     """
 
     leaf: str
@@ -31,6 +33,7 @@ class NewPart:
     weight: TensorSpec | None
     old: LazyTensor | None = None
     dim: int = 0
+    places: Places | None = None
 
     @property
     def old_size(self) -> int:
@@ -57,6 +60,7 @@ class Initialisation:
     make: Callable[..., LazyTensor]
     kinds: tuple[str, ...]
     looks_at_rows: bool
+    least_rank: int
 
     @cached_property
     def schema(self) -> Schema:
@@ -69,15 +73,18 @@ INITIALISERS: dict[str, Initialisation] = {}
 Declared = Callable[..., LazyTensor]
 
 
-def initialisation(*kinds: str, looks_at_rows: bool = False) -> Callable[[Declared], Declared]:
+def initialisation(
+    *kinds: str, looks_at_rows: bool = False, least_rank: int = 0
+) -> Callable[[Declared], Declared]:
     """Register a function of a new part (and the old tensor) and parameters under its own name.
 
-    `kinds` are the kinds of dtype that it has values for.
+    `kinds` are the kinds of dtype that it has values for, `least_rank` the fewest dimensions of a
+    tensor that it can make: 2 where it needs fans.
     """
 
     def register(make: Declared) -> Declared:
         name, about = make.__name__, (make.__doc__ or "").partition("\n")[0]
-        INITIALISERS[name] = Initialisation(name, about, make, kinds, looks_at_rows)
+        INITIALISERS[name] = Initialisation(name, about, make, kinds, looks_at_rows, least_rank)
         return make
 
     return register
@@ -117,7 +124,8 @@ def positioned(
     all_of_it = Fresh(part.spec, bound, part.stream)
     if part.old is None:
         return all_of_it
-    return Selected(all_of_it, part.dim, ((part.old_size, part.spec.shape[part.dim]),))
+    behind = ((part.old_size, part.spec.shape[part.dim]),)
+    return Selected(all_of_it, part.dim, part.places.new if part.places else behind)
 
 
 def filled(part: NewPart, name: str, value: float) -> LazyTensor:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import surgeon.initialisers.values  # noqa: F401  (declares the initialisations)
 from surgeon.base.errors import UsageError, did_you_mean
+from surgeon.base.places import Places
 from surgeon.base.schema import Schema
 from surgeon.initialisers.parts import INITIALISERS, Initialisation, NewPart
-from surgeon.lazy import Joined, LazyTensor, Stream, TensorSpec
+from surgeon.lazy import Joined, LazyTensor, Selected, Stream, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Chosen",
     "Init",
     "InitSchema",
+    "arranged",
     "for_sibling",
     "fresh",
     "grown",
@@ -73,7 +75,9 @@ class InitSchema:
 
 Init = Annotated[str | dict[str, Any], InitSchema(), "how new values are made"]
 BiasInit = Annotated[
-    str | dict[str, Any] | None, InitSchema(), "how new biases are made, where not as init says"
+    str | dict[str, Any] | None,
+    InitSchema(),
+    "how new biases are made; without it as `init` says, or by `default` where `init` needs fans",
 ]
 
 
@@ -148,14 +152,22 @@ def grown(
     *,
     name: str,
     weight: TensorSpec | None = None,
+    places: Places | None = None,
 ) -> LazyTensor:
-    """Return a tensor with `count` new entries after its old ones along `dim`.
+    """Return a tensor with `count` new entries along `dim`: in `places`, or else behind the old.
 
     `name` and `weight` are as in `fresh`; `weight` has its final size. The old entries keep their
-    bits.
+    bits. Values drawn at random do not depend on the places.
     """
     spec = old.spec.resized(dim, old.spec.shape[dim] + count)
-    return Joined((old, parse(init).make(NewPart(name, spec, stream, weight, old, dim))), dim)
+    part = NewPart(name, spec, stream, weight, old, dim, places)
+    return arranged(Joined((old, parse(init).make(part)), dim), dim, places)
+
+
+def arranged(joined: LazyTensor, dim: int, places: Places | None) -> LazyTensor:
+    """Return old entries and the new ones behind them with the new ones in their places."""
+    order = places.order if places else None
+    return joined if order is None else Selected(joined, dim, order)
 
 
 _PRIMARY = ("gamma", "scale", "kernel")
@@ -164,14 +176,18 @@ _PRIMARY = ("gamma", "scale", "kernel")
 def for_sibling(
     init: str | dict[str, Any], bias_init: str | dict[str, Any] | None, *, name: str
 ) -> str | dict[str, Any]:
-    """Return the init of the tensor `name` of a module that is widened with `init`.
+    """Return the init of the tensor `name` of a module whose `init` a step gives.
 
-    Weights get `init`. Biases get `bias_init`, or without one what the rest gets: `init` where
-    that looks at old rows, so that the new rows of a module belong together; else the default.
+    Weights get `init`. Biases get `bias_init`; without one `init` where that can speak for a
+    vector, else, where it needs fans, the default. What else there is (statistics, counts) gets
+    `init` where that looks at old rows, so that the new rows of a module belong together; else the
+    default.
     """
-    if "bias" in name or name == "beta":
-        if bias_init is not None:
-            return bias_init
-    elif "weight" in name or name in _PRIMARY:
+    is_bias = "bias" in name or name == "beta"
+    if is_bias and bias_init is not None:
+        return bias_init
+    if not is_bias and ("weight" in name or name in _PRIMARY):
         return init
-    return init if parse(init).looks_at_rows else "default"
+    chosen = parse(init)
+    speaks = chosen.initialisation.least_rank <= 1 if is_bias else chosen.looks_at_rows
+    return init if speaks else "default"

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from surgeon.base.indices import SCHEMA, Indices, runs, within
 from surgeon.initialisers.parts import (
     FAR,
     Bound,
@@ -160,20 +161,20 @@ Gain = Annotated[float, "what the values are multiplied by"]
 Slope = Annotated[float, "negative slope of the leaky_relu that follows"]
 
 
-@initialisation("float")
+@initialisation("float", least_rank=2)
 def xavier_uniform(part: NewPart, *, gain: Gain = 1.0) -> LazyTensor:
     """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
     bound = math.sqrt(3) * abs(_xavier_std(part, gain))
     return uniform_values(part, "xavier_uniform", -bound, bound)
 
 
-@initialisation("float")
+@initialisation("float", least_rank=2)
 def xavier_normal(part: NewPart, *, gain: Gain = 1.0) -> LazyTensor:
     """Normal with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
     return normal_values(part, "xavier_normal", 0, abs(_xavier_std(part, gain)))
 
 
-@initialisation("float")
+@initialisation("float", least_rank=2)
 def kaiming_uniform(
     part: NewPart,
     *,
@@ -186,7 +187,7 @@ def kaiming_uniform(
     return uniform_values(part, "kaiming_uniform", -bound, bound)
 
 
-@initialisation("float")
+@initialisation("float", least_rank=2)
 def kaiming_normal(
     part: NewPart,
     *,
@@ -198,7 +199,7 @@ def kaiming_normal(
     return normal_values(part, "kaiming_normal", 0, _kaiming_std(part, a, mode, nonlinearity))
 
 
-@initialisation("float")
+@initialisation("float", least_rank=2)
 def orthogonal(part: NewPart, *, gain: Gain = 1.0) -> LazyTensor:
     """Orthonormal rows or columns, whichever are fewer (Saxe et al. 2013).
 
@@ -227,7 +228,7 @@ def orthogonal(part: NewPart, *, gain: Gain = 1.0) -> LazyTensor:
     return positioned(part, "orthogonal", make, at_once_bytes=(8, 32))
 
 
-@initialisation("float")
+@initialisation("float", least_rank=2)
 def eye(part: NewPart) -> LazyTensor:
     """The identity matrix, cut or filled up with zeros; rank 2."""
     if len(part.spec.shape) != 2:
@@ -242,7 +243,7 @@ def eye(part: NewPart) -> LazyTensor:
     return positioned(part, "eye", make)
 
 
-@initialisation("float")
+@initialisation("float", least_rank=3)
 def dirac(
     part: NewPart, *, groups: Annotated[int, "of the convolution", {"minimum": 1}] = 1
 ) -> LazyTensor:
@@ -316,23 +317,29 @@ def copy(
     *,
     old: LazyTensor,
     rows: Annotated[
-        list[int],
-        "the old row that each new one is a copy of, or one for all of them",
-        {"items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        Indices,
+        'the old row that each new one is a copy of, or one for all of them: 3, "0:5", [1, 1, -1]',
+        SCHEMA,
     ],
 ) -> LazyTensor:
-    """Copies of old rows."""
+    """Copies of old rows, by index and range."""
     if DTYPES[part.spec.dtype].bits < 8:
         raise part.error("values of less than a byte cannot be copied")
-    size, count = part.old_size, part.missing.shape[part.dim]
-    if outside := [row for row in rows if row >= size]:
-        raise part.error(f"row {outside[0]} cannot be copied; the old rows are 0 to {size - 1}")
-    if len(rows) not in (1, count):
-        raise part.error(f"'copy' names {len(rows)} rows for {count} new ones; name one or each")
-    ranges: list[tuple[int, int]] = []
-    for row in rows * (count // len(rows)):
-        if ranges and ranges[-1][1] == row:
-            ranges[-1] = (ranges[-1][0], row + 1)
-        else:
-            ranges.append((row, row + 1))
-    return Copied(Selected(old, part.dim, tuple(ranges)))
+    count = part.missing.shape[part.dim]
+    chosen = _old_rows(part, rows)
+    if len(chosen) not in (1, count):
+        raise part.error(f"'copy' names {len(chosen)} rows for {count} new ones; name one or each")
+    return Copied(Selected(old, part.dim, runs(chosen * (count // len(chosen)))))
+
+
+def _old_rows(part: NewPart, given: Indices) -> list[int]:
+    """Return the old rows that indices and ranges mean, in their order."""
+    found: list[int] = []
+    for item in given if isinstance(given, list) else [given]:
+        # JSON Schema lets 3.0 be an integer.
+        chosen = within(item if isinstance(item, str) else int(item), part.old_size)
+        if not chosen:
+            last = part.old_size - 1
+            raise part.error(f"row {item} cannot be copied; the old rows are 0 to {last}")
+        found += chosen
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from surgeon.base import depth, patterns
 from surgeon.base.documents import read
-from surgeon.base.errors import Hints, PlanError
+from surgeon.base.errors import Hints, PlanError, did_you_mean
 from surgeon.base.lists import as_list
 from surgeon.base.regions import (
     Region,
@@ -356,7 +356,12 @@ def _described(
     factor, container = settings["layer_decay"]["factor"], settings["layer_decay"]["container"]
     layers = depth.positions(depth.layer_in(container, name) for name in parameters.names)
     if not layers:
-        raise PlanError(f"{place}: layer_decay: '{container}' has no numbered layers")
+        there = depth.all_positions(parameters.names)
+        listed = ", ".join(map(depth.called, there)) or "none"
+        raise PlanError(
+            f"{place}: layer_decay: {depth.called(container)} has no numbered layers"
+            + (did_you_mean(container, there) or f"; those that have: {listed}")
+        )
     by_distance: dict[int, dict[str, tuple[Region, ...]]] = {}
     for name, regions in cover.regions.items():
         by_distance.setdefault(depth.distance(name, container, layers), {})[name] = regions

@@ -33,17 +33,22 @@ class Names:
     behind: tuple[str, ...]
     count: int | None = None
 
+    @property
+    def _inside(self) -> str:
+        """The regular expression of what comes before a layer's number."""
+        return rf"{re.escape(self.container)}\." if self.container else ""
+
     def pattern(self, layers: Sequence[int] | None, text: str | None) -> str:
         """Return a pattern of layers' tensors (None: all layers) whose names have a text."""
-        if layers is None and text is None:
+        if layers is None and text is None and self.container:
             return self.container
         number = r"\d+" if layers is None else "|".join(map(str, layers))
         wanted = f"(?=.*{re.escape(text)})" if text else ""
-        return rf"re:{wanted}{re.escape(self.container)}\.({number})\..*"
+        return rf"re:{wanted}{self._inside}({number})\..*"
 
     def slice(self, layers: Sequence[int], ends: tuple[bool, bool], text: str | None) -> str:
         """Return a pattern as above, `ends` adding what lies before the layers, and behind them."""
-        inside = rf"{re.escape(self.container)}\."
+        inside = self._inside
         behind = rf"({'|'.join(map(re.escape, self.behind))})(\.|$)" if self.behind else "(?!)"
         parts = [rf"{inside}({'|'.join(map(str, layers))})\."]
         if ends[0]:

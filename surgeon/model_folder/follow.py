@@ -18,6 +18,7 @@ from surgeon.model_folder.families import COMMON
 from surgeon.model_folder.general import require_counts, require_names, require_vocabulary
 from surgeon.model_folder.labels import follow_labels
 from surgeon.model_folder.layers import follow_layers
+from surgeon.model_folder.moved_tokens import check_moved_tokens
 from surgeon.model_folder.quantisation import follow_quantisation, numbers_only
 from surgeon.model_folder.said import meaning_of
 from surgeon.model_folder.sizes import follow_sizes
@@ -66,6 +67,7 @@ def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Follo
         require_counts(case)
         require_vocabulary(case)
         _check_token_ids(case)
+        check_moved_tokens(case)
         _note_narrowed(case)
         _note_unexplained(case)
     problems = tuple(dict.fromkeys(f"config.json: {problem}" for problem in case.problems))

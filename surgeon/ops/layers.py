@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from surgeon.base import indices, patterns
+from surgeon.base import depth, indices, patterns
 from surgeon.base.errors import PlanError, did_you_mean
-from surgeon.base.patterns import Name
 from surgeon.base.schema import Schema
 from surgeon.draft import Draft, Tensors
 from surgeon.draft.registry import op
@@ -74,7 +73,12 @@ class _Taken:
 def layers(
     draft: Draft,
     *,
-    container: Annotated[Name, "the module whose parts are numbered from 0, or a pattern for it"],
+    container: Annotated[
+        str,
+        "the module whose parts are numbered from 0, or a pattern for it; '' is the model itself, "
+        "such as a Sequential whose tensors are '0.weight', '1.weight'",
+        {"format": "name-pattern"},
+    ],
     take: Annotated[
         list[Any],
         "the layers of the result in order: 'a:b', 'a:b:step', a number, or an object with "
@@ -109,8 +113,9 @@ def layers(
 def _containers(tensors: Tensors, container: str) -> dict[str, Layers]:
     """Return the numbered layers of each container that a pattern names."""
     found: dict[str, Layers] = {}
+    pattern = f"{container}.{{layer_}}" if container else "{layer_}"
     for name, tensor in tensors.items():
-        captures = patterns.match(f"{container}.{{layer_}}", name)
+        captures = patterns.match(pattern, name)
         if captures is None or not captures["layer_"].isdecimal():
             continue
         rest = captures.get(patterns.UNDER) or ""
@@ -120,11 +125,13 @@ def _containers(tensors: Tensors, container: str) -> dict[str, Layers]:
 
 
 def _describe_unnumbered(tensors: Tensors, container: str, where: str) -> str:
-    modules = {m.rpartition(".")[0] for m in patterns.modules(tensors) if m[-1].isdecimal()}
+    parts = (name.rpartition(".") for name in {*patterns.modules(tensors), *tensors})
+    modules = {module for module, _, number in parts if number.isdecimal()}
     hint = did_you_mean(container, modules - {""})
-    listed = ", ".join(f"'{module}'" for module in sorted(modules - {""})) or "none"
+    listed = ", ".join(map(depth.called, sorted(modules))) or "none"
     return (
-        f"'{container}' has no numbered layers in {where}{hint or f'; those that have: {listed}'}"
+        f"{depth.called(container)} has no numbered layers in {where}"
+        f"{hint or f'; those that have: {listed}'}"
     )
 
 
@@ -133,7 +140,7 @@ def _with(tensors: Tensors, changes: Mapping[str, Tensors]) -> Tensors:
     result: Tensors = {}
     done: set[str] = set()
     for name, tensor in tensors.items():
-        module = next((p for p in changes if _is_layer_of(p, name)), None)
+        module = next((p for p in changes if depth.layer_in(p, name) is not None), None)
         if module is None:
             result[name] = tensor
         elif module not in done:
@@ -142,16 +149,13 @@ def _with(tensors: Tensors, changes: Mapping[str, Tensors]) -> Tensors:
     return result
 
 
-def _is_layer_of(module: str, name: str) -> bool:
-    return name.startswith(f"{module}.") and name[len(module) + 1 :].partition(".")[0].isdecimal()
-
-
 class _Container:
     """One container of numbered layers, to be rebuilt."""
 
     def __init__(self, draft: Draft, module: str, own: Layers) -> None:
         self._draft = draft
         self._module = module
+        self._called = depth.called(module)
         self._layers: dict[str | None, Layers] = {None: own}
         self._copies: dict[tuple[str | None, int, int], LazyTensor] = {}
         self._taken: Counter[tuple[str | None, int]] = Counter()
@@ -180,7 +184,7 @@ class _Container:
         return result
 
     def _name(self, number: int, rest: str) -> str:
-        return f"{self._module}.{number}.{rest}" if rest else f"{self._module}.{number}"
+        return ".".join(part for part in (self._module, str(number), rest) if part)
 
     def _of(self, model: str | None) -> Layers:
         """Return the layers of the state or a model; raises PlanError for gaps in their numbers."""
@@ -194,7 +198,7 @@ class _Container:
         if missing := [n for n in range(max(layers)) if n not in layers]:
             where = f" in model '{model}'" if model else ""
             raise PlanError(
-                f"'{self._module}' has no layer {missing[0]}{where}, but a layer {max(layers)}"
+                f"{self._called} has no layer {missing[0]}{where}, but a layer {max(layers)}"
             )
         return layers
 
@@ -202,7 +206,7 @@ class _Container:
         model, every, zero = item.get("model"), item.get("every"), tuple(item.get("zero", ()))
         given = item["range"] if isinstance(item["range"], list) else [item["range"]]
         count = len(self._of(model))
-        where = f"'{self._module}'" + (f" of model '{model}'" if model else "")
+        where = self._called + (f" of model '{model}'" if model else "")
         chosen = [index for part in given for index in _indices(part, count, where)]
         if every is None:
             return [_Taken(model, index, zero) for index in chosen]
@@ -231,7 +235,7 @@ class _Container:
                        if layer[rest].spec.dtype != like[rest].spec.dtype}  # fmt: skip
         for theirs, ours in dtypes.items():
             self._draft.notes.append(
-                f"'{self._module}': layers of model '{model}' are {theirs}, those here {ours}; "
+                f"{self._called}: layers of model '{model}' are {theirs}, those here {ours}; "
                 "each keeps its dtype"
             )
         return problems

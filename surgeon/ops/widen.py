@@ -1,4 +1,4 @@
-"""widen: append rows or columns to a layer."""
+"""widen: add rows or columns to a layer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 from surgeon.base.errors import PlanError
 from surgeon.base.indices import runs
 from surgeon.base.patterns import Target
+from surgeon.base.places import SCHEMA, At, Places
+from surgeon.base.places import places as places_of
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
-from surgeon.initialisers import BiasInit, InitSchema, for_sibling, grown, init_schema
+from surgeon.initialisers import BiasInit, InitSchema, arranged, for_sibling, grown, init_schema
 from surgeon.lazy import Copied, Joined, LazyTensor, Scaled, Selected, Stream
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.ops.shared.consumers import (
@@ -46,9 +48,20 @@ def widen(
     draft: Draft,
     *,
     target: Target,
-    rows: Annotated[int | None, "rows to append (dimension 0, outputs)", {"minimum": 1}] = None,
-    columns: Annotated[int | None, "columns to append (dimension 1)", {"minimum": 1}] = None,
+    rows: Annotated[
+        int | None,
+        "rows to add (dimension 0, outputs); to each block, with `every`",
+        {"minimum": 1},
+    ] = None,
+    columns: Annotated[int | None, "columns to add (dimension 1)", {"minimum": 1}] = None,
     to: Annotated[int | None, "rows to have in the end", {"minimum": 1}] = None,
+    at: Annotated[
+        At | None,
+        "before which old row or column the new ones come: -1 is before the last; "
+        '{"every": 7} is at the end of each block of 7, {"every": 7, "at": -1} before its last; '
+        "default behind all",
+        SCHEMA,
+    ] = None,
     init: Annotated[str | dict[str, Any], InitSchema((_WIDER,)), "how new values are made"] = (
         "default"
     ),
@@ -59,11 +72,17 @@ def widen(
         ConsumersSchema("columns for each row (default 1)", {"init": _INIT}),
     ] = None,
 ) -> None:
-    """Append rows or columns to a layer; what is trained keeps its bits.
+    """Add rows or columns to a layer; what is trained keeps its bits.
 
     A module grows whole: its weight, its bias and every tensor directly in it that has one entry
     per row. A tensor named by itself grows alone. New values take the old ones' dtype; tied names
     grow together. Raises where `to` is not more than there is.
+
+    New entries come behind the old ones, or where `at` says: `"rows": 1, "at": -1` puts a class
+    before a background that is the last row; `"rows": 1, "at": {"every": 7}` adds a class to each
+    anchor of a detector whose anchors have 7 rows each. Per-row inits count the new rows in their
+    order. `@new`, groups of an optimizer, its state, and labels know where every row has gone; what
+    reads rows by number (losses, label maps, token ids of a tokenizer) has to be told.
 
     `consumers` read what grows, and get a column for each new row, or `block` of them where they
     read a flattened convolution (positions per channel).
@@ -78,7 +97,7 @@ def widen(
     """
     found = outputs(draft, target, 1 if columns else dim, vectors=columns is None)
     _check_words(columns, init, bias_init, dim, consumers)
-    _check_sizes(found, to)
+    placed = _placed(found, at, rows or columns, to, "columns" if columns else "rows")
     reading: list[Reader] = []
     copies: _Copies | None = None
     if consumers is not None and found:
@@ -86,25 +105,25 @@ def widen(
         reading = readers(draft, consumers, size, 1)
         if init == _WIDER:
             _check_split(draft, reading)
-            count = rows or (to or 0) - size
+            count = placed[0].total
             balanced = _is_balanced(draft, found, count)
             copies = _drawn(draft.stream(_WIDER), size, count, balanced=balanced)
     changes: dict[str, LazyTensor] = {}
     shared = draft.shared()
-    for layer in found:
-        count = rows or columns or (to or 0) - layer.size
+    for layer, places in zip(found, placed, strict=True):
         for name, own_dim in with_tied_layers(draft, layer, 1 if columns else dim, shared):
             changes[name] = (
-                copies.appended(draft[name], own_dim)
+                copies.added(draft[name], own_dim, places)
                 if copies
-                else _grown(draft, layer, name, own_dim, count, init, bias_init)
+                else _grown(draft, layer, name, own_dim, places, init, bias_init)
             )
     is_zero = init == "zeros" or (isinstance(init, dict) and init.get("name") == "zeros")
     require_whole(draft, changes, [reader.name for reader in reading], has_zeros=is_zero)
     if consumers is None and columns is None:
         draft.notes += _misfitting(draft, found, changes)
     draft.replace(changes)
-    _widen_consumers(draft, reading, rows or (to or 0) - found[0].size if found else 0, copies)
+    for reader in reading:
+        _widen_consumer(draft, reader, placed[0], copies)
 
 
 def _grown(
@@ -112,16 +131,19 @@ def _grown(
     layer: Outputs,
     name: str,
     dim: int,
-    count: int,
+    places: Places,
     init: str | dict[str, Any],
     bias_init: str | dict[str, Any] | None,
 ) -> LazyTensor:
     module, _, leaf = name.rpartition(".")
     weight = weight_of(draft, module)
     if weight is not None and len(weight.shape) > dim and weight.shape[dim] == layer.size:
-        weight = weight.resized(dim, layer.size + count)
+        weight = weight.resized(dim, layer.size + places.total)
     chosen = for_sibling(init, bias_init, name=leaf) if layer.layer.is_module else init
-    return grown(draft[name], dim, count, chosen, draft.stream(name), name=leaf, weight=weight)
+    return grown(
+        draft[name], dim, places.total, chosen, draft.stream(name),
+        name=leaf, weight=weight, places=places,
+    )  # fmt: skip
 
 
 def _misfitting(
@@ -158,25 +180,16 @@ def _misfitting(
                 break
 
 
-def _widen_consumers(
-    draft: Draft, reading: Sequence[Reader], count: int, copies: _Copies | None
-) -> None:
-    changes: dict[str, LazyTensor] = {}
-    for reader in reading:
-        tensor, name = draft[reader.name], reader.name
-        changes[name] = (
-            copies.shared_out(tensor, reader)
-            if copies
-            else grown(
-                tensor,
-                reader.dim,
-                count * reader.block,
-                reader.entry.get("init", "default"),
-                draft.stream(name),
-                name=name.rpartition(".")[2],
-            )
+def _widen_consumer(draft: Draft, reader: Reader, places: Places, copies: _Copies | None) -> None:
+    tensor, name, places = draft[reader.name], reader.name, places.times(reader.block)
+    if copies:
+        wider = copies.shared_out(tensor, reader, places)
+    else:
+        init, leaf = reader.entry.get("init", "default"), name.rpartition(".")[2]
+        wider = grown(
+            tensor, reader.dim, places.total, init, draft.stream(name), name=leaf, places=places
         )
-    draft.replace(changes)
+    draft.replace({name: wider})
 
 
 # --- Mistakes -------------------------------------------------------------------------------------
@@ -203,15 +216,20 @@ def _check_words(
         raise PlanError(*problems)
 
 
-def _check_sizes(found: Sequence[Outputs], to: int | None) -> None:
-    """Raise PlanError for layers that are not smaller than they are to be."""
-    problems = [
-        f"'{layer.label}' has {layer.size} rows already, not under {to}"
-        for layer in found
-        if to is not None and to <= layer.size
-    ]
+def _placed(
+    found: Sequence[Outputs], at: At | None, count: int | None, to: int | None, what: str
+) -> list[Places]:
+    """Return where the new entries of each layer come; raises PlanError where they cannot."""
+    placed: list[Places] = []
+    problems: list[str] = []
+    for layer in found:
+        try:
+            placed.append(places_of(at, layer.size, count=count, to=to, what=what))
+        except PlanError as error:
+            problems += [f"'{layer.label}' {line}" for line in error.problems]
     if problems:
         raise PlanError(*problems)
+    return placed
 
 
 def _check_split(draft: Draft, reading: Sequence[Reader]) -> None:
@@ -257,11 +275,12 @@ class _Copies:
     old_shares: Array
     new_shares: Array
 
-    def appended(self, tensor: LazyTensor, dim: int) -> LazyTensor:
-        """Return a tensor with the copies after its own entries."""
-        return Joined((tensor, Copied(Selected(tensor, dim, runs(self.sources)))), dim)
+    def added(self, tensor: LazyTensor, dim: int, places: Places) -> LazyTensor:
+        """Return a tensor with the copies in their places among its own entries."""
+        copied = Copied(Selected(tensor, dim, runs(self.sources)))
+        return arranged(Joined((tensor, copied), dim), dim, places)
 
-    def shared_out(self, tensor: LazyTensor, reader: Reader) -> LazyTensor:
+    def shared_out(self, tensor: LazyTensor, reader: Reader, places: Places) -> LazyTensor:
         """Return a consumer's tensor with its columns shared out among rows and their copies."""
         dim, block = reader.dim, reader.block
         copied = Copied(Selected(tensor, dim, runs(self.sources, block)))
@@ -269,7 +288,7 @@ class _Copies:
             Scaled(tensor, dim, np.repeat(self.old_shares, block)),
             Scaled(copied, dim, np.repeat(self.new_shares, block)),
         )
-        return Joined(parts, dim)
+        return arranged(Joined(parts, dim), dim, places)
 
 
 def _drawn(stream: Stream, size: int, count: int, *, balanced: bool) -> _Copies:

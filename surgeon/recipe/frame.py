@@ -58,7 +58,11 @@ _DURATION: Schema = _object(
 )
 LAYER_DECAY: Schema = _object(
     {
-        "container": {"type": "string", "description": "the numbered layers, such as 'blocks'"},
+        "container": {
+            "type": "string",
+            "description": "the numbered layers, such as 'blocks'; '' where the model itself is "
+            "a Sequential",
+        },
         "factor": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     },
     required=("container", "factor"),

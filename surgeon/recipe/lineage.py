@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from surgeon.base.regions import spelled
 from surgeon.draft import Draft, Tensors
-from surgeon.lazy import LazyTensor
+from surgeon.lazy import LazyTensor, Sharded
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -124,8 +124,7 @@ class _Step:
         own = self._before.get(name)
         here, others, inits = self._origins(tensor, name, own)
         parent = name if own and (name in here or not here) else next(iter(here), None)
-        already = own.new_regions() if own else ()
-        new = [r for r in tensor.new_regions() if r not in already] if inits is not None else []
+        new = self._over_old(tensor).new_regions() if inits is not None else ()
         change = Change(
             self._draft.step,
             self._op,
@@ -138,6 +137,19 @@ class _Step:
         earlier = self._tracer.lineage[parent] if parent else ()
         kept = [made for other in others for made in self._tracer.of_model(other)]
         return (*(self._tracer.in_order([*earlier, *kept]) if kept else earlier), change)
+
+    def _over_old(self, form: LazyTensor) -> LazyTensor:
+        """Return a tensor as if nothing had been new before the step: what earlier steps made too.
+
+        A step that puts rows in between moves those that were new already.
+        """
+        if id(form) in self._names:
+            return Sharded(form) if form.new_regions() else form
+        if form.initialisers is not None:
+            return form
+        under = tuple(map(self._over_old, form.operands))
+        same = all(a is b for a, b in zip(under, form.operands, strict=True))
+        return form if same else form.rebuilt(under)
 
     def _origins(
         self, tensor: LazyTensor, name: str, own: LazyTensor | None

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 from scipy import stats
 
 from surgeon.base.errors import PlanError, UsageError
+from surgeon.base.indices import Indices
 from surgeon.initialisers import INITIALISERS, for_sibling, fresh, grown, init_schema, parse
 from surgeon.lazy import Fresh, LazyTensor, Scratch, Stream, TensorSpec
 from surgeon.numeric.dtypes import DTYPES, upcast
@@ -279,9 +280,19 @@ def test_rows_normal_of_one_row_is_that_row() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["F32", "I64", "BOOL"])
-@pytest.mark.parametrize(("rows", "expected"), [([3], [3, 3, 3]), ([0, 1, 3], [0, 1, 3])])
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([3], [3, 3, 3]),
+        ([0, 1, 3], [0, 1, 3]),
+        (2, [2, 2, 2]),
+        ("1:4", [1, 2, 3]),
+        (["0:2", 1], [0, 1, 1]),
+        (["::3", "2:3"], [0, 3, 2]),
+    ],
+)
 @pytest.mark.parametrize("dim", [0, 1])
-def test_copy_repeats_old_rows(dim: int, rows: list[int], expected: list[int], dtype: str) -> None:
+def test_copy_repeats_old_rows(dim: int, rows: Indices, expected: list[int], dtype: str) -> None:
     old = np.random.default_rng(0).integers(0, 2, (4, 5)).astype(DTYPES[dtype].storage)
     grew = grown(holding(old, dtype), dim, 3, {"name": "copy", "rows": rows}, STREAM, name="w")
     want = np.concatenate([old, np.take(old, expected, dim)], dim)
@@ -359,8 +370,8 @@ WRONG = [
     ({"name": "kaiming_normal", "mode": "fan_it"}, "init.mode: 'fan_it' is unknown; did you mean"),
     ({"name": "dirac", "groups": 0}, "init.groups: 0 is less than the minimum of 1"),
     ({"name": "copy", "rows": []}, "init.rows:"),
-    ({"name": "copy", "rows": [-1]}, r"init.rows\[0\]: -1 is less than the minimum of 0"),
-    ({"name": "copy", "rows": [1.5]}, r"init.rows\[0\]: 1.5 is not of type integer"),
+    ({"name": "copy", "rows": "0-5"}, r"init.rows: '0-5' is not an index like 3, or a range like"),
+    ({"name": "copy", "rows": [1.5]}, r"init.rows\[0\]: 1.5 is not of type integer or string"),
 ]
 
 
@@ -431,6 +442,7 @@ def test_impossible_places_are_plan_errors(
     ("init", "dtype", "problem"),
     [
         ({"name": "copy", "rows": [4]}, "F32", "row 4 cannot be copied; the old rows are 0 to 3"),
+        ({"name": "copy", "rows": "2:5"}, "F32", "row 2:5 cannot be copied; the old rows are 0 to"),
         ({"name": "copy", "rows": [0, 1]}, "F32", "names 2 rows for 3 new ones"),
         ({"name": "copy", "rows": [0]}, "F4", "less than a byte"),
         ("mean", "I64", "cannot make int values"),
@@ -441,6 +453,12 @@ def test_impossible_growth_is_a_plan_error(init: Any, dtype: str, problem: str) 
         grown(holding(np.zeros((4, 4)), dtype), 0, 3, init, STREAM, name="weight")
 
 
+# By torch.nn.init: these raise for a vector, the others do not.
+NEED_FANS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "eye", "dirac")
+SPEAK_FOR_VECTORS = ("default", "zeros", "ones", {"name": "constant", "val": 2}, "normal",
+                     "trunc_normal", "uniform", "mean", "rows_normal")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("init", "bias_init", "name", "expected"),
     [
@@ -448,6 +466,11 @@ def test_impossible_growth_is_a_plan_error(init: Any, dtype: str, problem: str) 
         ("orthogonal", None, "weight_ih_l0", "orthogonal"),
         ("orthogonal", None, "bias", "default"),
         ("orthogonal", "zeros", "bias", "zeros"),
+        *((fan, None, "bias", "default") for fan in NEED_FANS),
+        *((init, None, "bias_hh_l0", init) for init in SPEAK_FOR_VECTORS),
+        ("zeros", "default", "bias", "default"),
+        ("zeros", None, "beta", "zeros"),
+        ("zeros", None, "running_var", "default"),
         ("orthogonal", "zeros", "running_var", "default"),
         ("mean", None, "bias", "mean"),
         ("mean", "zeros", "bias", "zeros"),

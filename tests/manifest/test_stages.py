@@ -192,6 +192,15 @@ def test_layer_decay_counts_layers_and_not_their_numbers(bench):
     assert found == {(names[0],): 0.1 / 8, (names[1],): 0.1 / 4, (names[2],): 0.1 / 2}
 
 
+def test_layer_decay_of_a_sequential_names_no_container(bench):
+    bench.given(torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(3))).state_dict())
+    stage = {"name": "s", "layer_decay": {"container": "", "factor": 0.5}}
+    made = bench.operate(training={"optimizer": SGD, "stages": [stage]}).manifest
+    rates = {name: g["lr"] for g in made["stages"][0]["groups"] for name in g["params"]}
+    expected = {"2": 0.1 / 2, "1": 0.1 / 4, "0": 0.1 / 8}
+    assert rates == {f"{i}.{part}": expected[i] for i in "012" for part in ("weight", "bias")}
+
+
 def test_layer_decay_counts_what_the_steps_have_left(bench):
     steps = [{"op": "delete", "target": "blocks.1"}]
     stage = stage_of(bench, steps=steps, layer_decay={"container": "blocks", "factor": 0.5})
@@ -385,7 +394,8 @@ def test_tied_tensor_in_two_groups_names_the_alias(bench):
         ({"groups": [{"name": "a", "params": ["fc"], "lr_scale": 0}]},
          ["group 'a': a learning rate of 0 still moves statistics; freeze it instead"]),
         ({"layer_decay": {"container": "layers", "factor": 0.5}},
-         ["group 'default': layer_decay: 'layers' has no numbered layers"]),
+         ["group 'default': layer_decay: 'layers' has no numbered layers; those that have: "
+          "'blocks'"]),
     ],
 )  # fmt: skip
 def test_contradiction_is_an_error_that_names_it(bench, stage, expected):

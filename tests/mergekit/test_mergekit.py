@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from surgeon.base import patterns
 from surgeon.base.errors import UsageError
 from surgeon.mergekit import imported, importer
 from surgeon.mergekit.methods import METHODS
@@ -94,6 +95,20 @@ def test_a_gradient_runs_over_the_layers_alone(tmp_path: Path) -> None:
         {"target": "model.layers", "value": {"by_layer": [0.2, 0.1]}},
         {"value": 0.2},
     ]
+
+
+def test_layers_of_a_sequential_are_layers_too(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(2)))
+    paths = [str(tmp_path / f"{name}.safetensors") for name in "ab"]
+    for path in paths:
+        save_file(net.state_dict(), path)
+    (step,) = steps(
+        tmp_path, merge_method="slerp", base_model=paths[0], models=models(*paths),
+        parameters={"t": [0.2, 0.8]},
+    )  # fmt: skip
+    names = ["0.weight", "1.bias", "x.0.y"]
+    found = patterns.captured(step["t"][0]["target"], names)
+    assert [name for name, _ in found] == names[:2]
 
 
 def test_filters_are_parts_of_names_and_end_with_the_common_value(tmp_path: Path) -> None:

@@ -239,6 +239,31 @@ def test_image_size_follows_the_position_embeddings(folder: Any) -> None:
     assert folder(VIT, wide, stated=stated) == VIT | stated
 
 
+# --- Tokens ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "step", [widen(EMBED, rows=1, at=5), {"op": "narrow", "target": EMBED, "drop": 0}]
+)
+def test_ids_of_tokens_whose_rows_moved_are_refused(folder: Any, step: Json) -> None:
+    head = {**step, "target": "lm_head"}
+    config = LLAMA | {"bos_token_id": 1, "eos_token_id": [7, 8], "pad_token_id": None}
+    with pytest.raises(PlanError, match=r"eos_token_id is \[7, 8\], and other tokens' rows lie"):
+        folder(config, step, head, stated={"bos_token_id": 0})
+    stated = {"bos_token_id": 0, "eos_token_id": [6, 7]}
+    assert folder(config, step, head, stated=stated)["eos_token_id"] == [6, 7]
+
+
+def test_rows_of_tokens_that_moved_are_noted(folder: Any, bench: Bench) -> None:
+    steps = [widen(name, rows=1, at=5) for name in (EMBED, "lm_head")]
+    assert folder(LLAMA | {"bos_token_id": 1}, *steps)["bos_token_id"] == 1
+    opened = open_checkpoint(str(bench.input))
+    moved = {f"{EMBED}.weight": Selected(opened.tensors[f"{EMBED}.weight"], 0, ((1, 10), (0, 1)))}
+    notes = follow(LLAMA, {}, opened.tensors, opened.tensors | moved).notes
+    opened.close()
+    assert f"config.json: rows of '{EMBED}.weight' have moved" in notes[0]
+
+
 # --- Labels ---------------------------------------------------------------------------------------
 
 
@@ -247,6 +272,12 @@ def test_image_size_follows_the_position_embeddings(folder: Any) -> None:
     [
         (widen("classifier", rows=1), {}, ["cat", "dog", "emu", "LABEL_3"]),
         (widen("classifier", rows=1), {"3": "fox"}, ["cat", "dog", "emu", "fox"]),
+        (widen("classifier", rows=1, at=1), {}, ["cat", "LABEL_1", "dog", "emu"]),
+        (
+            widen("classifier", rows=1, at=-1, init={"name": "copy", "rows": 0}),
+            {"2": "fox"},
+            ["cat", "dog", "fox", "emu"],
+        ),
         (replace("classifier", 2), {}, ["LABEL_0", "LABEL_1"]),
         (replace("classifier", 3), {}, ["cat", "dog", "emu"]),
         (replace("classifier", 2), {"0": "yes", "1": "no"}, ["yes", "no"]),

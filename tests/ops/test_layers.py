@@ -151,6 +151,13 @@ def test_unlike_layers_of_one_model_are_no_problem(bench):
     assert_identical(made, {**expected, "h.2.router": torch.zeros(3)})
 
 
+def test_a_model_that_is_a_sequential_has_layers_under_no_name(bench):
+    net = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4)))
+    made = bench.given(net.state_dict()).operate(step("2:4", 0, container=""))
+    expected = torch.nn.Sequential(net[2], net[3], net[0])
+    assert_identical(made.tensors, expected.state_dict())
+
+
 @pytest.mark.parametrize(
     ("given", "problems"),
     [
@@ -197,6 +204,14 @@ def test_gaps_in_the_numbers_are_refused(bench):
     bench.given({name: tensor for name, tensor in HERE.items() if ".1." not in name})
     with pytest.raises(PlanError, match="'h' has no layer 1, but a layer 3"):
         bench.plan(step("0:2"))
+
+
+def test_problems_of_layers_under_no_name_say_where_they_lie(bench):
+    bench.given({"0.weight": torch.ones(1), "2.weight": torch.ones(1), "h.0": torch.ones(1)})
+    with pytest.raises(PlanError, match=r"'' \(the top level\) has no layer 1, but a layer 2"):
+        bench.plan(step(0, container=""))
+    with pytest.raises(PlanError, match=r"those that have: '' \(the top level\), 'h'"):
+        bench.plan(step(0, container="net"))
 
 
 @pytest.mark.parametrize("take", ["a:b", "", "1:2:3:4:", "1.5", {"range": ["0", "x"]}])

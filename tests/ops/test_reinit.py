@@ -35,11 +35,18 @@ def test_batch_norm_is_as_torch_makes_it(bench):
     assert_identical(made, state(bn=nn.BatchNorm2d(4)))
 
 
-def test_init_is_for_the_weight_of_a_module(bench):
+def test_init_is_for_weight_and_bias_of_a_module(bench):
+    bench.given(state(fc=nn.Linear(4, 3), bn=nn.BatchNorm1d(3)))
+    made = bench.operate(step(["fc", "bn"], init="ones")).tensors
+    expected = state(fc=nn.Linear(4, 3), bn=nn.BatchNorm1d(3))
+    ones = {name: torch.ones_like(expected[name]) for name in expected if "bias" in name}
+    assert_identical(made, {**expected, **ones, "fc.weight": torch.ones(3, 4)})
+
+
+def test_bias_init_goes_before_init(bench):
     bench.given(state(fc=nn.Linear(4, 3)))
-    made = bench.operate(step("fc", init="ones")).tensors
-    assert_identical({"fc.weight": made["fc.weight"]}, {"fc.weight": torch.ones(3, 4)})
-    assert 0 < made["fc.bias"].abs().max() <= 0.5
+    made = bench.operate(step("fc", init="ones", bias_init="zeros")).tensors
+    assert_identical(made, {"fc.weight": torch.ones(3, 4), "fc.bias": torch.zeros(3)})
 
 
 def test_tensor_named_by_itself_gets_the_init(bench):

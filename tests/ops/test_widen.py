@@ -109,10 +109,11 @@ def test_init_fills_the_weight(bench, init, expected):
     torch.testing.assert_close(made["fc.weight"][3:], expected, rtol=0, atol=0)
 
 
-def test_init_of_a_module_leaves_the_bias_to_its_own_default(bench):
-    bench.given(state(fc=nn.Linear(5, 3)))
-    made = bench.operate(step("fc", rows=50, init={"name": "constant", "val": 9})).tensors
-    assert made["fc.bias"][3:].abs().max() <= 1 / math.sqrt(5)
+@pytest.mark.parametrize(("init", "random"), [("zeros", False), ("xavier_uniform", True)])
+def test_init_speaks_for_the_bias_where_it_can(bench, init, random):
+    made = bench.given(state(fc=nn.Linear(5, 3))).operate(step("fc", rows=2, init=init))
+    assert bool(made["fc.bias"][3:].any()) == random
+    assert made.lineage("fc.bias")[-1]["init"] == ("default" if random else init)
 
 
 def test_bias_init_fills_the_bias(bench):
@@ -264,7 +265,7 @@ def test_lineage_names_the_new_rows(bench):
     made = bench.operate({**step("fc", rows=2, init="normal"), "id": "grow"})
     entry = {"step": "grow", "op": "widen"}
     assert made.lineage("fc.weight") == [{**entry, "new": ["fc.weight[3:5]"], "init": "normal"}]
-    assert made.lineage("fc.bias") == [{**entry, "new": ["fc.bias[3:5]"], "init": "default"}]
+    assert made.lineage("fc.bias") == [{**entry, "new": ["fc.bias[3:5]"], "init": "normal"}]
 
 
 def test_lineage_names_the_new_columns(bench):

@@ -134,3 +134,20 @@ def test_tied_layers_that_were_widened_are_one_parameter(tmp_path: Path) -> None
     optimizer.step()
     assert torch.equal(model.embedding.weight[:5], before["embedding.weight"][:5])
     assert not torch.equal(model.embedding.weight[5:], before["embedding.weight"][5:])
+
+
+@pytest.mark.parametrize(("at", "old"), [(-1, [0, 1, 2, 3, 4, 5, 7]), (0, [1, 2, 3, 4, 5, 6, 7])])
+def test_only_rows_that_were_put_in_between_are_trained(
+    tmp_path: Path, at: int, old: list[int]
+) -> None:
+    before = narrow_network().state_dict()
+    steps = [{"op": "widen", "target": "fc", "rows": 1, "at": at}]
+    path = operated(tmp_path, "out.safetensors", before, steps=steps, training=TRAINING)
+    model = Network()
+    model.load_state_dict(load_file(path))
+    optimizer, _ = Manifest.load(path).bind(model).start("warm-up")
+    new = model.fc.weight[[n for n in range(8) if n not in old]].clone()
+    train(model, optimizer)
+    assert torch.equal(model.fc.weight[old], before["fc.weight"])
+    assert torch.equal(model.fc.bias[old], before["fc.bias"])
+    assert not torch.equal(model.fc.weight[[n for n in range(8) if n not in old]], new)
