@@ -15,6 +15,7 @@ from surgeon.formats import SavedState
 from surgeon.formats.optimizers import Entry
 from surgeon.formats.wrappers import unwrapped
 from surgeon.manifest.stages import is_parameter
+from surgeon.model_folder.parameters import ParameterOrder
 
 Match = tuple[str, Region, Entry]
 Shape = tuple[int, ...]
@@ -32,28 +33,35 @@ class Order:
 
     `names` are all of them, group after group, as the user gave them. `is_kept` says whether the
     input keeps the order of the model's parameters, and `is_strict` that it is no proof.
+    `architecture` is the order of the class that a model folder names, where that is known.
     """
 
     is_kept: bool
     names: tuple[str, ...] | None = None
     is_strict: bool = False
+    architecture: ParameterOrder | None = None
 
 
 @dataclass(frozen=True)
 class Matched:
-    """What each entry is the state of, the names that the input lacks, and what told."""
+    """What each entry is the state of, the names that the input lacks, and what told.
+
+    `whose` says whose order it was, where an order told.
+    """
 
     found: list[Match]
     unknown: list[str]
     by: MatchedBy
+    whose: str = ""
 
 
 def matched(saved: SavedState, tensors: Tensors, order: Order) -> Matched:
     """Return what each entry is the state of.
 
-    Told by names; else by shapes, where no two are equal; else, for the parameters of one group, by
-    the order of the input's own, if it has that. Raises PlanError where counts or shapes do not
-    fit, or nothing tells.
+    Told by names; else by shapes, where no two are equal; else by the order that the class of a
+    model folder has, in one group or in those of transformers' Trainer; else, for the parameters of
+    one group, by the order of the input's own, if it has that. Raises PlanError where counts or
+    shapes do not fit, or nothing tells.
     """
     try:
         result = _matched(saved, tensors, order)
@@ -71,7 +79,7 @@ def _matched(saved: SavedState, tensors: Tensors, order: Order) -> Matched:
         return Matched(*_by_name(saved.entries, tensors), saved.matched_by or "names")
     if order.names is not None:
         return Matched(_by_given_names(saved.entries, order.names, tensors), [], "names")
-    shapes = _parameters(tensors)
+    shapes = parameters_of(tensors)
     if len(saved.entries) != len(shapes):
         raise PlanError(
             f"keeps the state of {len(saved.entries)} parameters without their names, and the "
@@ -79,12 +87,13 @@ def _matched(saved: SavedState, tensors: Tensors, order: Order) -> Matched:
         )
     if (found := _by_shape(saved.entries, shapes)) is not None:
         return Matched(found, [], "shapes")
-    if len(saved.groups) > 1:
+    names, whose = _known_order(saved, order)
+    if not names and len(saved.groups) > 1:
         raise PlanError(
             f"has {len(saved.groups)} groups of parameters without names, and several parameters "
-            f"of one shape: which is which cannot be told; {_WITH_NAMES}"
+            f"of one shape: which is which cannot be told{_trainers(saved, order)}; {_WITH_NAMES}"
         )
-    if not order.is_kept or _is_sorted(tensors):
+    if not names and (not order.is_kept or _is_sorted(tensors)):
         reason = "its names were sorted" if order.is_kept else "only a torch file keeps it"
         raise PlanError(
             "holds no names, several parameters have one shape, and the input does not have the "
@@ -92,11 +101,39 @@ def _matched(saved: SavedState, tensors: Tensors, order: Order) -> Matched:
         )
     if order.is_strict:
         raise PlanError(
-            "holds no names, and several parameters have one shape, so that only the order of the "
-            f"input's parameters tells, which --optimizer-order strict refuses; {_WITH_NAMES}"
+            f"holds no names, and several parameters have one shape, so that only {whose} tells, "
+            f"which --optimizer-order strict refuses; {_WITH_NAMES}"
         )
-    pairs = zip(shapes, saved.entries, strict=True)
-    return Matched([(name, whole(shapes[name]), entry) for name, entry in pairs], [], "order")
+    pairs = zip(names or shapes, saved.entries, strict=True)
+    found = [(name, whole(shapes[name]), entry) for name, entry in pairs]
+    return Matched(found, [], "order", whose)
+
+
+def _known_order(saved: SavedState, order: Order) -> tuple[tuple[str, ...], str]:
+    """Return the names in the optimizer's order, where the architecture's is known; whose it is."""
+    known = order.architecture
+    counts = tuple(map(len, saved.groups))
+    if known and counts == (len(known.names),):
+        return known.names, f"the order of the parameters of {known.class_name}"
+    if known and counts == tuple(map(len, known.groups)):
+        decayed, others = known.groups
+        return decayed + others, (
+            f"the order of the parameters of {known.class_name}, in the two groups that "
+            "transformers' Trainer makes,"
+        )
+    return (), "the order of the input's parameters"
+
+
+def _trainers(saved: SavedState, order: Order) -> str:
+    """Say where groups are not those that transformers' Trainer makes of a known class."""
+    if order.architecture is None:
+        return ""
+    counts = " and ".join(str(len(group)) for group in saved.groups)
+    expected = " and ".join(str(len(group)) for group in order.architecture.groups)
+    return (
+        f" (groups of {counts}, and transformers' Trainer makes {expected} of "
+        f"{order.architecture.class_name})"
+    )
 
 
 def _is_sorted(tensors: Tensors) -> bool:
@@ -109,7 +146,7 @@ def _is_sorted(tensors: Tensors) -> bool:
 
 def fits(saved: SavedState, tensors: Tensors) -> bool:
     """Say whether a state without names could be that of these tensors, by counts and shapes."""
-    shapes = _parameters(tensors)
+    shapes = parameters_of(tensors)
     kept = Counter(shape for shape in map(_shape_of, saved.entries) if shape is not None)
     return len(saved.entries) == len(shapes) and kept <= Counter(shapes.values())
 
@@ -162,7 +199,7 @@ def _name_in(block: str, tensors: Tensors) -> str:
     return block if block in tensors else split_block(block)[0]
 
 
-def _parameters(tensors: Tensors) -> dict[str, Shape]:
+def parameters_of(tensors: Tensors) -> dict[str, Shape]:
     """Return the shapes of the input's parameters in its order, tied ones once."""
     first: dict[tuple[object, ...], str] = {}
     for name, tensor in tensors.items():

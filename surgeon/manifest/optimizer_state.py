@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -37,7 +37,16 @@ from surgeon.lazy import (
     walk,
 )
 from surgeon.manifest.model import StateFile
-from surgeon.manifest.optimizer_names import STRICT, MatchedBy, Order, fits, matched
+from surgeon.manifest.optimizer_names import (
+    STRICT,
+    MatchedBy,
+    Order,
+    fits,
+    matched,
+    parameters_of,
+)
+from surgeon.model_folder.files import config_of
+from surgeon.model_folder.parameters import parameter_order
 from surgeon.numeric.dtypes import DTYPES
 from surgeon.recipe import read_json
 
@@ -47,7 +56,7 @@ _ZEROS = Bound("zeros", lambda start, stop, stream, scratch: np.zeros(stop - sta
 NONE = "none"
 _UNUSED = 'optimizer state: no stage takes it up with "optimizer_state": "carry"'
 _BY_ORDER = (
-    "optimizer state: matched by the order of the input's parameters alone; to make certain, save "
+    "optimizer state: matched by {} alone; to make certain, save "
     "it from an optimizer that was made with model.named_parameters(), or give the names in its "
     "order (--optimizer-order FILE)"
 )
@@ -72,6 +81,7 @@ class OptimizerState:
     reset: Mapping[str, tuple[str, ...]]
     records: tuple[Record, ...]
     matched_by: MatchedBy
+    whose: str = ""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -93,7 +103,8 @@ class OptimizerState:
     @property
     def notes(self) -> list[str]:
         """A line for each reason for which state was lost, and one where it may be another's."""
-        guessed = [_BY_ORDER] if self.matched_by == "order" else []
+        whose = self.whose.rstrip(",") or "the order of the input's parameters"
+        guessed = [_BY_ORDER.format(whose)] if self.matched_by == "order" else []
         return guessed + [
             f"optimizer state: reset for {listed(names)}: {reason}"
             for reason, names in self.reset.items()
@@ -248,6 +259,9 @@ def carried(
     """
     sources: dict[Bytes, list[_Source]] = {}
     given = checkpoint.tensors
+    if order.names is None and not all(entry.block for entry in saved.entries):
+        known = parameter_order(config_of(checkpoint), parameters_of(given))
+        order = replace(order, architecture=known)
     match = matched(saved, given, order)
     unknown = match.unknown
     for name, region, entry in match.found:
@@ -266,6 +280,7 @@ def carried(
         reset={reason: tuple(names) for reason, names in carrying.reset.items()},
         records=saved.records,
         matched_by=match.by,
+        whose=match.whose,
     )
 
 

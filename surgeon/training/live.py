@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -49,6 +49,15 @@ def seen(model: nn.Module, manifest: Manifest) -> Live:
     same parameter goes by one that it has: transformers writes tied ones once. Raises ManifestError
     where two names would meet.
     """
+    live = all_seen(model, manifest)
+    parameters = live.parameters
+    held = {id(parameters[name]) for name in manifest.tensors if name in parameters}
+    kept = {n: p for n, p in parameters.items() if n in manifest.tensors or id(p) not in held}
+    return replace(live, parameters=kept)
+
+
+def all_seen(model: nn.Module, manifest: Manifest) -> Live:
+    """Return a model's contents by all of their names; see `seen`."""
     modules = dict(model.named_modules(remove_duplicate=False))
     names = _Plain(modules)
     found: dict[str, nn.Parameter] = {}
@@ -57,11 +66,9 @@ def seen(model: nn.Module, manifest: Manifest) -> Live:
         if found.setdefault(plain, parameter) is not parameter:
             raise ManifestError(f"'{name}' and another parameter are both '{plain}' in the model")
     prefix = _prefix(found, manifest)
-    parameters = {name.removeprefix(prefix): parameter for name, parameter in found.items()}
-    held = {id(parameters[name]) for name in manifest.tensors if name in parameters}
     return Live(
         model,
-        {n: p for n, p in parameters.items() if n in manifest.tensors or id(p) not in held},
+        {name.removeprefix(prefix): parameter for name, parameter in found.items()},
         {
             names(name).removeprefix(prefix): buffer
             for name, buffer in model.named_buffers(remove_duplicate=False)

@@ -22,6 +22,7 @@ from surgeon.training.cover import ResolvedStage, blocks_of, resolved
 from surgeon.training.distillation import Distillation, load_teacher, old_outputs
 from surgeon.training.errors import ManifestError
 from surgeon.training.evaluation import keep_in_evaluation, release
+from surgeon.training.followed import followed
 from surgeon.training.frozen import fingerprints, renorm_problems
 from surgeon.training.gradients import Gradients, gradients_of
 from surgeon.training.held import Held
@@ -335,6 +336,8 @@ def bound(manifest: Manifest, model: nn.Module) -> Run:
     label = manifest.path.name
     problems = list(checkpoint_problems(manifest))
     try:
+        refuse_adapters(model)
+        manifest = followed(manifest, model)
         live = _fitting(manifest, model)
     except ManifestError as error:
         problems += error.at(label).problems

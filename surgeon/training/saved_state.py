@@ -23,6 +23,7 @@ from surgeon.training.cover import Block, ResolvedStage, blocks_of
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held, State, hold
 from surgeon.training.live import Live
+from surgeon.training.placed_state import placed
 from surgeon.training.sharded import alike, index, owned, within
 
 # The keys and values of what is kept once per block.
@@ -208,7 +209,7 @@ def _opened(stated: StateFile, manifest: Manifest, live: Live) -> SavedState:
                 f"optimizer_state: {path} is not the file that the manifest was written for; "
                 f"{_APPLY_AGAIN}"
             )
-        tensors: Any = safe_open(path, "pt")
+        tensors: Any = placed(safe_open(path, "pt"), stated, live)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ManifestError(
