@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint docs bench exactness conformance architectures folders clean
+.PHONY: demo test slow attack lint docs bench exactness conformance architectures folders clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,7 +21,11 @@ test: .venv/ready
 	$(BIN)/python -m pytest -n 2
 
 slow: .venv/frameworks
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m "slow and not attack"
+
+# SURGEON_ATTACK_SEED=1 tries others, SURGEON_ATTACK_SECONDS=60 fewer.
+attack: .venv/ready
+	$(BIN)/python -m pytest -n 2 -m attack tests/attack
 
 lint: .venv/ready
 	$(BIN)/ruff check

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from surgeon.base.errors import PlanError
 from surgeon.draft import Outside, Tensors
 from surgeon.formats import Checkpoint, open_checkpoint
+from surgeon.formats.remains import settled
 from surgeon.manifest import build as manifest
 from surgeon.manifest.carry import carry
 from surgeon.model_folder.carried import Carry
@@ -101,11 +103,13 @@ def output_plan(
         made.folder_files.check()
         return assumed_output(made).plan(made)
     kind = output_at(output)
+    note = settled(output)
     with writing(output):
         kind.require_free(made, force=force, force_any=force_any)
     planned = kind.plan(made, link=link)
     with writing(output):
-        return with_replaced(planned, force_any=force_any)
+        planned = with_replaced(planned, force_any=force_any)
+    return replace(planned, notes=(f"{output}: {note}", *planned.notes)) if note else planned
 
 
 def write(

@@ -25,6 +25,7 @@ from surgeon.formats.folders import (
 )
 from surgeon.formats.foreign import foreign, is_foreign
 from surgeon.formats.optimizers import SavedState, state_in, state_of_ours
+from surgeon.formats.remains import settled
 from surgeon.formats.safetensors import has_header, open_safetensors
 from surgeon.formats.wrappers import renaming, without_count
 from surgeon.lazy import walk
@@ -41,7 +42,10 @@ def open_checkpoint(location: str) -> Checkpoint:
     Reads headers only. Raises CheckpointError, one line per problem.
     """
     with _collection_paused():
-        return _open(*_split(location))
+        path, inner = _split(location)
+        note = settled(path)
+        checkpoint = _open(path, inner)
+    return replace(checkpoint, notes=(note, *checkpoint.notes)) if note else checkpoint
 
 
 @contextmanager

@@ -1,35 +1,35 @@
 """Outputs that appear complete or not at all.
 
-Everything is written to a temporary sibling of a fixed, telling name, which the run holds locked,
-flushed to the disk, and only then renamed into place. What was there before stays until then. A
-killed run leaves at most that sibling, and the next run into the same output removes it.
+Everything is written to temporary siblings of fixed, telling names, which the run holds locked,
+flushed to the disk, and only then swapped into place, name by name: the manifest first, which
+names what follows, the weights last. What was there before lies at those siblings until all is in
+place. A killed run leaves at most them; `formats.remains` finishes what had begun to appear, and
+the next run into the same output removes the rest.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from surgeon.base.errors import WriteError
 from surgeon.formats.files import InputFile
+from surgeon.formats.remains import places_of
+from surgeon.formats.swapping import flush, mend, swap, temporary_beside
 from surgeon.output.keeping import keep
+from surgeon.output.temporaries import empty, hold, locked, open_file, open_folder, require_ours
 
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
 _FICLONE = 0x40049409
-
-
-def temporary_beside(path: Path) -> Path:
-    """Return where an output is written before it is complete."""
-    return path.with_name(f".{path.name}.surgeon-unfinished")
+_NO_LOCKS = (
+    "the output's file system has no locks: another run into the same output would go unnoticed"
+)
 
 
 @contextmanager
@@ -43,33 +43,6 @@ def writing(path: Path) -> Iterator[None]:
         )
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise WriteError(f"{path}: cannot be written: {reason.lower()}{where}") from None
-
-
-def _locked(path: Path, open_it: Callable[[], int]) -> int:
-    """Open a temporary and lock it; raises WriteError where another run holds it."""
-    while True:
-        descriptor = open_it()
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise WriteError(f"{path}: another run is writing this output") from None
-        # The other run may have renamed or removed it between our open and our lock.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.lstat()):
-                return descriptor
-        os.close(descriptor)
-
-
-def flush(path: Path) -> None:
-    """Make a file's bytes, or a folder's entries, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Unit(Protocol):
@@ -92,7 +65,12 @@ class Unit(Protocol):
         ...
 
     def publish(self, obsolete: Path | None) -> None:
-        """Have everything appear; what is obsolete goes last."""
+        """Have everything appear, and what is obsolete go."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know of the place that is written to."""
         ...
 
 
@@ -104,30 +82,105 @@ def unit(path: Path, is_folder: bool, replaced: Collection[str] = ()) -> Iterato
     """
     with ExitStack() as stack:
         if is_folder:
-            temporary, publish = stack.enter_context(folder(path, replaced))
-            yield _FolderUnit(temporary, publish, stack)
+            made = stack.enter_context(_folder(path, replaced))
+            yield _FolderUnit(made, stack)
         else:
-            yield _FileUnit(path.parent, stack)
+            made_files = _Files()
+            stack.callback(made_files.close)
+            yield _FileUnit(path.parent, made_files)
+
+
+class _Files:
+    """Files that are written out of sight, each beside its place, and swapped into it."""
+
+    def __init__(self) -> None:
+        self.has_locks = True
+        self._stack = ExitStack()
+        self._written: list[tuple[Path, int]] = []
+        # Names that are swept in the end: what is not published, or what was replaced.
+        self._swept: list[Path] = []
+        self._is_stuck = False
+
+    def open(self, place: Path) -> int:
+        """Return a descriptor to write a file through that is to lie at `place`."""
+        place = Path(os.path.realpath(place))
+        temporary = temporary_beside(place)
+        descriptor, has_locks = locked(temporary, lambda: open_file(temporary))
+        self._stack.callback(os.close, descriptor)
+        self._written.append((place, descriptor))
+        self._swept.append(temporary)
+        self.has_locks &= has_locks
+        return descriptor
+
+    def publish(self, obsolete: Path | None = None) -> None:
+        """Have all files appear, the last first; what is obsolete goes before the first appears.
+
+        Everything is flushed before; where a swap fails, those before it are undone.
+        """
+        for _, written in self._written:
+            os.fsync(written)
+        weights, *others = self._written
+        places: list[tuple[Path, int | None]] = [*reversed(others), weights]
+        if obsolete and os.path.lexists(obsolete):
+            places.insert(-1, (Path(os.path.realpath(obsolete)), None))
+        for place, _ in places:
+            hold(place, self._stack)
+        folders = {place.parent for place, _ in places}
+        for folder in folders:
+            flush(folder)  # what a manifest names is there when the manifest is
+        try:
+            for place, _ in places:
+                swap(place, temporary_beside(place))
+            for folder in folders:
+                flush(folder)
+        except BaseException:
+            self._is_stuck = True
+            for place, descriptor in reversed(places):
+                _unswap(place, descriptor)
+            self._is_stuck = False
+            raise
+        # A killed run may have left some that this one has no use for.
+        self._swept += [temporary_beside(place) for place in places_of(weights[0])]
+
+    def close(self) -> None:
+        """Remove what lies beside the places; the first, which tells of a run, goes last."""
+        if not self._is_stuck:
+            for temporary in sorted(set(self._swept), key=self._swept.index, reverse=True):
+                with suppress(OSError, WriteError):
+                    require_ours(temporary, temporary.lstat(), stat.S_ISREG)
+                    temporary.unlink()
+        self._stack.close()
+
+
+def _unswap(place: Path, descriptor: int | None) -> None:
+    """Undo a swap if it happened; what was written is known by its descriptor."""
+    mend(place)
+    temporary = temporary_beside(place)
+    is_there = os.path.lexists(place)
+    if descriptor is None:
+        is_swapped = not is_there and os.path.lexists(temporary)
+    else:
+        is_swapped = is_there and os.path.samestat(os.fstat(descriptor), place.lstat())
+    if is_swapped:
+        swap(place, temporary)
 
 
 class _FileUnit:
-    """Files that lie side by side, each of which is renamed into place."""
+    """Files that lie side by side: the weights, an optimizer's state, the manifest."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, files: _Files) -> None:
         self._folder = folder
-        self._stack = stack
-        self._publishing: list[Callable[[], None]] = []
+        self._files = files
+
+    @property
+    def notes(self) -> list[str]:
+        return [] if self._files.has_locks else [_NO_LOCKS]
 
     def descriptor(self, name: str) -> int:
-        descriptor, publish = self._stack.enter_context(file(self._folder / name))
-        # The first file is the model's: by then, whatever goes with it is there.
-        self._publishing.append(publish)
-        return descriptor
+        return self._files.open(self._folder / name)
 
     def put(self, name: str, text: str) -> None:
-        descriptor = self.descriptor(name)
-        _write_text(descriptor, text)
-        os.fsync(descriptor)  # whatever can fail does so before the output is replaced
+        _write_text(self.descriptor(name), text)
 
     def carry(self, source: Path, name: str) -> None:
         with (
@@ -140,21 +193,17 @@ class _FileUnit:
         return False  # each is renamed by itself, out of a file that is locked
 
     def publish(self, obsolete: Path | None) -> None:
-        *tensors, manifest = self._publishing
-        for publish_one in [*reversed(tensors), manifest]:
-            publish_one()
-        # Last: a run that is killed before has lost nothing, and the new manifest names no state.
-        if obsolete:
-            remove(obsolete)
+        self._files.publish(obsolete)
 
 
 class _FolderUnit:
     """A folder that takes the place of another in one step."""
 
-    def __init__(self, folder: Path, publish: Callable[[], None], stack: ExitStack) -> None:
-        self._folder = folder
-        self._publish = publish
+    def __init__(self, made: _Folder, stack: ExitStack) -> None:
+        self._folder = made.temporary
+        self._publish = made.publish
         self._stack = stack
+        self.notes = [] if made.has_locks else [_NO_LOCKS]
 
     def descriptor(self, name: str) -> int:
         path = self._folder / name
@@ -188,23 +237,20 @@ def file(path: Path) -> Iterator[tuple[int, Callable[[], None]]]:
 
     Nothing is published where the body raises or never asks for it.
     """
-    path = Path(os.path.realpath(path))
-    temporary = temporary_beside(path)
-    descriptor = _locked(temporary, lambda: _open_file(temporary))
-
-    def publish() -> None:
-        os.fsync(descriptor)
-        temporary.replace(path)
-        flush(path.parent)
-
+    files = _Files()
     try:
-        os.ftruncate(descriptor, 0)
-        yield descriptor, publish
+        yield files.open(path), files.publish
     finally:
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(descriptor), temporary.lstat()):
-                temporary.unlink()
-        os.close(descriptor)
+        files.close()
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder to write into, and what publishes it."""
+
+    temporary: Path
+    publish: Callable[[], None]
+    has_locks: bool
 
 
 @contextmanager
@@ -213,35 +259,43 @@ def folder(path: Path, replaced: Collection[str] = ()) -> Iterator[tuple[Path, C
 
     What is there and not `replaced` stays: the new folder gets it too, before the two are swapped.
     """
+    with _folder(path, replaced) as made:
+        yield made.temporary, made.publish
+
+
+@contextmanager
+def _folder(path: Path, replaced: Collection[str]) -> Iterator[_Folder]:
     path = Path(os.path.realpath(path))
     temporary = temporary_beside(path)
 
-    descriptor = _locked(temporary, lambda: _open_folder(temporary))
-    published = False
+    descriptor, has_locks = locked(temporary, lambda: open_folder(temporary))
+    is_stuck = False
 
     def publish() -> None:
-        nonlocal published
+        nonlocal is_stuck
         for item in temporary.rglob("*"):
             flush(item)
         if path.exists():
             keep(path, temporary, replaced)
+            hold(path, stack)
         flush(temporary)
-        if path.exists():
-            _exchange(temporary, path)
+        swap(path, temporary)
+        try:
             flush(path.parent)
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.rename(path)
-            flush(path.parent)
-        published = True
+        except BaseException:
+            is_stuck = True
+            swap(path, temporary)
+            is_stuck = False
+            raise
 
-    try:
-        _empty(temporary)
-        yield temporary, publish
-    finally:
-        if not published:
-            shutil.rmtree(temporary, ignore_errors=True)
-        os.close(descriptor)
+    with ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        try:
+            empty(temporary)
+            yield _Folder(temporary, publish, has_locks)
+        finally:
+            if not is_stuck:
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def link(source: InputFile, path: Path) -> bool:
@@ -268,83 +322,3 @@ def link(source: InputFile, path: Path) -> bool:
             return True
         path.unlink()  # the input is another file by now
     return False
-
-
-def remove(path: Path) -> None:
-    """Remove what an earlier run left beside an output that is complete by now."""
-    if not path.exists() and not path.is_symlink():
-        return
-    try:
-        path.unlink()
-        flush(path.parent)
-    except OSError as error:
-        reason = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise WriteError(
-            f"{path}: is of an earlier run, and cannot be removed: {reason}; everything else is "
-            "complete, and its manifest does not name this file"
-        ) from None
-
-
-def _open_file(path: Path) -> int:
-    """Open a temporary that is new, or that a killed run of this user left; follows no link."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    while True:
-        with suppress(FileExistsError):
-            return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-        with suppress(FileNotFoundError):  # another run finished with it
-            _require_ours(path, path.lstat(), stat.S_ISREG)
-            descriptor = os.open(path, flags)
-            try:
-                _require_ours(path, os.fstat(descriptor), stat.S_ISREG)
-            except BaseException:
-                os.close(descriptor)
-                raise
-            return descriptor
-
-
-def _open_folder(path: Path) -> int:
-    """Open a temporary folder that is new, or that a killed run of this user left."""
-    while True:
-        with suppress(FileExistsError):
-            path.mkdir()
-        with suppress(FileNotFoundError):
-            _require_ours(path, path.lstat(), stat.S_ISDIR)
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
-            return os.open(path, flags)
-
-
-def _require_ours(path: Path, found: os.stat_result, is_kind: Callable[[int], bool]) -> None:
-    """Raise WriteError where what lies at a temporary's name is nothing that surgeon left."""
-    is_one = is_kind(found.st_mode) and (stat.S_ISDIR(found.st_mode) or found.st_nlink <= 1)
-    # A file of no name any more is one that another run has just published or removed.
-    if is_one and found.st_uid == os.geteuid():
-        return
-    what = "is another user's" if is_one else "is a link, or no file or folder that surgeon left"
-    raise WriteError(f"{path}: {what}; look at it and move it away: surgeon writes there")
-
-
-def _empty(folder: Path) -> None:
-    for item in folder.iterdir():
-        if item.is_dir() and not item.is_symlink():
-            shutil.rmtree(item)
-        else:
-            item.unlink()
-
-
-def _exchange(ours: Path, theirs: Path) -> None:
-    """Swap two folders in one step, where the system can; else move the old one aside first."""
-    library = ctypes.CDLL(None, use_errno=True)
-    rename = getattr(library, "renameat2", None)
-    names = (_AT_FDCWD, os.fsencode(ours), _AT_FDCWD, os.fsencode(theirs), _RENAME_EXCHANGE)
-    if rename is not None and rename(*names) == 0:
-        return
-    aside = theirs.with_name(f".{theirs.name}.surgeon-replaced")
-    if os.path.lexists(aside):
-        raise WriteError(f"{aside}: is in the way, perhaps an earlier output; move it away")
-    theirs.rename(aside)
-    try:
-        ours.rename(theirs)
-    except OSError:
-        aside.rename(theirs)
-        raise
-    aside.rename(ours)

@@ -57,7 +57,7 @@ def write(plan: OutputPlan, options: Options) -> Result:
         unit.put(manifest_of(plan.path).name, text(_completed(plan, written)))
         unit.publish(obsolete=plan.obsolete)
     linked = [f"cannot be linked here, so copied: {listed(copied)}"] if copied else []
-    written.notes += [*linked, *notes, *plan.notes]
+    written.notes += [*linked, *notes, *unit.notes, *plan.notes]
     return Result(plan, written)
 
 

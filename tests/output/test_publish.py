@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from surgeon.base.errors import UsageError, WriteError
+from surgeon.formats import swapping
 from surgeon.output import publish
 from tests.network import assert_identical, example_tensors, read, write
 
@@ -60,15 +61,25 @@ def test_debris_of_a_killed_run_is_used_again(tmp_path):
     assert (tmp_path / "out").read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("make", [Path.symlink_to, Path.hardlink_to])
-def test_link_at_the_temporary_s_name_is_not_followed(tmp_path, make):
+def test_link_at_the_temporary_s_name_is_not_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    make(publish.temporary_beside(tmp_path / "out"), victim)
+    publish.temporary_beside(tmp_path / "out").symlink_to(victim)
     with pytest.raises(WriteError, match="is a link, or no file"), publish.file(tmp_path / "out"):
         pass
     assert victim.read_text() == "mine"
     assert names(tmp_path) == [".out.surgeon-unfinished", "victim"]
+
+
+def test_file_of_several_names_is_not_written_to(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    publish.temporary_beside(tmp_path / "out").hardlink_to(victim)
+    with publish.file(tmp_path / "out") as (descriptor, publish_it):
+        os.write(descriptor, b"new")
+        publish_it()
+    assert (tmp_path / "out").read_bytes() == b"new"
+    assert victim.read_text() == "mine"
 
 
 def test_link_at_the_temporary_folder_s_name_is_not_followed(tmp_path):
@@ -252,7 +263,7 @@ def test_replaced_folder_is_complete_at_every_moment(tmp_path, monkeypatch):
 
 
 def test_folders_are_swapped_without_the_system_call_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(publish.ctypes, "CDLL", lambda *arguments, **keywords: object())
+    monkeypatch.setattr(swapping.ctypes, "CDLL", lambda *arguments, **keywords: object())
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").write_text("old")

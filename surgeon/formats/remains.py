@@ -1,0 +1,180 @@
+"""What a killed run left beside an output: whoever names that output next finishes or undoes it.
+
+A run publishes by swapping names: its manifest first, then the optimizer's state, the weights last.
+By then everything is written and flushed, so a manifest that is in place can always be followed by
+what it names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from surgeon.base.errors import CheckpointError
+from surgeon.base.files import open_regular, read_regular, reading
+from surgeon.base.strict_json import MOST_BYTES as LONGEST_HEADER
+from surgeon.base.strict_json import parse_object
+from surgeon.formats.safetensors import header_sha256
+from surgeon.formats.swapping import aside_of, flush, lock, mend, swap, temporary_beside
+
+WEIGHTS_SUFFIX = ".safetensors"
+MANIFEST_SUFFIX, STATE_SUFFIX = ".manifest.json", ".optimizer.safetensors"
+_LONGEST_MANIFEST = 250_000_000
+_DEEPEST_MANIFEST = 200
+
+
+def places_of(output: Path) -> list[Path]:
+    """Return the names that an output's parts have, in the order in which they appear."""
+    names = [output]
+    if output.suffix == WEIGHTS_SUFFIX:
+        names = [output.with_suffix(MANIFEST_SUFFIX), output.with_suffix(STATE_SUFFIX), output]
+    return [Path(os.path.realpath(name)) for name in names]
+
+
+def settled(output: Path) -> str:
+    """Finish or undo what a killed run had begun to publish; return what was done, or nothing.
+
+    Raises CheckpointError where it cannot be done.
+    """
+    if output.name in ("", "..") or "\0" in str(output):
+        return ""
+    places = places_of(output)
+    if not any(map(_has_remains, places)):
+        return ""
+    try:
+        held = _locked(places[-1])
+    except OSError:
+        return ""  # another run is at it, or they are nothing of ours
+    try:
+        done = _put_back(places) + _finished(places)
+    except OSError as error:
+        left = [str(name) for place in places for name in _remains(place) if os.path.lexists(name)]
+        raise CheckpointError(
+            f"{output}: a killed run left {', '.join(left)}, which cannot be put in place: "
+            f"{(error.strerror or str(error)).lower()}"
+        ) from None
+    finally:
+        if held is not None:
+            os.close(held)
+    return f"a killed run was replacing it: {', '.join(done)}" if done else ""
+
+
+def _remains(place: Path) -> tuple[Path, Path]:
+    return temporary_beside(place), aside_of(place)
+
+
+def _has_remains(place: Path) -> bool:
+    return any(map(os.path.lexists, _remains(place)))
+
+
+def _locked(place: Path) -> int | None:
+    """Lock what the weights' run would hold; raises OSError where another process does.
+
+    None where it is complete, and only what it replaced is still there.
+    """
+    for name in _remains(place):
+        with suppress(FileNotFoundError):
+            status = name.lstat()
+            if status.st_uid != os.geteuid() or stat.S_ISLNK(status.st_mode):
+                raise PermissionError
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(name, flags)
+            try:
+                if not lock(descriptor):
+                    raise PermissionError  # nobody can say whether the run is over
+            except OSError:
+                os.close(descriptor)
+                raise
+            return descriptor
+    return None
+
+
+def _put_back(places: list[Path]) -> list[str]:
+    """Mend swaps that took several steps; say what came back."""
+    back = [place for place in places if mend(place)]
+    for place in back:
+        flush(place.parent)
+    return [f"{place.name} is back, from {aside_of(place).name}" for place in back]
+
+
+def _finished(places: list[Path]) -> list[str]:
+    """Follow a manifest that is in place before what it names; say what came into place."""
+    if len(places) == 1:
+        return []
+    manifest, state, weights = places
+    complete = temporary_beside(weights)
+    # In place is what was replaced, then what replaces it was completed, and its manifest after it.
+    if not _modified(weights) <= _modified(complete) <= _modified(manifest):
+        return []
+    wanted = _manifest(manifest)
+    if not wanted or _header_sha256(complete) != wanted["header_sha256"]:
+        return []
+    kept = temporary_beside(state)
+    if not wanted["state_sha256"]:
+        moves = [state] if os.path.lexists(state) and not os.path.lexists(kept) else []
+    elif _sha256(state) == wanted["state_sha256"]:
+        moves = []
+    elif _sha256(kept) == wanted["state_sha256"]:
+        moves = [state]
+    else:
+        return []
+    for place in (*moves, weights):
+        swap(place, temporary_beside(place))
+    flush(weights.parent)
+    for place in places:
+        with suppress(OSError):
+            temporary_beside(place).unlink()
+    return ["all of it was written, and is in place now"]
+
+
+def _manifest(path: Path) -> Mapping[str, str] | None:
+    """Return the hashes that a manifest states; None where there is none that can be read."""
+    try:
+        text = read_regular(path, _LONGEST_MANIFEST)
+        found: dict[str, Any] = parse_object(
+            text, most_bytes=_LONGEST_MANIFEST, deepest=_DEEPEST_MANIFEST, allow_surrogates=True
+        )
+        state = found.get("optimizer_state")
+        return {
+            "header_sha256": str(found["checkpoint"]["header_sha256"]),
+            "state_sha256": str(state["sha256"]) if state else "",
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _header_sha256(path: Path) -> str:
+    """Return the hash of a safetensors file's header; empty where it has none."""
+    try:
+        with reading(path) as file:
+            size = file.read(8)
+            length = int.from_bytes(size, "little")
+            header = size + file.read(length if length <= LONGEST_HEADER else 0)
+    except (OSError, ValueError):
+        return ""
+    return header_sha256(header) if len(header) == 8 + length else ""
+
+
+def _sha256(path: Path) -> str:
+    try:
+        descriptor = open_regular(path)
+    except (OSError, ValueError):
+        return ""
+    digest = hashlib.sha256()
+    with os.fdopen(descriptor, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _modified(path: Path) -> int:
+    """Return when a file was last written to; before all others where there is none."""
+    try:
+        return path.lstat().st_mtime_ns
+    except OSError:
+        return -1

@@ -1,0 +1,99 @@
+"""Where outputs are written before they are complete: created new, locked, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from surgeon.base.errors import WriteError
+from surgeon.formats.swapping import lock
+
+
+def open_file(path: Path) -> tuple[int, bool]:
+    """Create a temporary, in place of one that a killed run of this user left; follows no link."""
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    while True:
+        with suppress(FileExistsError):
+            return os.open(path, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        with suppress(FileNotFoundError):  # another run finished with it
+            require_ours(path, path.lstat(), stat.S_ISREG)
+            descriptor = os.open(path, flags | os.O_RDONLY)
+            try:
+                require_ours(path, os.fstat(descriptor), stat.S_ISREG)
+                _lock(path, descriptor)
+                if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                    path.unlink()  # never emptied: what was replaced may have other names
+            finally:
+                os.close(descriptor)
+
+
+def open_folder(path: Path) -> tuple[int, bool]:
+    """Open a temporary folder that is new, or that a killed run of this user left."""
+    while True:
+        is_new = False
+        with suppress(FileExistsError):
+            path.mkdir()
+            is_new = True
+        with suppress(FileNotFoundError):
+            require_ours(path, path.lstat(), stat.S_ISDIR)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+            return os.open(path, flags), is_new
+
+
+def require_ours(path: Path, found: os.stat_result, is_kind: Callable[[int], bool]) -> None:
+    """Raise WriteError where what lies at a temporary's name is nothing that surgeon left."""
+    is_one = is_kind(found.st_mode)
+    if is_one and found.st_uid == os.geteuid():
+        return
+    what = "is another user's" if is_one else "is a link, or no file or folder that surgeon left"
+    raise WriteError(f"{path}: {what}; look at it and move it away: surgeon writes there")
+
+
+def empty(folder: Path) -> None:
+    for item in folder.iterdir():
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+
+
+def locked(path: Path, open_it: Callable[[], tuple[int, bool]]) -> tuple[int, bool]:
+    """Open a temporary and lock it; raises WriteError where another run holds it.
+
+    Returns also whether the file system has locks.
+    """
+    while True:
+        descriptor, is_new = open_it()
+        try:
+            has_locks = _lock(path, descriptor)
+        except BaseException:
+            if is_new:
+                with suppress(OSError):
+                    path.rmdir() if path.is_dir() else path.unlink()
+            os.close(descriptor)
+            raise
+        # The other run may have renamed or removed it between our open and our lock.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                return descriptor, has_locks
+        os.close(descriptor)
+
+
+def _lock(path: Path, descriptor: int) -> bool:
+    try:
+        return lock(descriptor)
+    except BlockingIOError:
+        raise WriteError(f"{path}: another run is writing this output") from None
+
+
+def hold(place: Path, stack: ExitStack) -> None:
+    """Lock what is to be replaced, if possible: no run may take it for remains meanwhile."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with suppress(OSError):
+        descriptor = os.open(place, flags)
+        stack.callback(os.close, descriptor)
+        lock(descriptor)
