@@ -8,10 +8,24 @@ from typing import Any
 
 
 def shown(text: str) -> str:
-    """Return text of a file so that it cannot steer a terminal: no control characters."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Return a line that may hold text of a file so that it cannot steer a terminal.
+
+    What does not print is escaped as in Python: control characters (newlines too), directions of
+    writing, what has no width, halves of surrogate pairs.
+    """
+    return text if text.isprintable() else text.translate(_escapes(text))
+
+
+def shown_lines(text: str) -> str:
+    """Return the same of several lines: newlines stay."""
+    escapes = _escapes(text)
+    escapes.pop(ord("\n"), None)
+    return text.translate(escapes) if escapes else text
+
+
+def _escapes(text: str) -> dict[int, str]:
+    odd = [character for character in set(text) if not character.isprintable()]
+    return {ord(character): character.encode("unicode_escape").decode() for character in odd}
 
 
 def table(
@@ -55,7 +69,19 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def json_text(document: Any) -> str:
-    """Return JSON on one line: indenting takes json's slow path, 6 s for 100 000 tensors."""
+def json_text(document: Any, *, indent: int | None = None) -> str:
+    """Return JSON whose strings hold nothing that could steer a terminal, `\\u` escapes instead.
+
+    On one line unless asked otherwise: indenting takes json's slow path, 6 s for 100 000 tensors.
+    """
     # Our documents are trees, which takes less time not to look for circles in.
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, check_circular=False)
+    text = json.dumps(
+        document, ensure_ascii=False, allow_nan=False, check_circular=False, indent=indent
+    )
+    if text.isprintable():
+        return text
+    # Newlines that are left are between values; json escapes those in strings.
+    odd = [
+        character for character in set(text) if not (character.isprintable() or character == "\n")
+    ]
+    return text.translate({ord(c): json.dumps(c)[1:-1] for c in odd})

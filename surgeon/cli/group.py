@@ -1,20 +1,23 @@
-"""The group of all commands: where errors become exit codes, and what commands share."""
+"""The group of all commands: where errors become exit codes, and all that is printed goes out.
+
+What is said may hold names of files and of tensors, which may hold anything: nothing reaches a
+terminal but through the functions below, which escape what could steer it.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import click
 
 from surgeon import __version__
 from surgeon.base.errors import PlanError, SurgeonError, UsageError
-from surgeon.base.tables import json_text, shown
-
-if TYPE_CHECKING:
-    pass
+from surgeon.base.tables import json_text, shown, shown_lines
 
 # As a shell reports a program that ended by SIGINT, and by SIGPIPE.
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
@@ -23,23 +26,27 @@ _INTERRUPTED, _PIPE_CLOSED = 130, 141
 class _Commands(click.Group):
     """Commands whose errors become lines on stderr and an exit code."""
 
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        with _escaped():
+            return super().make_context(*arguments, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _escaped():
+                return super().invoke(ctx)
         except SurgeonError as error:
-            for problem in error.problems:
-                click.echo(problem, err=True)
+            say(error.problems)
             ctx.exit(error.exit_code)
         except RecursionError:
             # Each step wraps what the one before made of a tensor.
-            click.echo("some tensor passes through too many steps; apply them in parts", err=True)
+            say(["some tensor passes through too many steps; apply them in parts"])
             ctx.exit(PlanError.exit_code)
         except KeyboardInterrupt:
             # Where it came inside of an exec(), as of a dataclass that is being imported, python -m
             # ends with the signal instead of our code; another exec() clears that. See
             # run_eval_code_obj in https://github.com/python/cpython/blob/3.13/Python/pythonrun.c
             exec("")
-            click.echo("interrupted", err=True)
+            say(["interrupted"])
             ctx.exit(_INTERRUPTED)
         except BrokenPipeError:
             # Python flushes stdout once more when it ends, which must not fail again.
@@ -47,7 +54,7 @@ class _Commands(click.Group):
             ctx.exit(_PIPE_CLOSED)
         except OSError as error:
             # What is opened and written has errors of its own; this is a path that cannot be one.
-            click.echo(f"{shown(str(error.filename))}: {error.strerror}", err=True)
+            say([f"{error.filename}: {error.strerror}"])
             ctx.exit(UsageError.exit_code)
 
 
@@ -68,7 +75,7 @@ def commands() -> None:
 def _show_version(ctx: click.Context) -> None:
     from surgeon.numeric.compiled import kernels  # imports NumPy, which --help does without
 
-    click.echo(f"surgeon {__version__}, loops: {kernels()}")
+    print_text(f"surgeon {__version__}, loops: {kernels()}")
     ctx.exit()
 
 
@@ -76,10 +83,32 @@ def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Co
     return commands.command(name, epilog=f"\b\nExample:\n  {example}")
 
 
-def print_json(document: Any) -> None:
-    click.echo(json_text(document))
+def print_json(document: Any, *, indent: int | None = None) -> None:
+    """Print a document; the strings in it stay what they are to whoever reads it."""
+    click.echo(json_text(document, indent=indent))
+
+
+def print_text(text: str) -> None:
+    """Print lines."""
+    click.echo(shown_lines(text))
+
+
+def print_path(path: Path) -> None:
+    """Print a path: its very bytes for a script, escaped for a terminal."""
+    click.echo(shown(str(path)) if sys.stdout.isatty() else os.fsencode(path))
 
 
 def say(lines: Sequence[str]) -> None:
+    """Print each line on stderr."""
     for line in lines:
-        click.echo(line, err=True)
+        click.echo(shown(line), err=True)
+
+
+@contextmanager
+def _escaped() -> Iterator[None]:
+    """Escape what click says of an argument that is wrong."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = shown_lines(error.message)  # final, says click
+        raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from surgeon.base.errors import UsageError
-from surgeon.cli.group import command, print_json, say
+from surgeon.cli.group import command, print_json, print_text, say
 from surgeon.cli.options import (
     json_option,
 )
@@ -40,7 +40,7 @@ def _inspect(
             print_json(inspection.as_json(opened, found, as_tree=tree))
         else:
             say([f"note: {note}" for note in opened.notes])
-            click.echo(inspection.as_text(opened, found, as_tree=tree))
+            print_text(inspection.as_text(opened, found, as_tree=tree))
     finally:
         opened.close()
 
@@ -59,7 +59,7 @@ def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_jso
     if as_json:
         print_json(found.as_json())
     else:
-        click.echo(found.as_text())
+        print_text(found.as_text())
     context.exit(0 if found.equal else 1)
 
 
@@ -91,7 +91,7 @@ def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None
         print_json(found.as_json())
     else:
         say([f"note: {note}" for note in found.notes])
-        click.echo(found.as_text())
+        print_text(found.as_text())
 
 
 @command("verify", "surgeon verify grown.safetensors")
@@ -110,5 +110,5 @@ def _verify(context: click.Context, output: Path, as_json: bool) -> None:
     if as_json:
         print_json(found.as_json())
     else:
-        click.echo(found.as_text())
+        print_text(found.as_text())
     context.exit(1 if found.mismatches else 0)

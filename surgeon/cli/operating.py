@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from surgeon.base.errors import UsageError
-from surgeon.cli.group import command, print_json, say
+from surgeon.base.tables import shown
+from surgeon.cli.group import command, print_json, print_path, print_text, say
 from surgeon.cli.options import (
     allow_code_option,
     carry_option,
@@ -130,8 +131,8 @@ def _apply(
         if as_json:
             print_json(report.applied_as_json(result))
         else:
-            click.echo(os.fsencode(result.output))
-            click.echo(os.fsencode(result.manifest))
+            print_path(result.output)
+            print_path(result.manifest)
 
 
 def _models_and_output(
@@ -223,7 +224,7 @@ def _plan(
             print_json(report.planned_as_json(plan))
         else:
             say([f"note: {note}" for note in opened.notes])
-            click.echo(report.planned(plan))
+            print_text(report.planned(plan))
 
 
 @command("validate", "surgeon validate grow.json --set layer=fc")
@@ -235,4 +236,4 @@ def _validate(recipe: str, variables: dict[str, Any]) -> None:
 
     loaded = load(recipe, variables)
     count = len(loaded.steps)
-    click.echo(f"{loaded.label}: valid, {count} step{'' if count == 1 else 's'}")
+    print_text(f"{shown(loaded.label)}: valid, {count} step{'' if count == 1 else 's'}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from surgeon.cli.group import command, print_json, say
+from surgeon.cli.group import command, print_json, print_text, say
 from surgeon.cli.options import (
     json_option,
 )
@@ -30,7 +29,7 @@ def _import(kind: str, config: Path) -> None:
 
     found = imported(config)
     say([f"note: {note}" for note in found.notes])
-    click.echo(json.dumps(found.recipe, indent=2, ensure_ascii=False))
+    print_json(found.recipe, indent=2)
 
 
 @command("ops", "surgeon ops widen")
@@ -45,11 +44,11 @@ def _ops(name: str | None, as_json: bool) -> None:
         if as_json:
             print_json(catalogue.as_json())
         else:
-            click.echo(catalogue.table_of_ops())
+            print_text(catalogue.table_of_ops())
     elif as_json:
         print_json(catalogue.one_as_json(name))
     else:
-        click.echo(catalogue.page(name))
+        print_text(catalogue.page(name))
 
 
 @command("schema", "surgeon schema > recipe.schema.json")
@@ -71,4 +70,4 @@ def _recipes(as_json: bool) -> None:
     if as_json:
         print_json(catalogue.recipes())
     else:
-        click.echo(catalogue.table_of_recipes())
+        print_text(catalogue.table_of_recipes())

@@ -13,7 +13,7 @@ import numpy as np
 
 from surgeon.base.depth import is_before_layers, layer_of
 from surgeon.base.errors import PlanError
-from surgeon.base.tables import number, table
+from surgeon.base.tables import number, shown, table
 from surgeon.formats import open_checkpoint
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.blas import one_thread
@@ -143,8 +143,9 @@ class Comparison:
             if several
             else "change: norm of the difference by the norm of A; cosine: of A and B"
         )
-        letters = [f"{label}: {model}" for label, model in zip(_labels(self.models), self.models,
-                                                               strict=True)]  # fmt: skip
+        labels = _labels(self.models)
+        letters = [f"{label}: {shown(model)}" for label, model in zip(labels, self.models,
+                                                                      strict=True)]  # fmt: skip
         return "\n".join([*letters, "", table(headers, rows, right=headers[1:]), "", about])
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from surgeon.base.tables import shown_lines
+
 Json = dict[str, Any]
 
 
@@ -16,7 +18,7 @@ class Answer:
     text: str = field(compare=False)
 
     def __str__(self) -> str:
-        return self.text
+        return shown_lines(self.text)
 
     __repr__ = __str__
 

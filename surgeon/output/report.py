@@ -227,7 +227,8 @@ def planned(output: OutputPlan) -> str:
     for place, _ in plan.checks:
         places[place] = places.get(place, 0) + 1
     if places:
-        lines = [f"  {place}: {plural(n, 'look')} at tensor values" for place, n in places.items()]
+        looks = {shown(place): plural(n, "look") for place, n in places.items()}
+        lines = [f"  {place}: {times} at tensor values" for place, times in looks.items()]
         parts.append("\n".join(["apply checks first", *lines]))
     parts.append(shown(carried_line(output.carried or {})))
     if opened.state:
