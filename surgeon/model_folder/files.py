@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-_CONFIG = "config.json"
+MODEL_CONFIG = "config.json"
 # What goes with the weights as they were: the state of the run that made them, and the same weights
 # in formats that surgeon does not write.
 _STALE = (
@@ -49,7 +49,7 @@ class FolderFiles:
     left_out: tuple[str, ...]
     followed: Followed | None
     sidecars: Mapping[str, Any]
-    config_name: str = _CONFIG
+    config_name: str = MODEL_CONFIG
     not_carried: tuple[str, ...] = ()
 
     @property
@@ -136,7 +136,9 @@ def config_of(checkpoint: Checkpoint) -> Json:
         return {}
     folder = checkpoint.folder or checkpoint.path.parent
     try:
-        config = read_json(folder / (ADAPTER_CONFIG if adapts else _CONFIG), allow_infinite=True)
+        config = read_json(
+            folder / (ADAPTER_CONFIG if adapts else MODEL_CONFIG), allow_infinite=True
+        )
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -156,7 +158,7 @@ def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:
 
 def _followed(recipe: Recipe, source: Checkpoint, plan: Plan) -> Followed | None:
     stated = recipe.output.get("config", {})
-    path = source.folder / _CONFIG if source.folder else None
+    path = source.folder / MODEL_CONFIG if source.folder else None
     if path is not None and not path.is_file():
         path = None
     if path is None and not stated:
