@@ -20,6 +20,7 @@ from surgeon.model_folder.layers import follow_layers
 from surgeon.model_folder.quantisation import follow_quantisation, numbers_only
 from surgeon.model_folder.said import meaning_of
 from surgeon.model_folder.sizes import follow_sizes
+from surgeon.model_folder.whole_layers import require_whole_layers
 from surgeon.numeric.dtypes import DTYPES, dtype_named
 
 __all__ = ["Followed", "changes_of", "follow"]
@@ -61,7 +62,9 @@ def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Follo
         _follow_dtype(case)
         follow_quantisation(case)
         follow_layers(case)
-        require_names(case, becomes(case), meaning)
+        known = becomes(case)
+        require_names(case, known, meaning)
+        require_whole_layers(case, known)
         require_counts(case)
         require_vocabulary(case)
         _check_token_ids(case)

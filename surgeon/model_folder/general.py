@@ -9,6 +9,7 @@ from typing import Any
 from surgeon.model_folder.architectures import Architecture
 from surgeon.model_folder.case import Case, Json, containers, listed
 from surgeon.model_folder.said import Meaning
+from surgeon.model_folder.whole_layers import class_names, normal
 
 _COUNT = re.compile(r"(.*_)?(layers?|depth|blocks|num_hidden_layers|experts)")
 _NUMBERED = re.compile(r"\.\d+\.")
@@ -62,20 +63,26 @@ def require_names(case: Case, architecture: Architecture | None, meaning: Meanin
     """Refuse tensors that the class has no name for; say which it would miss."""
     if architecture is None:
         return
-    known = meaning.after if architecture is case.architecture else {}
-    odd = [name for name in case.after if name not in known and not any(architecture.rows_of(name))]
-    if not odd and case.after.keys() >= case.before.keys():
-        return
-    was_odd = case.architecture is None or any(
-        name not in meaning.before and not any(case.architecture.rows_of(name))
-        for name in case.before
-    )
     kind = case.new.get("model_type")
-    if odd and (not was_odd or kind != case.old.get("model_type")):
+    same_kind = kind == case.old.get("model_type")
+    names = class_names(case.after)
+    known = meaning.after if architecture is case.architecture else {}
+    odd = sorted(n for n in names if n not in known and not any(architecture.rows_of(n)))
+    was_odd = {normal(name) for name in case.before} if same_kind else set()
+    # A class leaves alone what it has no name for: what the input had already is no new mistake.
+    new = [name for name in odd if normal(name) not in was_odd]
+    if new and not (same_kind and case.architecture is None):
         case.contradiction(
-            f"no class of model_type '{kind}' has tensors named {listed(odd)}; state the "
+            f"no class of model_type '{kind}' has tensors named {listed(new)}; state the "
             "model_type that does in output.config"
         )
+    elif odd:
+        case.notes.append(
+            f"no class of model_type '{kind}' has tensors named {listed(odd)}, which the input "
+            "had already"
+        )
+    if case.after.keys() >= case.before.keys():
+        return
     kept = {id(tensor) for tensor in case.after.values()}
     gone = [
         name
