@@ -12,6 +12,9 @@ from surgeon.model_folder.said import Meaning
 from surgeon.model_folder.whole_layers import class_names, normal
 
 _COUNT = re.compile(r"(.*_)?(layers?|depth|blocks|num_hidden_layers|experts)")
+_EXPERTS = re.compile(r"n_routed_experts|num_(local_|routed_)?experts|moe_num_experts")
+_CHOSEN = re.compile(r"(num_)?experts_per_tok(en)?|moe_topk|moe_k|moe_top_k")
+_GROUPS = ("n_group", "num_expert_group")
 _NUMBERED = re.compile(r"\.\d+\.")
 _VOCABULARY = re.compile(r".*vocab_size.*")
 
@@ -35,6 +38,26 @@ def require_counts(case: Case) -> None:
             f"'{container}' had {len(members)} modules, as {' or '.join(keys)} says, and has {now} "
             f"now; state {' or '.join(keys)} in output.config"
         )
+
+
+def require_enough_experts(case: Case) -> None:
+    """Refuse routers that would choose more experts than there are, or groups that are not even."""
+    for path, experts in list(_numbers(case.new)):
+        outer, _, key = path.rpartition(".")
+        if not _EXPERTS.fullmatch(key) or case.look_up(case.old, path) == experts:
+            continue
+        beside = {p.rpartition(".")[2]: n for p, n in _numbers(case.new)
+                  if p.rpartition(".")[0] == outer}  # fmt: skip
+        for name, number in beside.items():
+            if _CHOSEN.fullmatch(name) and number > experts:
+                case.contradiction(
+                    f"{name} is {number}, but {path} is {experts}; state it in output.config"
+                )
+            if name in _GROUPS and number and experts % number:
+                case.contradiction(
+                    f"{path} is {experts}, which does not divide into {name} {number}; state it in "
+                    "output.config"
+                )
 
 
 def require_vocabulary(case: Case) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 
@@ -17,7 +17,7 @@ from surgeon.numeric.dtypes import Array
 # Where a config names neither labels nor their number, transformers takes this for granted.
 _DEFAULT_LABELS = 2
 # In the place of a row's number: it was created, or nobody knows what it was.
-_NEW, _UNKNOWN = -1, -2
+NEW, UNKNOWN = -1, -2
 _ANY = Stream(0, "", "")
 
 
@@ -81,24 +81,34 @@ def _old_rows(tensor: LazyTensor, old: LazyTensor) -> list[int | None] | None:
     """
     if not tensor.spec.count:
         return None
+    number_of = row_numbers(tensor, old)
+    rows: list[int | None] = []
+    for number in range(tensor.spec.shape[0]):
+        if (origin := number_of(number)) == UNKNOWN:
+            return None
+        rows.append(None if origin == NEW else origin)
+    return rows
+
+
+def row_numbers(tensor: LazyTensor, old: LazyTensor) -> Callable[[int], int]:
+    """Return what tells which row of `old` a row is; `NEW` for new ones, `UNKNOWN` for others."""
 
     def numbers(form: LazyTensor) -> LazyTensor:
         spec = TensorSpec("I64", form.spec.shape)
         if form.byte_origin == old.byte_origin:
             return Fresh(spec, Bound("rows", partial(_rows_at, prod(spec.shape[1:]))), _ANY)
-        number = _NEW if form.initialisers else _UNKNOWN
+        number = NEW if form.initialisers else UNKNOWN
         return Fresh(spec, Bound("rows", partial(_all_alike, number)), _ANY)
 
     found, scratch = transplanted(tensor, numbers), Scratch()
     row = prod(tensor.spec.shape[1:])
-    rows: list[int | None] = []
-    for number in range(tensor.spec.shape[0]):
+
+    def number_of(number: int) -> int:
         with scratch.scope():
             (origin,) = found.elements(number * row, number * row + 1, scratch).tolist()
-        if origin == _UNKNOWN:
-            return None
-        rows.append(None if origin == _NEW else origin)
-    return rows
+        return int(origin)
+
+    return number_of
 
 
 def _rows_at(row: int, start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:

@@ -58,8 +58,15 @@ def vit() -> dict[str, torch.Tensor]:
     return {"vit.embeddings.position_embeddings": torch.ones(1, 5, 4)}
 
 
+def mixtral() -> dict[str, torch.Tensor]:
+    inside = "model.layers.0.block_sparse_moe"
+    experts = {f"{inside}.experts.{n}.w{w}.weight": torch.ones(8, 8)
+               for n in range(3) for w in (1, 2, 3)}  # fmt: skip
+    return experts | {f"{inside}.gate.weight": torch.ones(3, 8)}
+
+
 LAYERED = ("gemma2", "gemma3_text", "deepseek_v3", "qwen3_moe", "marian", "bart")
-TENSORS = {"llama": llama, "bert": bert, "vit": vit}
+TENSORS = {"llama": llama, "bert": bert, "vit": vit, "mixtral": mixtral}
 
 
 @pytest.fixture
@@ -149,7 +156,7 @@ def test_size_of_heads_is_written_where_it_no_longer_goes_without_saying(folder:
         (LLAMA, [widen(Q, rows=2), widen(OUT, columns=2)], {},
          "num_attention_heads 5 is not a multiple of num_key_value_heads 2; change both alike"),
         (LLAMA | {"pad_token_id": 9}, [replace(EMBED, 9), replace("lm_head", 9)], {},
-         "pad_token_id is 9, but vocab_size is 9; state it in output.config"),
+         "pad_token_id is 9, but row 9 of the vocabulary is gone; state it in output.config"),
         (BERT, [], {"num_attention_heads": 3},
          "output.config.num_attention_heads is 3, which does not divide 8"),
         (BERT, [widen("classifier.weight", rows=1)], {},
