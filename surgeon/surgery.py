@@ -40,7 +40,8 @@ def opened(
 ) -> Iterator[Opened]:
     """Open all checkpoints of a recipe and plan it; reads headers only.
 
-    Without `allow_code`, a recipe whose `match` names a module is refused. What is open stays open.
+    Without `allow_code`, a recipe whose `match` names a module, or code of the folder's own, is
+    refused. What is open stays open.
     `optimizer` is where the state of the input's optimizer is. Without it, a state that the input
     holds beside the model is taken where a stage carries it; "none" leaves that behind.
     `optimizer_order` says how a state without names is told: "strict", or a JSON list of names.
@@ -82,6 +83,7 @@ def opened(
         yield Opened(
             recipe, checkpoint, models, others, made, stages, carried.state, carried.notes,
             folder_files(recipe, checkpoint, made, carry_files), carried.left_beside,
+            allow_code,
         )  # fmt: skip
 
 

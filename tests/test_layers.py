@@ -30,7 +30,13 @@ MAY_IMPORT = {
     "jsonschema": {"recipe", "manifest"},
     "shutil": {"model_folder", "output", "formats"},
     "mmap": {"formats.files"},
-    "torch": {"ops.shared.torch_module", "library.arrays", "library.opening"},
+    "torch": {
+        "ops.shared.torch_module",
+        "model_folder.transformers_class",
+        "library.arrays",
+        "library.opening",
+    },
+    "transformers": {"model_folder.transformers_class"},
 }
 # numeric.blas looks for the library that NumPy came with.
 MAY_TOUCH_FILES = {"base.files", "formats", "output", "manifest", "recipe", "model_folder",

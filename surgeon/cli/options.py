@@ -86,6 +86,7 @@ optimizer_order_option = click.option(
 )  # fmt: skip
 allow_code_option = click.option(
     "--allow-code", is_flag=True,
-    help="Let `match` import and run the module that the recipe names.",
+    help="Let `match` import and run the module that the recipe names, or modelling code that the "
+    "input's folder holds.",
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -55,6 +55,8 @@ class Draft:
     # What a folder as output has beside the weights: JSON files by name; and how these are called.
     sidecars: dict[str, Any] = field(default_factory=dict)
     weights_file: str = MODEL_WEIGHTS
+    # Whether the result is to be held to the class of transformers that its config names.
+    class_asked: bool = False
 
     def __getitem__(self, name: str) -> LazyTensor:
         return self.tensors[name]

@@ -58,6 +58,11 @@ def apply_to(
         surgery.opened(loaded, held.checkpoint, locations, allow_code=allow_code) as opened,
     ):
         made = opened.plan
+        if made.class_asked_at:
+            raise UsageError(
+                f"{made.class_asked_at}: 'transformers' is for model folders, and these are "
+                "tensors in memory"
+            )
         held.require_kind(made.tensors)
         executor = Executor(Options(workers=1))
         layout = lay_out(made.tensors, {})

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-_CONFIG = "config.json"
+MODEL_CONFIG = "config.json"
+_GENERATION = "generation_config.json"
 # What goes with the weights as they were: the state of the run that made them, and the same weights
 # in formats that surgeon does not write.
 _STALE = (
@@ -49,7 +50,7 @@ class FolderFiles:
     left_out: tuple[str, ...]
     followed: Followed | None
     sidecars: Mapping[str, Any]
-    config_name: str = _CONFIG
+    config_name: str = MODEL_CONFIG
     not_carried: tuple[str, ...] = ()
 
     @property
@@ -80,6 +81,9 @@ class FolderFiles:
         }
         if self.followed and self.changes:
             written[self.config_name] = self.followed.text
+        if self.followed and self.followed.generation is not None:
+            text = json.dumps(self.followed.generation, indent=2, sort_keys=True) + "\n"
+            written[_GENERATION] = text
         return written
 
 
@@ -135,11 +139,16 @@ def config_of(checkpoint: Checkpoint) -> Json:
     if checkpoint.folder is None and not adapts:
         return {}
     folder = checkpoint.folder or checkpoint.path.parent
+    return _read_object(folder / (ADAPTER_CONFIG if adapts else MODEL_CONFIG))
+
+
+def _read_object(path: Path) -> Json:
+    """Return what a JSON file holds; {} where that is no object, or cannot be read."""
     try:
-        config = read_json(folder / (ADAPTER_CONFIG if adapts else _CONFIG), allow_infinite=True)
+        found = read_json(path, allow_infinite=True)
     except (OSError, ValueError):
         return {}
-    return config if isinstance(config, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:
@@ -156,7 +165,7 @@ def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:
 
 def _followed(recipe: Recipe, source: Checkpoint, plan: Plan) -> Followed | None:
     stated = recipe.output.get("config", {})
-    path = source.folder / _CONFIG if source.folder else None
+    path = source.folder / MODEL_CONFIG if source.folder else None
     if path is not None and not path.is_file():
         path = None
     if path is None and not stated:
@@ -174,7 +183,8 @@ def _followed(recipe: Recipe, source: Checkpoint, plan: Plan) -> Followed | None
     except ValueError as error:
         problem = str(error)
     if not problem:
-        return follow(config, stated, source.tensors, plan.tensors)
+        generation = _read_object(path.with_name(_GENERATION))
+        return follow(config, stated, source.tensors, plan.tensors, generation)
     if stated:
         raise PlanError(f"{recipe.label}: output.config: {path}: {problem}")
     if _described(source.tensors) == _described(plan.tensors):

@@ -15,13 +15,19 @@ from surgeon.model_folder.architectures import Architecture, architecture_of
 from surgeon.model_folder.becomes import becomes
 from surgeon.model_folder.case import Case, Json, matching
 from surgeon.model_folder.families import COMMON
-from surgeon.model_folder.general import require_counts, require_names, require_vocabulary
+from surgeon.model_folder.general import (
+    require_counts,
+    require_enough_experts,
+    require_names,
+    require_vocabulary,
+)
 from surgeon.model_folder.labels import follow_labels
 from surgeon.model_folder.layers import follow_layers
-from surgeon.model_folder.moved_tokens import check_moved_tokens
 from surgeon.model_folder.quantisation import follow_quantisation, numbers_only
 from surgeon.model_folder.said import meaning_of
 from surgeon.model_folder.sizes import follow_sizes
+from surgeon.model_folder.token_ids import follow_token_ids, followed_generation
+from surgeon.model_folder.whole_layers import require_whole_layers
 from surgeon.numeric.dtypes import DTYPES, dtype_named
 
 __all__ = ["Followed", "changes_of", "follow"]
@@ -32,12 +38,16 @@ _INPUTS = ("embed_tokens", "embed_in", "word_embeddings", "wte")
 
 @dataclass(frozen=True)
 class Followed:
-    """A config as it will be, what changes in it, and where it contradicts the tensors."""
+    """A config as it will be, what changes in it, and where it contradicts the tensors.
+
+    `generation` is generation_config.json where that changes too.
+    """
 
     config: Json
     changes: tuple[Json, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
+    generation: Json | None = None
 
     @property
     def text(self) -> str:
@@ -48,13 +58,17 @@ class Followed:
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
-def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Followed:
+def follow(
+    config: Json, stated: Json, before: Tensors, after: Tensors, generation: Json | None = None
+) -> Followed:
     """Return a config after the steps and what the recipe states, with every contradiction.
 
-    A key is followed where the input's tensors agree with it; everything else stays as it is.
+    `generation` is what generation_config.json says. A key is followed where the input's tensors
+    agree with it; everything else stays as it is.
     """
     known = architecture_of(config, before)
     case = Case(config, stated, _merged(config, stated), before, after, known)
+    made: Json | None = None
     if config:
         meaning = meaning_of(case)
         follow_sizes(case, meaning)
@@ -63,16 +77,19 @@ def follow(config: Json, stated: Json, before: Tensors, after: Tensors) -> Follo
         _follow_dtype(case)
         follow_quantisation(case)
         follow_layers(case)
-        require_names(case, becomes(case), meaning)
+        known = becomes(case)
+        require_names(case, known, meaning)
+        require_whole_layers(case, known)
         require_counts(case)
+        require_enough_experts(case)
         require_vocabulary(case)
-        _check_token_ids(case)
-        check_moved_tokens(case)
+        rows = follow_token_ids(case, meaning)
+        made = followed_generation(generation or {}, rows, case)
         _note_narrowed(case)
         _note_unexplained(case)
     problems = tuple(dict.fromkeys(f"config.json: {problem}" for problem in case.problems))
     notes = tuple(dict.fromkeys(f"config.json: {note}" for note in case.notes))
-    return Followed(case.new, changes_of(config, case.new), notes, problems)
+    return Followed(case.new, changes_of(config, case.new), notes, problems, made)
 
 
 def _merged(config: Json, stated: Mapping[str, Any]) -> Json:
@@ -173,19 +190,6 @@ def _floats(tensors: Tensors) -> set[str]:
     """Return the floating-point dtypes that a model can be loaded into."""
     dtypes = {tensor.spec.dtype for tensor in tensors.values()}
     return {name for name in dtypes if DTYPES[name].kind == "float" and DTYPES[name].bits > 8}
-
-
-def _check_token_ids(case: Case) -> None:
-    """Refuse special tokens that a smaller vocabulary no longer has."""
-    old, new = case.old.get("vocab_size"), case.new.get("vocab_size")
-    if type(old) is not int or type(new) is not int:
-        return
-    for key, value in case.new.items():
-        ids = value if isinstance(value, list) else [value]
-        if key.endswith("_token_id") and any(type(i) is int and new <= i < old for i in ids):
-            case.contradiction(
-                f"{key} is {json.dumps(value)}, but vocab_size is {new}; state it in output.config"
-            )
 
 
 def _note_narrowed(case: Case) -> None:

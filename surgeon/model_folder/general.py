@@ -10,8 +10,12 @@ from surgeon.base.errors import listed
 from surgeon.model_folder.architectures import Architecture
 from surgeon.model_folder.case import Case, Json, containers
 from surgeon.model_folder.said import Meaning
+from surgeon.model_folder.whole_layers import class_names, normal
 
 _COUNT = re.compile(r"(.*_)?(layers?|depth|blocks|num_hidden_layers|experts)")
+_EXPERTS = re.compile(r"n_routed_experts|num_(local_|routed_)?experts|moe_num_experts")
+_CHOSEN = re.compile(r"(num_)?experts_per_tok(en)?|moe_topk|moe_k|moe_top_k")
+_GROUPS = ("n_group", "num_expert_group")
 _NUMBERED = re.compile(r"\.\d+\.")
 _VOCABULARY = re.compile(r".*vocab_size.*")
 
@@ -35,6 +39,26 @@ def require_counts(case: Case) -> None:
             f"'{container}' had {len(members)} modules, as {' or '.join(keys)} says, and has {now} "
             f"now; state {' or '.join(keys)} in output.config"
         )
+
+
+def require_enough_experts(case: Case) -> None:
+    """Refuse routers that would choose more experts than there are, or groups that are not even."""
+    for path, experts in list(_numbers(case.new)):
+        outer, _, key = path.rpartition(".")
+        if not _EXPERTS.fullmatch(key) or case.look_up(case.old, path) == experts:
+            continue
+        beside = {p.rpartition(".")[2]: n for p, n in _numbers(case.new)
+                  if p.rpartition(".")[0] == outer}  # fmt: skip
+        for name, number in beside.items():
+            if _CHOSEN.fullmatch(name) and number > experts:
+                case.contradiction(
+                    f"{name} is {number}, but {path} is {experts}; state it in output.config"
+                )
+            if name in _GROUPS and number and experts % number:
+                case.contradiction(
+                    f"{path} is {experts}, which does not divide into {name} {number}; state it in "
+                    "output.config"
+                )
 
 
 def require_vocabulary(case: Case) -> None:
@@ -63,20 +87,26 @@ def require_names(case: Case, architecture: Architecture | None, meaning: Meanin
     """Refuse tensors that the class has no name for; say which it would miss."""
     if architecture is None:
         return
-    known = meaning.after if architecture is case.architecture else {}
-    odd = [name for name in case.after if name not in known and not any(architecture.rows_of(name))]
-    if not odd and case.after.keys() >= case.before.keys():
-        return
-    was_odd = case.architecture is None or any(
-        name not in meaning.before and not any(case.architecture.rows_of(name))
-        for name in case.before
-    )
     kind = case.new.get("model_type")
-    if odd and (not was_odd or kind != case.old.get("model_type")):
+    same_kind = kind == case.old.get("model_type")
+    names = class_names(case.after)
+    known = meaning.after if architecture is case.architecture else {}
+    odd = sorted(n for n in names if n not in known and not any(architecture.rows_of(n)))
+    was_odd = {normal(name) for name in case.before} if same_kind else set()
+    # A class leaves alone what it has no name for: what the input had already is no new mistake.
+    new = [name for name in odd if normal(name) not in was_odd]
+    if new and not (same_kind and case.architecture is None):
         case.contradiction(
-            f"no class of model_type '{kind}' has tensors named {listed(odd)}; state the "
+            f"no class of model_type '{kind}' has tensors named {listed(new)}; state the "
             "model_type that does in output.config"
         )
+    elif odd:
+        case.notes.append(
+            f"no class of model_type '{kind}' has tensors named {listed(odd)}, which the input "
+            "had already"
+        )
+    if case.after.keys() >= case.before.keys():
+        return
     kept = {id(tensor) for tensor in case.after.values()}
     gone = [
         name

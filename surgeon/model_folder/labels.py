@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 
@@ -17,7 +17,7 @@ from surgeon.numeric.dtypes import Array
 # Where a config names neither labels nor their number, transformers takes this for granted.
 _DEFAULT_LABELS = 2
 # In the place of a row's number: it was created, nobody knows what it was, or it is a copy.
-_NEW, _UNKNOWN, _COPY = -1, -2, -3
+NEW, UNKNOWN, COPY = -1, -2, -3
 _ANY = Stream(0, "", "")
 
 
@@ -67,14 +67,14 @@ def _rows(case: Case, name: str, old_count: int) -> list[int | None]:
     """Return which old row each row of the classifier is; by position where that is not known."""
     tensor, old = case.after[name], case.before.get(name)
     count = tensor.spec.shape[0]
-    rows = old_rows(tensor, old, range(count)) if old is not None else None
+    rows = _old_rows(tensor, old) if old is not None else None
     # A new layer of the old size is for the old classes.
     if rows is None or len(rows) != count or rows == [None] * old_count:
         return [index if index < old_count else None for index in range(count)]
     return rows
 
 
-def old_rows(tensor: LazyTensor, old: LazyTensor, wanted: Iterable[int]) -> list[int | None] | None:
+def _old_rows(tensor: LazyTensor, old: LazyTensor) -> list[int | None] | None:
     """Return which row of `old` each row is, None for new rows; None where that is not known.
 
     That is what the moves that the tensor went through do to the numbers of the rows. A copy is a
@@ -82,23 +82,32 @@ def old_rows(tensor: LazyTensor, old: LazyTensor, wanted: Iterable[int]) -> list
     """
     if not tensor.spec.count:
         return None
+    number_of = row_numbers(tensor, old)
+    origins = [number_of(number) for number in range(tensor.spec.shape[0])]
+    if UNKNOWN in origins or (COPY in origins and max(origins) < 0):
+        return None
+    return [None if origin < 0 else origin for origin in origins]
+
+
+def row_numbers(tensor: LazyTensor, old: LazyTensor) -> Callable[[int], int]:
+    """Return what tells which row of `old` a row is; `NEW`, `UNKNOWN` or `COPY` for others."""
 
     def numbers(form: LazyTensor) -> LazyTensor:
         spec = TensorSpec("I64", form.spec.shape)
         if form.byte_origin == old.byte_origin:
             return Fresh(spec, Bound("rows", partial(_rows_at, prod(spec.shape[1:]))), _ANY)
-        number = _UNKNOWN if form.initialisers is None else _NEW if form.initialisers else _COPY
+        number = UNKNOWN if form.initialisers is None else NEW if form.initialisers else COPY
         return Fresh(spec, Bound("rows", partial(_all_alike, number)), _ANY)
 
     found, scratch = transplanted(tensor, numbers), Scratch()
     row = prod(tensor.spec.shape[1:])
-    origins: list[int] = []
-    for number in wanted:
+
+    def number_of(number: int) -> int:
         with scratch.scope():
-            origins += found.elements(number * row, number * row + 1, scratch).tolist()
-    if _UNKNOWN in origins or (_COPY in origins and max(origins) < 0):
-        return None
-    return [None if origin < 0 else origin for origin in origins]
+            (origin,) = found.elements(number * row, number * row + 1, scratch).tolist()
+        return int(origin)
+
+    return number_of
 
 
 def _rows_at(row: int, start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:

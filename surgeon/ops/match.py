@@ -14,7 +14,7 @@ from surgeon.numeric.dtypes import dtype_named
 @op(
     group="check",
     example={"like": "other"},
-    exactly_one=("shapes", "like", "module"),
+    exactly_one=("shapes", "like", "module", "transformers"),
 )
 def match(
     draft: Draft,
@@ -30,15 +30,29 @@ def match(
         {"pattern": r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"},
     ] = None,
     kwargs: Annotated[dict[str, Any] | None, "what the module's factory is called with"] = None,
+    transformers: Annotated[
+        bool | None,
+        "true: the class of transformers that the output's config.json names",
+        {"const": True},
+    ] = None,
 ) -> None:
     """Stop the run unless names and shapes are exactly these.
 
     There is a line for each difference. A dtype is compared where the shapes file states one, not
     with `like` or `module`. A module is built on the meta device, and its parameters and persistent
     buffers are compared; names that it ties are one tensor here, of which one name is enough.
+
+    With `transformers`, it is the result of all steps that is compared, with the config as it will
+    be written: transformers loads it, without values, into the class that `architectures` names,
+    with its own conversions of names. Nothing may be missing, unexpected, of another shape or tied
+    otherwise. It takes `pip install "surgeon[transformers]"`; code of the folder's own is run with
+    --allow-code only.
     """
     if kwargs is not None and module is None:
         raise UsageError("'kwargs' are those of a 'module', and there is none")
+    if transformers:
+        draft.class_asked = True
+        return
     built = draft.outside.build_module(module, kwargs or {}) if module is not None else {}
     expected = (
         {name: (tensor.shape, None) for name, tensor in built.items()}

@@ -23,6 +23,7 @@ class Opened:
     """A recipe with its checkpoints, open, and the plan that they make.
 
     `state_beside` is an optimizer's state that lies beside the input and that nobody asked for.
+    `allow_code` lets modelling code of the input's folder be run, where `match` asks for its class.
     """
 
     recipe: Recipe
@@ -35,6 +36,7 @@ class Opened:
     state_notes: tuple[str, ...]
     folder_files: FolderFiles
     state_beside: Path | None = None
+    allow_code: bool = False
 
     @property
     def checkpoints(self) -> dict[str, Checkpoint]:

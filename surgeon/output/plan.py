@@ -8,13 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-from surgeon.base.errors import UsageError, WriteError
+from surgeon.base.errors import SurgeonError, UsageError, WriteError
 from surgeon.base.units import parse_size
 from surgeon.draft import ADAPTER_WEIGHTS
 from surgeon.formats.checkpoint import Record
 from surgeon.manifest import build
 from surgeon.manifest.model import Manifest, WeightFile, checkpoint_of
 from surgeon.manifest.names import FOLDER_MANIFEST, FOLDER_OPTIMIZER, optimizer_of
+from surgeon.model_folder.files import MODEL_CONFIG
 from surgeon.output.free import require_apart, require_replaceable
 from surgeon.output.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.output.linking import untouched
@@ -96,7 +97,8 @@ def output_at(path: Path) -> Output:
 
 def assumed_output(opened: Opened) -> Output:
     """Return what is planned where no output is given: a file, unless only a folder can be."""
-    is_folder = bool(opened.recipe.output.keys() & set(_FOLDER_KEYS))
+    wanted = opened.recipe.output.keys() & set(_FOLDER_KEYS)
+    is_folder = bool(wanted) or opened.plan.class_asked_at is not None
     return FolderOutput(Path("out")) if is_folder else FileOutput(Path("out.safetensors"))
 
 
@@ -121,6 +123,11 @@ class FileOutput:
                     f"{opened.recipe.label}: output.{key} is for model folders, and {path} is one "
                     "file"
                 )
+        if made.class_asked_at:
+            raise UsageError(
+                f"{made.class_asked_at}: 'transformers' is for model folders, and "
+                f"{path} is one file"
+            )
         if link:
             raise UsageError(f"--link is for model folders, and {path} is one file")
         state = optimizer_of(path)
@@ -158,6 +165,7 @@ class FolderOutput:
         made, beside = opened.plan, opened.folder_files
         _require_linkable_metadata(opened, link)
         beside.check()
+        said = _held_to_class(opened)
         shard_size = parse_size(opened.recipe.output.get("shard_size") or DEFAULT_SHARD_SIZE)
         linked = untouched(opened.input, made.tensors) if link else []
         homes = opened.input.shards if link else None
@@ -180,8 +188,25 @@ class FolderOutput:
             state=_state_file(opened, FOLDER_OPTIMIZER),
             texts=texts,
             carried={name: path for name, path in beside.carried.items() if name not in ours},
-            notes=tuple(beside.notes),
+            notes=(*beside.notes, *said),
         )
+
+
+def _held_to_class(opened: Opened) -> tuple[str, ...]:
+    """Hold what will be written to the class that its config names, where a step asks for it."""
+    place, followed = opened.plan.class_asked_at, opened.folder_files.followed
+    if place is None:
+        return ()
+    if followed is None or not followed.config or opened.folder_files.config_name != MODEL_CONFIG:
+        raise UsageError(f"{place}: 'transformers' goes by config.json, and there is none")
+    from surgeon.model_folder.transformers_class import require_class
+
+    try:
+        return require_class(
+            followed.config, opened.plan.tensors, opened.input.folder, allow_code=opened.allow_code
+        )
+    except SurgeonError as error:
+        raise error.at(place) from None
 
 
 def _manifest(opened: Opened, checkpoint: str, files: Sequence[OutputFile], state: str) -> Manifest:

@@ -44,6 +44,8 @@ class Plan:
     metadata: Mapping[str, str]
     sidecars: Mapping[str, Any]
     weights_file: str
+    # The first step that holds the result to the class that its config names.
+    class_asked_at: str | None = None
 
 
 def make(
@@ -59,6 +61,7 @@ def make(
     guard = CodesGuard(tensors, draft.models, outside.read_config(None).get("quantization_config"))
     summaries: list[StepSummary] = []
     checks: list[tuple[str, Check]] = []
+    class_asked_at: str | None = None
     steps = [(step.stream, step.place, step.op, step.parameters, step.optional)
              for step in recipe.steps]  # fmt: skip
     if dtype := recipe.output.get("dtype"):
@@ -76,6 +79,8 @@ def make(
         except SurgeonError as error:
             raise error.at(f"{recipe.label}: {place}") from None
         checks += [(f"{recipe.label}: {place}", check) for check in draft.checks[checked:]]
+        if draft.class_asked and class_asked_at is None:
+            class_asked_at = f"{recipe.label}: {place}"
         tracer.trace(before, draft, op, is_changed=bool(added or changed or removed))
         notes = tuple(draft.notes[noted:])
         summaries.append(StepSummary(stream, op, added, changed, removed, notes))
@@ -93,6 +98,7 @@ def make(
         },
         sidecars=draft.sidecars,
         weights_file=draft.weights_file,
+        class_asked_at=class_asked_at,
     )
 
 

@@ -97,7 +97,9 @@ def test_missing_file_says_so(bench, parameters):
 
 @pytest.mark.parametrize("parameters", [{}, {"shapes": {}, "like": "other"}])
 def test_exactly_one_side_is_given(bench, parameters):
-    with pytest.raises(UsageError, match="give exactly one of 'shapes', 'like', 'module'"):
+    with pytest.raises(
+        UsageError, match="give exactly one of 'shapes', 'like', 'module', 'transformers'"
+    ):
         bench.recipe(step(**parameters))
 
 

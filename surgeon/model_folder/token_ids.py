@@ -1,0 +1,174 @@
+"""Ids of special tokens in configs, which stay with the rows of the vocabulary they belong to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from surgeon.base.errors import listed
+from surgeon.lazy import LazyTensor
+from surgeon.model_folder.case import Case, Json, get, put
+from surgeon.model_folder.labels import COPY, NEW, UNKNOWN, row_numbers
+from surgeon.model_folder.said import Meaning
+
+_SIZE = re.compile(r"(.*\.)?(\w+_)?vocab_size")
+_IDS = re.compile(r".*_token_ids?|.*_token_index")
+# Tokens that generation leaves out, or begins with: in generation_config.json, and old configs.
+_SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
+_FORCED = ("forced_decoder_ids", "bad_words_ids", "force_words_ids", "sequence_bias",
+           "lang_to_id", "task_to_id", "lang_code_to_id")  # fmt: skip
+# Rows that are looked at for the tokenizer's sake: a vocabulary can be large.
+_SAMPLED = 64
+# Beside the config, with ids of its own.
+GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a vocabulary before and after: `source_of` tells which old row one is."""
+
+    size_before: int
+    size_after: int
+    source_of: Callable[[int], int]
+
+    def number_of(self, old: int) -> int | None:
+        """Return the number that an old row has now; None where it is gone."""
+        # What was calculated stands where it stood.
+        if old < self.size_after and self.source_of(old) in (old, UNKNOWN, COPY):
+            return old
+        return self._numbers.get(old)
+
+    @property
+    def have_moved(self) -> bool:
+        """Say whether some old row, of those that are looked at, has another number now."""
+        kept = min(self.size_before, self.size_after)
+        return any(
+            (source := self.source_of(number)) >= 0 and source != number
+            for number in {*range(0, kept, max(1, kept // _SAMPLED)), *range(kept - 1, kept)}
+        )
+
+    @cached_property
+    def _numbers(self) -> Mapping[int, int]:
+        found: dict[int, int] = {}
+        for number in range(self.size_after):
+            found.setdefault(self.source_of(number), number)
+        return found
+
+
+def follow_token_ids(case: Case, meaning: Meaning) -> dict[str, Rows]:
+    """Follow ids in the config; return {number of rows in the config: the rows that changed}."""
+    found: dict[str, Rows] = {}
+    for name, dims in meaning.before.items():
+        path = dims[0] if dims else ""
+        old, new = case.before[name], case.after.get(name)
+        if not _SIZE.fullmatch(path) or path in found or new is None:
+            continue
+        if len(old.spec.shape) == len(new.spec.shape) == 2 and old.byte_origin != new.byte_origin:
+            found[path] = _rows(old, new)
+    for place, rows in found.items():
+        outer = place.rpartition(".")[0]
+        owned = {path: value for path, value in _ids(case.old)
+                 if len(found) == 1 or path.rpartition(".")[0] == outer}  # fmt: skip
+        _require_stated_rows(case, owned, rows)
+        moved = _followed(case, {p: v for p, v in owned.items() if not case.states(p)}, rows)
+        for path, value in moved.items():
+            put(case.new, path, value)
+        if not moved and rows.have_moved:
+            case.notes.append(f"rows of {place} have moved; the tokenizer's files do not follow")
+    return found
+
+
+def followed_generation(config: Json, rows: Mapping[str, Rows], case: Case) -> Json | None:
+    """Return generation_config.json after the steps; None where nothing changes in it.
+
+    Where several vocabularies changed, a row that is gone is all that can be told.
+    """
+    made = deepcopy(config)
+    for one in rows.values():
+        for path, value in _followed(case, dict(_ids(config)), one, f"{GENERATION}: ").items():
+            put(made, path, value)
+    return made if made != config else None
+
+
+def _rows(old: LazyTensor, new: LazyTensor) -> Rows:
+    source_of = row_numbers(new, old)
+    if not new.spec.count or source_of(0) in (NEW, UNKNOWN, COPY):  # made anew: by position
+        return Rows(old.spec.shape[0], new.spec.shape[0], lambda number: UNKNOWN)
+    return Rows(old.spec.shape[0], new.spec.shape[0], source_of)
+
+
+def _ids(config: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, value) of everything that is ids of tokens, in nested configs too."""
+    for key, value in config.items():
+        if value is not None and (_IDS.fullmatch(key) or key in (*_SUPPRESSED, *_FORCED)):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, dict):
+            yield from _ids(value, f"{prefix}{key}.")
+
+
+def _require_stated_rows(case: Case, ids: Mapping[str, Any], rows: Rows) -> None:
+    for path in ids:
+        stated = get(case.new, path)
+        if case.states(path) and any(i >= rows.size_after for i in _whole(stated)):
+            case.contradiction(
+                f"output.config.{path} is {json.dumps(stated)}, but the vocabulary has "
+                f"{rows.size_after} rows"
+            )
+
+
+def _followed(case: Case, ids: Mapping[str, Any], rows: Rows, label: str = "") -> dict[str, Any]:
+    """Return ids with the numbers that their rows have now; report those whose rows are gone."""
+    moved: dict[str, Any] = {}
+    beyond = []
+    for path, value in ids.items():
+        numbers = {number for number in _whole(value) if number >= 0}
+        if any(number >= rows.size_before for number in numbers):
+            beyond.append(path)
+        now = {n: rows.number_of(n) for n in numbers if n < rows.size_before}
+        gone = sorted(number for number, to in now.items() if to is None)
+        if gone and path.rpartition(".")[2] in _SUPPRESSED:
+            value = [number for number in value if number not in gone]
+        elif gone:
+            case.contradiction(
+                f"{label}{path} is {json.dumps(value)}, but row {gone[0]} of the vocabulary is "
+                "gone; "
+                + ("change it in the input first" if label else "state it in output.config")
+            )
+            continue
+        made = _renumbered(value, {n: to for n, to in now.items() if to is not None})
+        if made != ids[path]:
+            moved[path] = made
+    if beyond:
+        case.notes.append(f"{label}{listed(beyond)} is beyond the input's vocabulary already")
+    if moved:
+        case.notes.append(
+            f"{label}{listed(list(moved))} changes with the rows; the tokenizer's files do not"
+        )
+    return moved
+
+
+def _whole(value: Any) -> Iterator[int]:
+    """Yield the whole numbers in a value."""
+    if type(value) is int:
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _whole(one)
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _whole(one)
+
+
+def _renumbered(value: Any, now: Mapping[int, int]) -> Any:
+    if type(value) is int:
+        return now.get(value, value)
+    if isinstance(value, list | tuple):
+        return [_renumbered(one, now) for one in value]
+    if isinstance(value, dict):
+        return {key: _renumbered(one, now) for key, one in value.items()}
+    return value
