@@ -24,9 +24,6 @@ class InMemory:
     def read_into(self, offset, buffer):
         buffer[:] = self.bytes[offset : offset + len(buffer)]
 
-    def mapped(self, offset, size_bytes):
-        return np.frombuffer(self.bytes, np.uint8, size_bytes, offset)
-
 
 def operands(dtype, *arrays):
     arrays = [array.astype(STORAGE[dtype]) for array in arrays]

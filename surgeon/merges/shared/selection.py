@@ -13,7 +13,6 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from surgeon.lazy import (
     Blocks,
@@ -195,11 +194,10 @@ def _sampled(tensor: LazyTensor, starts: range, working: np.dtype[Any]) -> Array
     """Return the values of the runs that begin at these places."""
     dtype = DTYPES[tensor.spec.dtype].storage if tensor.is_exact else working
     found = np.empty((len(starts), _RUN), dtype)
-    if is_stored(tensor):
-        size = dtype.itemsize
-        span = (starts[-1] + _RUN) * size
-        runs = sliding_window_view(tensor.file.mapped(tensor.offset, span), _RUN * size)
-        np.copyto(found.view(np.uint8), runs[:: starts.step * size])
+    if is_stored(tensor):  # many small reads: nothing is to be made for each
+        for row, start in zip(found, starts, strict=True):
+            place = tensor.offset + start * dtype.itemsize
+            tensor.file.read_into(place, row.view(np.uint8).data)
     scratch = Scratch()
     for row, start in zip(found, starts, strict=True) if not is_stored(tensor) else ():
         with scratch.scope():
