@@ -86,6 +86,8 @@ def main() -> None:
             blocks[1], blocks[0], window[0], window[1], 0, places, values, counts))),
         "histogram of 16 bits": (0, best_ns(lambda: compiled.bins(
             blocks[1], blocks[0], 0, (1 << 63) - 1, 47, bins, counts))),
+        "n-th largest": (best_ns(lambda: np.partition(magnitudes, COUNT // 5)), best_ns(
+            lambda: compiled.nth(magnitudes, COUNT // 5))),
         "trim, elect, merge of 3": (0, best_ns(lambda: compiled.elected(
             blocks, changes, divisors, 1.0, "BF16", out))),
         "trim, sum of 3": (0, best_ns(lambda: compiled.summed(

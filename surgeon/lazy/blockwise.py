@@ -23,6 +23,7 @@ from surgeon.lazy.base import (
 )
 from surgeon.lazy.evaluate import Form, common_working, evaluated
 from surgeon.lazy.scratch import Scratch
+from surgeon.lazy.stored import is_stored
 from surgeon.numeric import compiled
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.compiled import Block
@@ -35,6 +36,11 @@ from surgeon.numeric.dtypes import (
     rounding_bytes,
 )
 
+# So many blocks are one for a compiled loop over stored bytes: it takes a chunk of them at a time,
+# and Python a sixteenth of a nanosecond for each element.
+_WIDE = 4
+# What finding a threshold takes for each element of such a block: a place and a magnitude.
+_NOTED_BYTES = 12
 # A kernel's own arrays beside its operands and its result: one for each operand, and these.
 _KERNEL_ARRAYS = 2
 
@@ -80,14 +86,18 @@ def step_of(run: int) -> int:
 
 
 class Operands:
-    """The operands of a tensor, to be read block by block; for statistics."""
+    """The operands of a tensor, to be read block by block; for statistics.
+
+    Sums are those of blocks of `step` elements; what adds nothing up may take `wide` ones.
+    """
 
     def __init__(
-        self, tensors: tuple[LazyTensor, ...], scratch: Scratch, step: int = BLOCK
+        self, tensors: tuple[LazyTensor, ...], scratch: Scratch, step: int = BLOCK, wide: int = 0
     ) -> None:
         self.tensors = tensors
+        self.step = step
         self._scratch = scratch
-        self._step = step
+        self._wide = wide or step
 
     def take(self, dtype: type, count: int) -> Array:
         """Return an array that is there for as long as the last blocks are."""
@@ -98,11 +108,11 @@ class Operands:
         """Whether compiled loops read them all; `stored_blocks` is for these."""
         return are_compiled((), self.tensors)
 
-    def stored_blocks(self) -> Iterator[StoredBlocks]:
+    def stored_blocks(self, *, wide: bool = False) -> Iterator[StoredBlocks]:
         """Yield all operands' blocks, in order, as they are stored; otherwise as `blocks`."""
-        count = self.tensors[0].spec.count
-        for start in range(0, count, self._step):
-            stop = min(start + self._step, count)
+        count, step = self.tensors[0].spec.count, self._wide if wide else self.step
+        for start in range(0, count, step):
+            stop = min(start + step, count)
             with self._scratch.scope():
                 yield stored_blocks(self.tensors, start, stop, self._scratch)
 
@@ -112,8 +122,8 @@ class Operands:
         They are read-only, and valid until the next ones are asked for.
         """
         count = self.tensors[0].spec.count
-        for start in range(0, count, self._step):
-            stop = min(start + self._step, count)
+        for start in range(0, count, self.step):
+            stop = min(start + self.step, count)
             with self._scratch.scope():
                 yield upcast_blocks(self.tensors, start, stop, self._scratch, working)
 
@@ -213,17 +223,26 @@ class Blockwise(Form):
     def is_computed_at_once(self) -> bool:
         return self.statistics is not None
 
-    @property
+    @cached_property
     def step(self) -> int:
-        return step_of(self.run)
+        return step_of(self.run) * (_WIDE if self._is_wide else 1)
+
+    @property
+    def _is_wide(self) -> bool:
+        """Whether a compiled loop takes it as it lies in files, rows that belong together aside."""
+        known = self.run == 1 and self.compiled and are_compiled((self.spec.dtype,), self.operands)
+        return bool(known and all(map(is_stored, self.operands)))
 
     @property
     def scratch_bytes(self) -> ScratchBytes:
-        count, own = min(self.spec.count, self.step), DTYPES[self.spec.dtype].storage.itemsize
+        own = DTYPES[self.spec.dtype].storage.itemsize
+        count, wide = (min(self.spec.count, step) for step in (step_of(self.run), self.step))
         width = max(self._computing.itemsize, 4)
         operands = len(self.operands)
         arrays = (2 * operands + 1 + _KERNEL_ARRAYS) * width + own + rounding_bytes(self.spec.dtype)
-        return ScratchBytes(self.held_bytes, count * arrays, count * width * (operands - 1))
+        stored = sum(DTYPES[operand.spec.dtype].storage.itemsize for operand in self.operands)
+        block = max(count * arrays, wide * (stored + own + _NOTED_BYTES))
+        return ScratchBytes(self.held_bytes, block, count * width * (operands - 1))
 
     def locate(self, start: int, stop: int) -> Iterator[Piece]:
         yield Computed(self, start, stop)
@@ -266,6 +285,16 @@ class Blockwise(Form):
                     stored.append(Block(block, operand.spec.dtype))
                 if self._write_compiled(stored, statistics, out):
                     return
+        for first in range(start, stop, step_of(self.run)):
+            last = min(first + step_of(self.run), stop)
+            with scratch.scope():
+                yield from self._store_by_kernel(
+                    first, last, scratch, out[first - start : last - start]
+                )
+
+    def _store_by_kernel(
+        self, start: int, stop: int, scratch: Scratch, out: Array
+    ) -> Generator[Request, Array, None]:
         spare = scratch.take(np.uint32, SPARE * (stop - start))
         # Sums of float32 may overflow although their mean does not.
         for computing in dict.fromkeys((self._computing, FLOAT64)):
@@ -314,7 +343,7 @@ class Blockwise(Form):
             scratch.known(self, self._known)
 
     def _known(self, scratch: Scratch) -> Any:
-        operands = Operands(self.operands, scratch, self.step)
+        operands = Operands(self.operands, scratch, step_of(self.run), self.step)
         if not self.statistics:
             return None
         with one_thread():

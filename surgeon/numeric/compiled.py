@@ -29,8 +29,7 @@ CODES = {name: code for code, name in enumerate(_NAMES)}
 # As in kernels.h: what a loop works on at once, and how many sums it keeps side by side.
 CHUNK, LANES = 512, 128
 # What is built says which calls it answers; a library that was left behind by others is no use.
-_INTERFACE = 2
-_ALL = (1 << 63) - 1
+_INTERFACE = 3
 
 
 class Block(NamedTuple):
@@ -101,10 +100,8 @@ _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
         None,
         (_COUNT, _COUNT, POINTER(_Operand), _COUNT, _FLAG, _POINTER, _POINTER, _POINTER),
     ),
-    "within": (
-        _COUNT,
-        (_COUNT, _Operand, _Operand, _UINT64, _UINT64, c_int64, _POINTER, _POINTER, _POINTER),
-    ),
+    "within": (_COUNT, (_COUNT, _Operand, _Operand, _UINT64, _UINT64, c_int64, *[_POINTER] * 3)),
+    "nth": (_COUNT, (_COUNT, _POINTER, _COUNT, _POINTER, _POINTER)),
     "bins": (
         None,
         (_COUNT, _Operand, _Operand, _UINT64, _UINT64, _FLAG, _POINTER, _POINTER),
@@ -264,8 +261,8 @@ def within(
 ) -> int:
     """Note the magnitudes of block - base whose bits are from `low` to `high`, and how many.
 
-    Their places are counted from `start`. How many are above, and how many inside, is added to
-    `counts` (uint64). There is room for all elements.
+    Their places (int64) are counted from `start`. How many are above, and how many inside, is added
+    to `counts` (uint64). There is room for all elements.
     """
     assert min(len(places), len(values)) >= len(block.elements)
     return int(
@@ -274,6 +271,19 @@ def within(
             _address(places), _address(values), _address(counts),
         )
     )  # fmt: skip
+
+
+def nth(magnitudes: Array, wanted: int) -> tuple[float, int]:
+    """Return the `wanted`-th largest of float64 magnitudes, NaN being the largest.
+
+    And how many of those that are equal to it are among the `wanted` largest.
+    """
+    assert 0 < wanted <= len(magnitudes)
+    keys, found = np.empty(len(magnitudes), np.uint64), np.empty(1)
+    equals = _loops().nth(
+        len(magnitudes), _address(magnitudes), wanted, _address(keys), _address(found)
+    )
+    return float(found[0]), int(equals)
 
 
 def bins(

@@ -69,6 +69,28 @@ INLINE uint64_t long_bits_of(double value)
     return bits;
 }
 
+/* Raise `count` elements from `start` on; round values into those of a dtype. See kernels.c. */
+void surgeon_upcast32(int64_t dtype, const void *from, size_t start, size_t count,
+                      float *restrict to);
+void surgeon_upcast64(int64_t dtype, const void *from, size_t start, size_t count,
+                      double *restrict to);
+int surgeon_downcast64(int64_t dtype, const double *restrict from, size_t start, size_t count,
+                       void *restrict to, int always);
+
+INLINE void load(struct operand from, size_t start, size_t count, double *restrict to)
+{
+    surgeon_upcast64(from.dtype, from.data, start, count, to);
+}
+
+/* Add `LANES` partial sums up, halves by halves. */
+INLINE double folded(double *lanes)
+{
+    for (size_t width = LANES / 2; width; width /= 2)
+        for (size_t i = 0; i < width; i++)
+            lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
 /* |x - base|, or |x| where there is no base; as bits, which are in the same order. */
 void surgeon_magnitude_keys(struct operand base, struct operand x, size_t start, size_t count,
                             uint64_t *restrict keys);

@@ -136,19 +136,36 @@ def coarse(seed: int, count: int, dtype: str) -> np.ndarray:
     return downcast_numpy(values, dtype)[0]
 
 
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 3000), low=st.floats(0, 1),
-       wide=st.floats(0, 1))  # fmt: skip
-def test_magnitudes_within_a_window(seed: int, count: int, low: float, wide: float) -> None:
-    base, block = (Block(coarse(seed + i, count, "BF16"), "BF16") for i in range(2))
-    values = (upcast(b.elements, "BF16", np.empty(count)) for b in (block, base))
-    magnitudes = np.abs(np.subtract(*values))
-    window = [int(np.float64(edge).view(np.uint64)) for edge in (low, low + wide)]
+@pytest.mark.parametrize("dtype", CODES)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 3000), odd=st.booleans())
+def test_magnitudes_within_a_window(dtype: str, seed: int, count: int, odd: bool) -> None:
+    made = random_bits if odd else coarse
+    base, block = (Block(made(seed + i, count, dtype), dtype) for i in range(2))
+    values = (upcast(b.elements, b.dtype, np.empty(count)) for b in (block, base))
+    with np.errstate(all="ignore"):
+        keys = np.abs(np.subtract(*values)).view(np.uint64)
+    # Edges at magnitudes, NaNs of any kind among them, and beside.
+    low, high = sorted(
+        min(max(int(key) + seed % 3 - 1, 0), 2**63 - 1)
+        for key in np.random.default_rng(seed).choice(keys, 2)
+    )
     places, found, counts = np.empty(count, np.int64), np.empty(count), np.zeros(2, np.uint64)
-    noted = compiled.within(block, base, *window, 100, places, found, counts)
-    inside = np.flatnonzero((magnitudes >= low) & (magnitudes <= low + wide))
+    noted = compiled.within(block, base, low, high, 100, places, found, counts)
+    inside = np.flatnonzero((keys >= low) & (keys <= high))
     np.testing.assert_array_equal(places[:noted], inside + 100)
-    np.testing.assert_array_equal(found[:noted], magnitudes[inside])
-    assert counts.tolist() == [int((magnitudes > low + wide).sum()), len(inside)]
+    np.testing.assert_array_equal(found[:noted].view(np.uint64), keys[inside])
+    assert counts.tolist() == [int((keys > high).sum()), len(inside)]
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 5000), share=st.floats(0, 1))
+def test_nth_is_that_of_a_sort(seed: int, count: int, share: float) -> None:
+    dtype = "F64" if seed % 2 else "BF16"
+    magnitudes = np.abs(upcast(random_bits(seed, count, dtype), dtype, np.empty(count)))
+    wanted = 1 + int(share * (count - 1))
+    expected = np.sort(magnitudes.view(np.uint64))[::-1]
+    pivot, equals = compiled.nth(magnitudes, wanted)
+    assert np.float64(pivot).view(np.uint64) == expected[wanted - 1]
+    assert equals == wanted - int((expected > expected[wanted - 1]).sum())
 
 
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 3000))

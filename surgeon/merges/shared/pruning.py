@@ -291,10 +291,14 @@ def _summed(
 ) -> Iterator[tuple[int, tuple[float, float]]]:
     """Yield, of each block and model, the sums of all magnitudes, and of those that are kept."""
     if operands.are_compiled:
-        for stored in operands.stored_blocks():
+        for stored in operands.stored_blocks(wide=True):
             for model in range(models):
                 mask = choices.kept(model, stored.start, *_magnitudes(stored, model))
-                yield model, compiled.magnitudes(stored[model + 1], stored[0], Change(mask))
+                for start in range(0, len(mask), operands.step):
+                    part = slice(start, start + operands.step)
+                    base, own = (b._replace(elements=b.elements[part])
+                                 for b in (stored[0], stored[model + 1]))  # fmt: skip
+                    yield model, compiled.magnitudes(own, base, Change(mask[part]))
         return
     for blocks in operands.blocks(np.dtype(np.float64)):
         for model in range(models):

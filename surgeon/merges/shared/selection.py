@@ -21,6 +21,7 @@ from surgeon.lazy import (
     Scratch,
     StoredBlocks,
     is_computed_at_once,
+    is_stored,
 )
 from surgeon.numeric import compiled
 from surgeon.numeric.dtypes import DTYPES, Array, upcast
@@ -143,11 +144,9 @@ def _pass(operands: Operands, searches: Sequence[_Search], dtype: np.dtype[Any])
     for search in searches:
         by_measure.setdefault(id(search.measure), []).append(search)
     if operands.are_compiled and all(isinstance(s.measure, Difference) for s in searches):
-        for stored in operands.stored_blocks():
-            size = len(stored[0].elements)
-            room = operands.take(np.int64, size), operands.take(np.float64, size)
+        for stored in operands.stored_blocks(wide=True):
             for search in searches:
-                search.look_at_stored(stored, *room)
+                search.look_at_stored(stored)
         return
     for blocks in operands.blocks(np.dtype(np.float64) if _needs_float64(operands) else dtype):
         for group in by_measure.values():
@@ -186,17 +185,21 @@ def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]
     samples: dict[int, Array] = {}
     with np.errstate(over="ignore", invalid="ignore"):
         for measure in {id(search.measure): search.measure for search in searches}.values():
-            samples[id(measure)] = np.sort(_keys(measure(blocks), dtype))[::-1]
+            samples[id(measure)] = np.abs(measure(blocks).astype(np.float64, copy=False))
     for search in searches:
         search.guess(samples[id(search.measure)])
 
 
 def _sampled(tensor: LazyTensor, starts: range, working: np.dtype[Any]) -> Array:
     """Return the values of the runs that begin at these places."""
-    scratch = Scratch()
     dtype = DTYPES[tensor.spec.dtype].storage if tensor.is_exact else working
     found = np.empty((len(starts), _RUN), dtype)
-    for row, start in zip(found, starts, strict=True):
+    if is_stored(tensor):  # many small reads: nothing is to be made for each
+        for row, start in zip(found, starts, strict=True):
+            place = tensor.offset + start * dtype.itemsize
+            tensor.file.read_into(place, row.view(np.uint8).data)
+    scratch = Scratch()
+    for row, start in zip(found, starts, strict=True) if not is_stored(tensor) else ():
         with scratch.scope():
             if tensor.is_exact:
                 row[:] = tensor.elements(start, start + _RUN, scratch)
@@ -237,14 +240,19 @@ class _Search:
         self._look_between(0, _largest_key(self.keys), self.size)
 
     def guess(self, sample: Array) -> None:
-        """Narrow the window to what a sample, in descending order, suggests."""
+        """Narrow the window to what a sample of magnitudes suggests."""
         share = self.wanted / self.size
         spread = 0.01 * len(sample) + 4 * sqrt(len(sample) * share * (1 - share))
         first, last = int(len(sample) * share - spread), int(len(sample) * share + spread)
-        low = int(sample[last]) if last < len(sample) else 0
-        high = int(sample[first]) if first >= 0 else _largest_key(self.keys)
+        low, high = 0.0, np.inf
+        if last < len(sample):
+            low = nth_largest(sample, last + 1)[0]
+        if first >= 0:
+            high = nth_largest(sample, first + 1)[0]
         inside = np.count_nonzero((sample >= low) & (sample <= high))
-        self._look_between(low, high, int(1.25 * inside / len(sample) * self.size))
+        edges = _keys(np.array([low, high]), self.keys)
+        top = int(edges[1]) if first >= 0 else _largest_key(self.keys)
+        self._look_between(int(edges[0]), top, int(1.25 * inside / len(sample) * self.size))
 
     def _look_between(self, low: int, high: int, expected: int) -> None:
         self.low, self.high, self.above, self.inside = low, high, 0, 0
@@ -277,31 +285,36 @@ class _Search:
             self.edges += [values.min(), values.max()]
             self.equals.append((blocks.start, len(found), np.packbits(mask)))
 
-    def look_at_stored(self, blocks: StoredBlocks, places: Array, values: Array) -> None:
-        """Take note of the next block, in a compiled loop; there is room for its elements."""
+    def look_at_stored(self, blocks: StoredBlocks) -> None:
+        """Take note of the next block, in a compiled loop."""
         assert isinstance(self.measure, Difference)
         base, block = blocks[0], blocks[self.measure.model + 1]
-        counts, window = np.zeros(2, np.uint64), (self.low, self.high)
+        counts, window, size = np.zeros(2, np.uint64), (self.low, self.high), len(block.elements)
         if self.holds:
-            noted = compiled.within(block, base, *window, blocks.start, places, values, counts)
-            if noted and self.inside + noted <= _HELD:
-                self.held.append((places[:noted].copy(), values[:noted].copy()))
-            elif noted:
-                self.held.clear()
+            room = self._room(size)
+            compiled.within(block, base, *window, blocks.start, *room, counts)
         elif self.low < self.high:
             if self.bins is None:
                 self.bins = np.zeros(_BINS, np.int64)
             compiled.bins(block, base, *window, self._shift, self.bins, counts)
         else:
             ours, theirs = (
-                upcast(b.elements, b.dtype, np.empty(len(places), np.float64))
-                for b in (base, block)
+                upcast(b.elements, b.dtype, np.empty(size, np.float64)) for b in (base, block)
             )
             raised = Blocks([ours] * (self.measure.model + 1) + [theirs], blocks.start)
             with np.errstate(over="ignore", invalid="ignore"):
                 self.look(_keys(self.measure(raised), self.keys), raised)
         self.above += int(counts[0])
         self.inside += int(counts[1])
+
+    def _room(self, size: int) -> tuple[Array, Array]:
+        """Return where a block's places and values go: behind the others, unless these are many."""
+        if not self.held:
+            count = min(self.size, _HELD + size)
+            self.held = [(np.empty(count, np.int64), np.empty(count))]
+        at = self.inside if self.inside <= _HELD else 0
+        ((places, values),) = self.held
+        return places[at:], values[at:]
 
     def _exact(self, blocks: Blocks, found: Array) -> Array:
         few = Blocks((block[found].astype(np.float64) for block in blocks), blocks.start)
@@ -314,9 +327,10 @@ class _Search:
         if not 0 < missing <= self.inside:
             self._look_between(0, _largest_key(self.keys), self.size)  # the guess was wrong
         elif self.holds and self.inside <= _HELD:
-            positions, values = map(np.concatenate, zip(*self.held, strict=True))
-            self.held.clear()
-            self.cut = _cut(positions, values, missing)
+            positions, values = (a[0] if len(a) == 1 else np.concatenate(a)
+                                 for a in zip(*self.held, strict=True))  # fmt: skip
+            self.cut = _cut(positions[: self.inside], values[: self.inside], missing)
+            self.held = []
         elif self.bins is not None:
             bin_ = len(self.bins) - 1 - int(np.cumsum(self.bins[::-1]).searchsorted(missing))
             low = self.low + (bin_ << self._shift)
@@ -349,9 +363,17 @@ class _Search:
 
 def _cut(positions: Array, values: Array, wanted: int) -> Cut:
     """Return the cut that the `wanted` largest of these values are."""
-    pivot = np.partition(values, len(values) - wanted)[len(values) - wanted]
+    pivot, equals = nth_largest(values, wanted)
     if np.isnan(pivot):
         return NOTHING
-    # NaN is the largest.
-    equals = wanted - (len(values) - np.count_nonzero(values <= pivot))
-    return Cut(float(pivot), int(positions[values == pivot][equals - 1]) + 1)
+    return Cut(pivot, int(positions[values == pivot][equals - 1]) + 1)
+
+
+def nth_largest(magnitudes: Array, wanted: int) -> tuple[float, int]:
+    """Return the `wanted`-th largest, NaN being the largest, and how many equals go with it."""
+    if compiled.loops():
+        return compiled.nth(magnitudes, wanted)
+    place = len(magnitudes) - wanted
+    pivot = np.partition(magnitudes, place)[place]
+    above = len(magnitudes) - int(np.count_nonzero(magnitudes <= pivot))
+    return float(pivot), wanted - above
