@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from surgeon.base.errors import did_you_mean
 from surgeon.base.schema import Schema, of_hint
 
-Kind = TypeVar("Kind")
+Described = TypeVar("Described")
 Read = Callable[[object], Any]
 Write = Callable[[Any], object]
 
@@ -216,7 +216,7 @@ def _writer(hint: Any) -> Write | None:
 # --- Reading --------------------------------------------------------------------------------------
 
 
-def read(kind: type[Kind], value: object) -> Kind:
+def read(kind: type[Described], value: object) -> Described:
     """Return a dataclass from parsed JSON; raises MisfitError where it is not of its class."""
     return _object(kind, value)  # type: ignore[no-any-return]
 

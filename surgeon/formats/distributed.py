@@ -169,7 +169,7 @@ def open_distributed(folder: Path, read: ReadPickle, archives: ReadArchive) -> C
         )
 
 
-class _Place(NamedTuple):
+class _Extent(NamedTuple):
     """Where an archive lies."""
 
     file: str
@@ -182,7 +182,7 @@ class _Chunk(NamedTuple):
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    place: _Place
+    extent: _Extent
 
 
 class _Item(NamedTuple):
@@ -201,7 +201,7 @@ def _items(metadata: object) -> list[_Item]:
     """Return what a metadata pickle describes; raises ValueError where it contradicts itself."""
     if not isinstance(metadata, _Built) or metadata.name != "Metadata":
         raise ValueError("found no Metadata, so torch.distributed.checkpoint did not write it")
-    places = _places(metadata.get("storage_data", dict))
+    extents = _extents(metadata.get("storage_data", dict))
     paths = metadata.state.get("planner_data") or {}
     if not isinstance(paths, dict):
         raise ValueError(f"found planner_data that is {plain(paths)}, expected a dict")
@@ -210,24 +210,24 @@ def _items(metadata: object) -> list[_Item]:
         if type(name) is not str or not isinstance(described, _Built):
             raise ValueError(f"found an entry {plain(name)} that does not describe what it is")
         try:
-            items.append(_item(name, described, paths.get(name, (name,)), places))
+            items.append(_item(name, described, paths.get(name, (name,)), extents))
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from None
     return items
 
 
-def _places(stored: Mapping[object, object]) -> dict[tuple[str, tuple[int, ...] | None], _Place]:
-    places = {}
+def _extents(stored: Mapping[object, object]) -> dict[tuple[str, tuple[int, ...] | None], _Extent]:
+    extents = {}
     for index, info in stored.items():
         if not isinstance(index, _Built) or not isinstance(info, _Built):
             raise ValueError("found storage_data that does not say where what lies")
         offset = index.get("offset", (tuple, type(None)))
-        place = _Place(*(info.get(key, kind) for key, kind in (
+        extent = _Extent(*(info.get(key, kind) for key, kind in (
             ("relative_path", str), ("offset", int), ("length", int))))  # fmt: skip
         if info.state.get("transform_descriptors"):
             raise ValueError(f"found what was transformed, such as compressed, on writing; {_HINT}")
-        places[index.get("fqn", str), None if offset is None else _whole(offset)] = place
-    return places
+        extents[index.get("fqn", str), None if offset is None else _whole(offset)] = extent
+    return extents
 
 
 def _whole(numbers: tuple[object, ...]) -> tuple[int, ...]:
@@ -240,18 +240,18 @@ def _item(
     name: str,
     described: _Built,
     path: object,
-    places: Mapping[tuple[str, tuple[int, ...] | None], _Place],
+    extents: Mapping[tuple[str, tuple[int, ...] | None], _Extent],
 ) -> _Item:
     if not isinstance(path, tuple) or any(type(key) not in (str, int) for key in path):
         raise ValueError("found a path that is not made of keys and indices")
     if not 0 < len(path) <= _DEEPEST:
         raise ValueError(f"found a path of {len(path)} keys, expected 1 to {_DEEPEST}")
 
-    def placed(offsets: tuple[int, ...] | None) -> _Place:
-        if (name, offsets) not in places:
+    def placed(offsets: tuple[int, ...] | None) -> _Extent:
+        if (name, offsets) not in extents:
             where = "" if offsets is None else f" at {offsets}"
             raise ValueError(f"found nothing that says where its data{where} is")
-        return places[name, offsets]
+        return extents[name, offsets]
 
     if described.name == "BytesStorageMetadata":
         return _Item(name, path, None, (_Chunk((), (), placed(None)),))
@@ -305,12 +305,12 @@ class _Parts:
         self._stack = stack
         self._archives = archives
         # One archive, said to be 100 000 tensors, would be read as often.
-        self._read_places: set[tuple[str, int]] = set()
+        self._read_extents: set[tuple[str, int]] = set()
 
     def value(self, item: _Item) -> object:
         """Return a tensor, put together, or what an entry is otherwise."""
         if item.spec is None:
-            return self._read(item.chunks[0].place)
+            return self._read(item.chunks[0].extent)
         if not item.spec.count:
             return Stored(InMemory(self._folder, np.empty(0, np.uint8)), 0, item.spec)
         # Ranks may hold nothing of a small tensor.
@@ -321,7 +321,7 @@ class _Parts:
         return Sharded(tensor) if len(chunks) > 1 else tensor
 
     def _tensor(self, dtype: str, chunk: _Chunk) -> LazyTensor:
-        tensor = self._read(chunk.place)
+        tensor = self._read(chunk.extent)
         if isinstance(tensor, Opaque) and tensor.problem:
             raise ValueError(tensor.problem)
         if not is_tensor(tensor) or tensor.spec != TensorSpec(dtype, chunk.sizes):
@@ -331,33 +331,35 @@ class _Parts:
             )
         return tensor
 
-    def _read(self, place: _Place) -> object:
-        if (place.file, place.offset) in self._read_places:
-            raise ValueError(f"found it at byte {place.offset} of {place.file}, as another one is")
-        self._read_places.add((place.file, place.offset))
-        value, origins = self._archives.read(self._window(place))
+    def _read(self, extent: _Extent) -> object:
+        if (extent.file, extent.offset) in self._read_extents:
+            raise ValueError(
+                f"found it at byte {extent.offset} of {extent.file}, as another one is"
+            )
+        self._read_extents.add((extent.file, extent.offset))
+        value, origins = self._archives.read(self._window(extent))
         self.origins.update(origins)
         return value
 
-    def _window(self, place: _Place) -> Window:
-        file = self.files.get(place.file)
+    def _window(self, extent: _Extent) -> Window:
+        file = self.files.get(extent.file)
         if file is None:
             if (
-                Path(place.file).name != place.file
-                or place.file in ("", "..")
-                or "\0" in place.file
+                Path(extent.file).name != extent.file
+                or extent.file in ("", "..")
+                or "\0" in extent.file
             ):
-                raise ValueError(f"found the path {place.file!r}, expected a file of the folder")
-            file = self.files[place.file] = InputFile(self._folder / place.file)
+                raise ValueError(f"found the path {extent.file!r}, expected a file of the folder")
+            file = self.files[extent.file] = InputFile(self._folder / extent.file)
             self._stack.callback(file.close)
-        if min(place.offset, place.size_bytes) < 0 or (
-            place.offset + place.size_bytes > file.size_bytes
+        if min(extent.offset, extent.size_bytes) < 0 or (
+            extent.offset + extent.size_bytes > file.size_bytes
         ):
             raise ValueError(
-                f"found {place.size_bytes} bytes at {place.offset} of {place.file}, which has "
+                f"found {extent.size_bytes} bytes at {extent.offset} of {extent.file}, which has "
                 f"{file.size_bytes}"
             )
-        return Window(file, place.offset, place.size_bytes)
+        return Window(file, extent.offset, extent.size_bytes)
 
 
 def _composed(

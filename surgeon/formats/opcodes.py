@@ -44,25 +44,25 @@ def read_first(data: bytes, world: World) -> tuple[object, int]:
         raise ValueError(f"found {len(data)} bytes, expected at most {LONGEST_PICKLE}")
     machine = Machine(data, world)
     handlers = _handlers()
-    place = following = 0
+    position = following = 0
     try:
         for _ in repeat(None, _MOST_OPCODES):
-            following = handlers[data[place]](machine, place + 1)
+            following = handlers[data[position]](machine, position + 1)
             if following < 0:
                 break
-            place = following
+            position = following
         else:
             raise ValueError(f"found more than {_MOST_OPCODES} opcodes")
     except _MISPLACED as error:
-        is_at_end = place >= len(data) or isinstance(error, struct.error)
-        name = f"opcode {data[place : place + 1]!r}" if place < len(data) else "the end"
+        is_at_end = position >= len(data) or isinstance(error, struct.error)
+        name = f"opcode {data[position : position + 1]!r}" if position < len(data) else "the end"
         failure = EndsEarlyError if is_at_end else ValueError
-        raise failure(f"byte {place}: found {name}, which cannot stand there") from None
+        raise failure(f"byte {position}: found {name}, which cannot stand there") from None
     except ValueError as error:
-        raise type(error)(f"byte {place}: {error}") from None
+        raise type(error)(f"byte {position}: {error}") from None
     if len(machine.stack) != 1:
         raise ValueError(f"found {len(machine.stack)} values at its end, expected one")
-    return machine.stack[0], place + 1
+    return machine.stack[0], position + 1
 
 
 @cache
@@ -78,24 +78,24 @@ def _on(code: bytes) -> Callable[[Handler], Handler]:
     return register
 
 
-def _unknown(machine: Machine, place: int) -> int:
-    code = machine.data[place - 1 : place]
+def _unknown(machine: Machine, position: int) -> int:
+    code = machine.data[position - 1 : position]
     raise ValueError(f"found opcode {code!r}, which no checkpoint needs")
 
 
 def _push_constant(code: bytes, value: object) -> None:
     @_on(code)
-    def handler(machine: Machine, place: int) -> int:
+    def handler(machine: Machine, position: int) -> int:
         machine.stack.append(value)
-        return place
+        return position
 
 
 def _push_container(code: bytes, make: Callable[[], object], size_bytes: int) -> None:
     @_on(code)
-    def handler(machine: Machine, place: int) -> int:
+    def handler(machine: Machine, position: int) -> int:
         machine.spend(size_bytes)
         machine.stack.append(make())
-        return place
+        return position
 
 
 for _code, _value in ((b"N", None), (b"\x88", True), (b"\x89", False), (b")", ())):
@@ -108,9 +108,9 @@ def _push_sized(code: bytes, width: int, convert: Callable[[bytes], object]) -> 
     """Register an opcode that a length of `width` bytes and that many bytes follow."""
 
     @_on(code)
-    def handler(machine: Machine, place: int) -> int:
-        start = place + width
-        length = int.from_bytes(machine.bytes_at(place, width), "little")
+    def handler(machine: Machine, position: int) -> int:
+        start = position + width
+        length = int.from_bytes(machine.bytes_at(position, width), "little")
         value = convert(machine.bytes_at(start, length))
         machine.spend(_TEXT + length)
         machine.stack.append(value)
@@ -137,86 +137,86 @@ for _code, _width, _convert in (
 
 
 @_on(b"\x80")  # PROTO
-def _protocol(machine: Machine, place: int) -> int:
-    if machine.data[place] > 5:
-        raise ValueError(f"found pickle protocol {machine.data[place]}, expected at most 5")
-    return place + 1
+def _protocol(machine: Machine, position: int) -> int:
+    if machine.data[position] > 5:
+        raise ValueError(f"found pickle protocol {machine.data[position]}, expected at most 5")
+    return position + 1
 
 
 @_on(b"\x95")  # FRAME: how much follows, which we have already
-def _frame(machine: Machine, place: int) -> int:
-    return place + 8
+def _frame(machine: Machine, position: int) -> int:
+    return position + 8
 
 
 @_on(b".")  # STOP
-def _stop(machine: Machine, place: int) -> int:
+def _stop(machine: Machine, position: int) -> int:
     if machine.marks:
         raise ValueError("found the end inside a tuple or a list")
     return -1
 
 
 @_on(b"(")
-def _mark(machine: Machine, place: int) -> int:
+def _mark(machine: Machine, position: int) -> int:
     machine.marks.append(len(machine.stack))
-    return place
+    return position
 
 
 @_on(b"0")
-def _pop(machine: Machine, place: int) -> int:
+def _pop(machine: Machine, position: int) -> int:
     machine.stack.pop()
-    return place
+    return position
 
 
 @_on(b"1")
-def _pop_mark(machine: Machine, place: int) -> int:
+def _pop_mark(machine: Machine, position: int) -> int:
     machine.since_mark()
-    return place
+    return position
 
 
 @_on(b"q")  # BINPUT
-def _put(machine: Machine, place: int) -> int:
-    machine.remember(machine.data[place])
-    return place + 1
+def _put(machine: Machine, position: int) -> int:
+    machine.remember(machine.data[position])
+    return position + 1
 
 
 @_on(b"r")  # LONG_BINPUT
-def _put_long(machine: Machine, place: int) -> int:
-    machine.remember(_INT32.unpack_from(machine.data, place)[0])
-    return place + 4
+def _put_long(machine: Machine, position: int) -> int:
+    machine.remember(_INT32.unpack_from(machine.data, position)[0])
+    return position + 4
 
 
 @_on(b"\x94")
-def _memoize(machine: Machine, place: int) -> int:
+def _memoize(machine: Machine, position: int) -> int:
     machine.remember(len(machine.memo))
-    return place
+    return position
 
 
 @_on(b"h")  # BINGET
-def _get(machine: Machine, place: int) -> int:
-    machine.stack.append(machine.remembered(machine.data[place]))
-    return place + 1
+def _get(machine: Machine, position: int) -> int:
+    machine.stack.append(machine.remembered(machine.data[position]))
+    return position + 1
 
 
 @_on(b"j")  # LONG_BINGET
-def _get_long(machine: Machine, place: int) -> int:
-    machine.stack.append(machine.remembered(_INT32.unpack_from(machine.data, place)[0]))
-    return place + 4
+def _get_long(machine: Machine, position: int) -> int:
+    machine.stack.append(machine.remembered(_INT32.unpack_from(machine.data, position)[0]))
+    return position + 4
 
 
 @_on(b"K")  # BININT1
-def _integer1(machine: Machine, place: int) -> int:
-    machine.stack.append(machine.data[place])
-    return place + 1
+def _integer1(machine: Machine, position: int) -> int:
+    machine.stack.append(machine.data[position])
+    return position + 1
 
 
 def _push_number(code: bytes, form: struct.Struct) -> None:
     @_on(code)
-    def handler(machine: Machine, place: int) -> int:
-        value = form.unpack_from(machine.data, place)[0]
+    def handler(machine: Machine, position: int) -> int:
+        value = form.unpack_from(machine.data, position)[0]
         if value.__class__ is not int or not -6 < value < 257:  # those Python has already
             machine.spend(_NUMBER)
         machine.stack.append(value)
-        return place + form.size
+        return position + form.size
 
 
 _push_number(b"M", struct.Struct("<H"))  # BININT2
@@ -225,34 +225,34 @@ _push_number(b"G", struct.Struct(">d"))  # BINFLOAT
 
 
 @_on(b"t")  # TUPLE
-def _tuple(machine: Machine, place: int) -> int:
+def _tuple(machine: Machine, position: int) -> int:
     items = machine.since_mark()
     machine.spend(_TUPLE + _ITEM * len(items))
     machine.stack.append(tuple(items))
-    return place
+    return position
 
 
 @_on(b"\x85")
-def _tuple1(machine: Machine, place: int) -> int:
+def _tuple1(machine: Machine, position: int) -> int:
     machine.spend(_TUPLE)
     machine.stack[-1] = (machine.stack[-1],)
-    return place
+    return position
 
 
 @_on(b"\x86")
-def _tuple2(machine: Machine, place: int) -> int:
+def _tuple2(machine: Machine, position: int) -> int:
     second = machine.stack.pop()
     machine.spend(_TUPLE)
     machine.stack[-1] = (machine.stack[-1], second)
-    return place
+    return position
 
 
 @_on(b"\x87")
-def _tuple3(machine: Machine, place: int) -> int:
+def _tuple3(machine: Machine, position: int) -> int:
     third, second = machine.stack.pop(), machine.stack.pop()
     machine.spend(_TUPLE)
     machine.stack[-1] = (machine.stack[-1], second, third)
-    return place
+    return position
 
 
 def _set(machine: Machine, value: object, items: list[object]) -> None:
@@ -271,18 +271,18 @@ def _set(machine: Machine, value: object, items: list[object]) -> None:
 
 
 @_on(b"s")  # SETITEM
-def _set_item(machine: Machine, place: int) -> int:
+def _set_item(machine: Machine, position: int) -> int:
     items = machine.stack[-2:]
     del machine.stack[-2:]
     _set(machine, machine.stack[-1], items)
-    return place
+    return position
 
 
 @_on(b"u")  # SETITEMS
-def _set_items(machine: Machine, place: int) -> int:
+def _set_items(machine: Machine, position: int) -> int:
     items = machine.since_mark()
     _set(machine, machine.stack[-1], items)
-    return place
+    return position
 
 
 def _extend(machine: Machine, value: object, items: list[object]) -> None:
@@ -297,70 +297,70 @@ def _extend(machine: Machine, value: object, items: list[object]) -> None:
 
 
 @_on(b"a")  # APPEND
-def _append(machine: Machine, place: int) -> int:
+def _append(machine: Machine, position: int) -> int:
     item = machine.stack.pop()
     _extend(machine, machine.stack[-1], [item])
-    return place
+    return position
 
 
 @_on(b"e")  # APPENDS
 @_on(b"\x90")  # ADDITEMS
-def _append_all(machine: Machine, place: int) -> int:
+def _append_all(machine: Machine, position: int) -> int:
     items = machine.since_mark()
     _extend(machine, machine.stack[-1], items)
-    return place
+    return position
 
 
 @_on(b"\x91")
-def _frozenset(machine: Machine, place: int) -> int:
+def _frozenset(machine: Machine, position: int) -> int:
     items = machine.since_mark()
     machine.spend(_SET + _ENTRY * len(items))
     machine.stack.append(frozenset(plain_key(item) for item in items))
-    return place
+    return position
 
 
 @_on(b"c")
-def _global(machine: Machine, place: int) -> int:
-    module = machine.line_at(place)
-    name = machine.line_at(place + len(module.encode()) + 1)
+def _global(machine: Machine, position: int) -> int:
+    module = machine.line_at(position)
+    name = machine.line_at(position + len(module.encode()) + 1)
     machine.stack.append(machine.world.find(module, name))
-    return place + len(module.encode()) + len(name.encode()) + 2
+    return position + len(module.encode()) + len(name.encode()) + 2
 
 
 @_on(b"\x93")  # STACK_GLOBAL
-def _stack_global(machine: Machine, place: int) -> int:
+def _stack_global(machine: Machine, position: int) -> int:
     name, module = machine.stack.pop(), machine.stack.pop()
     if type(name) is not str or type(module) is not str:
         raise ValueError("found a global whose name is not text")
     machine.stack.append(machine.world.find(module, name))
-    return place
+    return position
 
 
 @_on(b"R")  # REDUCE
 @_on(b"\x81")  # NEWOBJ
-def _call(machine: Machine, place: int) -> int:
+def _call(machine: Machine, position: int) -> int:
     arguments = machine.stack.pop()
     if type(arguments) is not tuple:
         raise ValueError("found a call without a tuple of arguments")
     machine.spend(_CALL)
     machine.stack[-1] = machine.world.call(machine.stack[-1], arguments)
-    return place
+    return position
 
 
 @_on(b"\x92")  # NEWOBJ_EX
-def _call_with_keywords(machine: Machine, place: int) -> int:
+def _call_with_keywords(machine: Machine, position: int) -> int:
     machine.stack.pop()
-    return _call(machine, place)
+    return _call(machine, position)
 
 
 @_on(b"b")
-def _build(machine: Machine, place: int) -> int:
+def _build(machine: Machine, position: int) -> int:
     state = machine.stack.pop()
     machine.world.build(machine.stack[-1], state)
-    return place
+    return position
 
 
 @_on(b"Q")  # BINPERSID
-def _persistent(machine: Machine, place: int) -> int:
+def _persistent(machine: Machine, position: int) -> int:
     machine.stack[-1] = machine.world.storage(machine.stack[-1])
-    return place
+    return position

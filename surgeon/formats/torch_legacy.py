@@ -94,7 +94,7 @@ def _check(values: Sequence[object]) -> None:
 
 
 def _members(
-    file: InputFile, keys: object, world: TorchWorld, place: int
+    file: InputFile, keys: object, world: TorchWorld, position: int
 ) -> tuple[dict[str, Record], int]:
     """Return where each storage lies, by the names that zip archives give them, and the end."""
     if not isinstance(keys, list) or not all(type(key) is str for key in keys):
@@ -104,17 +104,17 @@ def _members(
         if key not in world.stated or f"data/{key}" in members:
             raise ValueError(f"found the storage {key!r}, which no tensor, or another one, has")
         dtype, count = world.stated[key]
-        if place + 8 > file.size_bytes:
+        if position + 8 > file.size_bytes:
             raise ValueError(f"the legacy torch file ends before its storage {key!r}")
-        found = int.from_bytes(file.read(place, 8), "little")
+        found = int.from_bytes(file.read(position, 8), "little")
         if found != count:
             raise ValueError(f"found {found} elements in its storage {key!r}, expected {count}")
         size_bytes = count * storage_bytes(dtype)
-        place += 8 + size_bytes
-        if place > file.size_bytes:
+        position += 8 + size_bytes
+        if position > file.size_bytes:
             raise ValueError(
                 f"the legacy torch file ends at byte {file.size_bytes}, inside its storage "
-                f"{key!r}, which reaches to {place}"
+                f"{key!r}, which reaches to {position}"
             )
-        members[f"data/{key}"] = Record(file, place - size_bytes, size_bytes, 0)
-    return members, place
+        members[f"data/{key}"] = Record(file, position - size_bytes, size_bytes, 0)
+    return members, position

@@ -46,51 +46,51 @@ def _between(values: dict[int, float], position: float, count: int) -> float:
 
 
 def _of_ranks(blocks: Blocks, ranks: Sequence[int]) -> list[float]:
-    """Return the numbers that sorting would put at these places, from 0."""
+    """Return the numbers that sorting would put at these wanted, from 0."""
     # The bits of numbers >= 0 are ordered as the numbers are.
-    places = [_Place(0, 64, rank, None) for rank in ranks]
-    while any(place.count is None or place.count > _COLLECTED for place in places):
-        if all(place.bits == 0 for place in places):
+    wanted = [_Wanted(0, 64, rank, None) for rank in ranks]
+    while any(one.count is None or one.count > _COLLECTED for one in wanted):
+        if all(one.bits == 0 for one in wanted):
             break
-        places = _narrowed(blocks, places)
-    return _collected(blocks, places)
+        wanted = _narrowed(blocks, wanted)
+    return _collected(blocks, wanted)
 
 
-class _Place:
+class _Wanted:
     """Where a wanted number is: among those whose bits above `bits` are `prefix`, at a rank."""
 
     def __init__(self, prefix: int, bits: int, rank: int, count: int | None) -> None:
         self.prefix, self.bits, self.rank, self.count = prefix, bits, rank, count
 
 
-def _narrowed(blocks: Blocks, places: Sequence[_Place]) -> list[_Place]:
-    bits = places[0].bits
-    counts = {place.prefix: np.zeros(1 << _DIGIT, np.int64) for place in places}
+def _narrowed(blocks: Blocks, wanted: Sequence[_Wanted]) -> list[_Wanted]:
+    bits = wanted[0].bits
+    counts = {one.prefix: np.zeros(1 << _DIGIT, np.int64) for one in wanted}
     for keys in map(_keys, blocks()):
         for prefix, found in counts.items():
             digits = _members(keys, prefix, bits) >> np.uint64(bits - _DIGIT)
             digits &= np.uint64((1 << _DIGIT) - 1)
             found += np.bincount(digits.astype(np.int64), minlength=1 << _DIGIT)
     narrowed = []
-    for place in places:
-        ends = np.cumsum(counts[place.prefix])
-        digit = int(np.searchsorted(ends, place.rank, side="right"))
-        own = int(counts[place.prefix][digit])
-        rank = place.rank - (int(ends[digit]) - own)
-        narrowed.append(_Place(place.prefix << _DIGIT | digit, bits - _DIGIT, rank, own))
+    for one in wanted:
+        ends = np.cumsum(counts[one.prefix])
+        digit = int(np.searchsorted(ends, one.rank, side="right"))
+        own = int(counts[one.prefix][digit])
+        rank = one.rank - (int(ends[digit]) - own)
+        narrowed.append(_Wanted(one.prefix << _DIGIT | digit, bits - _DIGIT, rank, own))
     return narrowed
 
 
-def _collected(blocks: Blocks, places: Sequence[_Place]) -> list[float]:
-    bits = places[0].bits
+def _collected(blocks: Blocks, wanted: Sequence[_Wanted]) -> list[float]:
+    bits = wanted[0].bits
     if bits == 0:  # nothing is left to be told apart
-        return [float(np.uint64(place.prefix).view(np.float64)) for place in places]
-    found: dict[int, list[Array]] = {place.prefix: [] for place in places}
+        return [float(np.uint64(one.prefix).view(np.float64)) for one in wanted]
+    found: dict[int, list[Array]] = {one.prefix: [] for one in wanted}
     for keys in map(_keys, blocks()):
         for prefix, parts in found.items():
             parts.append(_members(keys, prefix, bits).copy())
     ordered = {prefix: np.sort(np.concatenate(found.pop(prefix))) for prefix in list(found)}
-    return [float(ordered[place.prefix][place.rank].view(np.float64)) for place in places]
+    return [float(ordered[one.prefix][one.rank].view(np.float64)) for one in wanted]
 
 
 def _keys(block: Array) -> Array:

@@ -29,11 +29,11 @@ def require_apart(path: Path, opened: Opened) -> None:
         raise UsageError(f"'{path}': is no name for an output; name a file or a folder")
     real, source = real_path(path), real_path(opened.input.path)
     is_folder = path.suffix != ".safetensors"
-    places = (
+    entries = (
         {real} if is_folder else {real, real_path(manifest_of(path)), real_path(optimizer_of(path))}
     )
     for what, there in _read_by(opened):
-        if there in places and not there == real == source:
+        if there in entries and not there == real == source:
             raise UsageError(f"{path}: is {what}, and only the input may be replaced in place")
         if real in there.parents:
             raise UsageError(f"{path}: holds {what}, {there}; name another output")
@@ -48,30 +48,30 @@ def require_apart(path: Path, opened: Opened) -> None:
 def require_replaceable(path: Path, opened: Opened, *, force: bool, force_any: bool) -> None:
     """Raise UsageError where something is there that the options do not let go."""
     is_folder = path.suffix != ".safetensors"
-    places = [path] if is_folder else [path, manifest_of(path), optimizer_of(path)]
-    there = [place for place in places if os.path.lexists(place)]
-    for place in there:
-        if place.is_dir() != is_folder:
-            kind = "a folder" if place.is_dir() else "a file"
+    entries = [path] if is_folder else [path, manifest_of(path), optimizer_of(path)]
+    there = [entry for entry in entries if os.path.lexists(entry)]
+    for entry in there:
+        if entry.is_dir() != is_folder:
+            kind = "a folder" if entry.is_dir() else "a file"
             if not force and not force_any:
-                raise UsageError(f"{place}: exists; --force replaces it")
-            raise UsageError(f"{place}: is {kind} and cannot be replaced by the other")
+                raise UsageError(f"{entry}: exists; --force replaces it")
+            raise UsageError(f"{entry}: is {kind} and cannot be replaced by the other")
     if not there or (force_any and not is_folder):
         return
     is_known = manifest_at(path) is not None or (is_folder and not any(path.iterdir()))
-    for place in there:
-        if is_known or (place == path and is_input(path, opened)):
+    for entry in there:
+        if is_known or (entry == path and is_input(path, opened)):
             if not force and not force_any:
-                raise UsageError(f"{place}: exists; --force replaces it")
+                raise UsageError(f"{entry}: exists; --force replaces it")
         elif is_folder and not _is_model(path):
             raise UsageError(
-                f"{place}: exists, and is no model folder, which surgeon would replace; name "
+                f"{entry}: exists, and is no model folder, which surgeon would replace; name "
                 "another output"
             )
         elif not force_any:
             where = "in" if is_folder else "beside"
             raise UsageError(
-                f"{place}: exists, and no surgeon manifest stands {where} it; --force-any replaces "
+                f"{entry}: exists, and no surgeon manifest stands {where} it; --force-any replaces "
                 "it all the same"
             )
 

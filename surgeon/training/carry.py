@@ -11,7 +11,7 @@ from surgeon.base.regions import Region
 from surgeon.training.cover import Block, ResolvedStage
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held, State, carried, hold
-from surgeon.training.saved_state import Kind, SavedState
+from surgeon.training.saved_state import OptimizerSettings, SavedState
 from surgeon.training.started import Started
 
 
@@ -32,7 +32,7 @@ class Before:
 def held_of(
     stage: ResolvedStage,
     blocks: Sequence[Block],
-    kind: Kind,
+    kind: OptimizerSettings,
     parameters: Mapping[str, nn.Parameter],
     before: Before,
 ) -> list[Held]:
@@ -55,7 +55,9 @@ def held_of(
     ]
 
 
-def _of_stage(name: str, kind: Kind, before: Before) -> dict[str, list[tuple[Held, State]]]:
+def _of_stage(
+    name: str, kind: OptimizerSettings, before: Before
+) -> dict[str, list[tuple[Held, State]]]:
     """Return what the stage before held, and the state it has by now, by parameter."""
     found: dict[str, list[tuple[Held, State]]] = {}
     if before.started is None:

@@ -15,10 +15,10 @@ from surgeon.manifest.model import Group, Json, TorchClass
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held
 
-Kind = TypeVar("Kind")
+Built = TypeVar("Built")
 
 
-def class_of(described: TorchClass, kind: type[Kind], what: str) -> type[Kind]:
+def class_of(described: TorchClass, kind: type[Built], what: str) -> type[Built]:
     """Import a class by its path; raises ManifestError where it is not there or of another kind."""
     try:
         found = resolve_name(described.path)

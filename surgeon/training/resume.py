@@ -18,7 +18,7 @@ from surgeon.manifest.model import Group, Json
 from surgeon.training.cover import Block
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held, State, hold
-from surgeon.training.saved_state import Kind, made_state
+from surgeon.training.saved_state import OptimizerSettings, made_state
 from surgeon.training.sharded import is_sharded, local
 from surgeon.training.started import Started
 from surgeon.training.state_document import VERSION, RunState, unlike
@@ -254,7 +254,7 @@ def require_whole(
                 continue
             shape = held.parameter.shape
             if len(shape) not in made:
-                made[len(shape)] = made_state(held, Kind(kind, args, group))
+                made[len(shape)] = made_state(held, OptimizerSettings(kind, args, group))
             own = made[len(shape)]
             place = f"'{spelled(held.name, held.region, shape)}'"
             problems += [f"{place}: '{key}' of the state is missing" for key in own.keys() - kept]

@@ -43,8 +43,8 @@ class RowBlocks:
         self._module, self._attribute = holder
         here = owned(self._name, parameter)
         self._frozen = [index(region, here) for region in frozen]
-        self._places = [(held, index(held.region, here)) for held in blocks]
-        self._copies = [(held, place) for held, place in self._places if held.is_copy]
+        self._parts = [(held, index(held.region, here)) for held in blocks]
+        self._copies = [(held, part) for held, part in self._parts if held.is_copy]
         self._taken: Tensor | None = None
         self._released = False
         for held in blocks:
@@ -92,18 +92,18 @@ class RowBlocks:
                 f"'{self._name}' has a sparse gradient; row blocks need a dense one"
             )
         gradient = local(self._taken)
-        for place in self._frozen:
-            gradient[place].zero_()
-        for held, place in self._places:
+        for part in self._frozen:
+            gradient[part].zero_()
+        for held, part in self._parts:
             # In the gradient's own memory: scaling one for AMP or clipping scales the other.
-            held.parameter.grad = alike(gradient[place], held.region, self.parameter)
+            held.parameter.grad = alike(gradient[part], held.region, self.parameter)
 
     @torch.no_grad()
     def rebind(self) -> None:
         """Follow a parameter whose storage was swapped, as `.to()` and `.cuda()` do."""
         weights = local(self.parameter)
-        for held, place in self._places:
-            there, own = weights[place], local(held.parameter)
+        for held, part in self._parts:
+            there, own = weights[part], local(held.parameter)
             stale = own.device != there.device or own.dtype != there.dtype
             if held.is_copy and stale:
                 there = there.clone(memory_format=torch.contiguous_format)
@@ -136,14 +136,14 @@ class RowBlocks:
     def refresh(self) -> None:
         """Read the blocks that are copies from the parameter."""
         self.rebind()
-        for held, place in self._copies:
-            local(held.parameter).copy_(local(self.parameter)[place])
+        for held, part in self._copies:
+            local(held.parameter).copy_(local(self.parameter)[part])
 
     @torch.no_grad()
     def write_back(self) -> None:
         """Write the blocks that are copies into the parameter."""
-        for held, place in self._copies:
-            local(self.parameter)[place].copy_(local(held.parameter))
+        for held, part in self._copies:
+            local(self.parameter)[part].copy_(local(held.parameter))
 
     def release(self) -> None:
         """Let go of the parameter: its gradient is whole again, and the blocks have none."""

@@ -37,7 +37,7 @@ from surgeon.training.live import (
 from surgeon.training.replaced import Watch, refuse_replaced
 from surgeon.training.report import Report, report_of
 from surgeon.training.row_blocks import RowBlocks, connect, release_all
-from surgeon.training.saved_state import Kind
+from surgeon.training.saved_state import OptimizerSettings
 from surgeon.training.started import Started
 from surgeon.training.state_document import run_state
 
@@ -87,7 +87,12 @@ class Run:
                 self._saved = saved_state.of_run(self.manifest, self._live, kind, args)
             parameters, before = self._live.parameters, self._before(name)
             groups = [
-                (group, carry.held_of(stage, blocks, Kind(kind, args, group), parameters, before))
+                (
+                    group,
+                    carry.held_of(
+                        stage, blocks, OptimizerSettings(kind, args, group), parameters, before
+                    ),
+                )
                 for group, blocks in stage.groups
             ]
             made = optimizer_of(kind, args, groups)

@@ -32,7 +32,7 @@ _APPLY_AGAIN = "apply the recipe again, or let the stage reset the state"
 
 
 @dataclass(frozen=True)
-class Kind:
+class OptimizerSettings:
     """The optimizer that is to go on with a state: its class, arguments and group."""
 
     optimizer: type[Optimizer]
@@ -53,7 +53,7 @@ class SavedState:
     tensors: Any
 
     def earlier(
-        self, name: str, parameter: nn.Parameter, since: Sequence[Region], kind: Kind
+        self, name: str, parameter: nn.Parameter, since: Sequence[Region], kind: OptimizerSettings
     ) -> Iterator[tuple[Held, State]]:
         """Yield what an optimizer would hold of a parameter, each part with its state.
 
@@ -68,7 +68,7 @@ class SavedState:
                 held = Held(name, piece, parameter)
                 yield held, self._state(held, {**self._own_keys(name), **scalars}, kind)
 
-    def require_kind(self, kind: Kind, live: Live) -> None:
+    def require_kind(self, kind: OptimizerSettings, live: Live) -> None:
         """Raise ManifestError where the optimizer keeps other things than the file has."""
         seen: set[frozenset[str]] = set()
         for name, regions in self.regions.items():
@@ -104,7 +104,7 @@ class SavedState:
             for region in fewer if len(fewer) < len(regions) else regions:
                 yield region, own[values]
 
-    def _state(self, held: Held, names: Mapping[str, str], kind: Kind) -> State:
+    def _state(self, held: Held, names: Mapping[str, str], kind: OptimizerSettings) -> State:
         """Return the state that the optimizer itself makes, with the saved values in it."""
         state = made_state(held, kind)
         self._require_keys(held, state, names.keys(), kind)
@@ -123,7 +123,9 @@ class SavedState:
                     fresh.copy_(value)  # keeps dtype, device and strides
         return state
 
-    def _require_keys(self, held: Held, state: State, keys: Collection[str], kind: Kind) -> None:
+    def _require_keys(
+        self, held: Held, state: State, keys: Collection[str], kind: OptimizerSettings
+    ) -> None:
         if missing := [key for key in state if key not in keys]:
             raise ManifestError(
                 f"optimizer_state: {kind.optimizer.__name__} keeps {', '.join(map(repr, missing))} "
@@ -154,7 +156,7 @@ def _spelled(held: Held) -> str:
     return f"'{spelled(held.name, held.region, held.parameter.shape)}'"
 
 
-def made_state(held: Held, kind: Kind) -> State:
+def made_state(held: Held, kind: OptimizerSettings) -> State:
     """Return what an optimizer keeps of a block after a step on zeros: its keys and shapes."""
     like = hold(Block(held.name, held.region), held.parameter, {}).parameter
     probe = nn.Parameter(torch.zeros_like(like))
@@ -181,7 +183,9 @@ def of_run(
     if stated is None or all(stage.optimizer_state == "reset" for stage in manifest.stages):
         return None
     saved = _opened(stated, manifest, live)
-    saved.require_kind(Kind(optimizer, args, Group(name="default", params=(), settings={})), live)
+    saved.require_kind(
+        OptimizerSettings(optimizer, args, Group(name="default", params=(), settings={})), live
+    )
     return saved
 
 

@@ -53,23 +53,23 @@ def named_otherwise(tensors: Tensors, state: Tensors, location: str) -> Named:
     placed: dict[str, dict[str, str]] = {}
     for module in found:
         prefix, rest = _prefix(module)
-        place = flat.get(rest) if prefix.endswith("_") else (rest if rest in modules else None)
+        target = flat.get(rest) if prefix.endswith("_") else (rest if rest in modules else None)
         if not prefix.endswith("_") and module in modules:
-            place = module
-        placed.setdefault(prefix, {})[module] = place or ""
+            target = module
+        placed.setdefault(prefix, {})[module] = target or ""
     problems, notes = [], []
-    for prefix, places in placed.items():
-        missing = [module for module, place in places.items() if not place]
-        if len(missing) == len(places) and len(placed) > 1:
-            notes.append(f"{location}: '{prefix}...' ({len(places)} modules) is for another model; "
-                         "left out")  # fmt: skip
+    for prefix, targets in placed.items():
+        missing = [module for module, target in targets.items() if not target]
+        if len(missing) == len(targets) and len(placed) > 1:
+            notes.append(f"{location}: '{prefix}...' ({len(targets)} modules) is for another "
+                         "model; left out")  # fmt: skip
         else:
             problems += [f"{location}: changes '{module}', which the state does not have"
                          f"{did_you_mean(module, modules)}" for module in missing]  # fmt: skip
     if problems:
         raise PlanError(*problems[:10])
-    kept = {place: found[module] for places in placed.values()
-            for module, place in places.items() if place}  # fmt: skip
+    kept = {target: found[module] for targets in placed.values()
+            for module, target in targets.items() if target}  # fmt: skip
     if not kept:
         raise PlanError(f"{location}: changes no module of the state")
     kinds = {_kind(parts) for parts in kept.values()}
