@@ -95,6 +95,8 @@ def test_exit_code_1_for_a_failed_expectation(example: Bench) -> None:
         ["--set", "row=1"],
         ["--set", "rows=0"],
         ["--set", "rows=x"],
+        ["--set", "rows=[1,"],
+        ["--set", "rows={name:ones}"],
         ["--model", "b"],
         ["--workers", "0"],
         ["--max-memory", "much"],
@@ -219,6 +221,18 @@ def test_set_takes_what_is_not_json_as_a_string(example: Bench) -> None:
     assert run("plan", recipe, example.input).exit_code == 2
     result = run("plan", recipe, example.input, "--set", "layer=classifier", "--json")
     assert json.loads(result.stdout)["dropped"] == ["classifier.bias", "classifier.weight"]
+
+
+def test_set_keeps_a_name_as_it_was_written(bench: Bench) -> None:
+    source = bench.folder / "in.safetensors"
+    save_file(dict.fromkeys(("v.1.10.w", "v.1.1.w", "2"), np.ones(1)), source)
+    recipe = write_recipe(
+        bench.folder, {"op": "delete", "target": ["v.${layer}", "${name}"]},
+        vars={"layer": None, "name": None},
+    )  # fmt: skip
+    given = ("--set", "layer=1.10", "--set", "name=2", "--json")
+    result = run("plan", recipe, source, *given)
+    assert json.loads(result.stdout)["dropped"] == ["2", "v.1.10.w"]
 
 
 def test_models_on_the_command_line_fill_open_ones(example: Bench) -> None:
