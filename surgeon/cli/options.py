@@ -97,4 +97,6 @@ allow_code_option = click.option(
     "--allow-code", is_flag=True,
     help="Let `match` import and run the module that the recipe names.",
 )  # fmt: skip
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document, on failure too."
+)

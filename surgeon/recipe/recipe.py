@@ -63,6 +63,16 @@ class Recipe:
     training: Mapping[str, Any] | None
     output: Mapping[str, Any] = field(default_factory=dict)
 
+    def as_json(self) -> dict[str, Any]:
+        """Return which recipe it is, for a document."""
+        return {
+            "file": self.label,
+            "sha256": self.sha256,
+            "about": self.about,
+            "vars": dict(self.variables),
+            "seed": self.seed,
+        }
+
     @staticmethod
     def load(recipe: RecipeLike, variables: Mapping[str, Any] | None = None) -> Recipe:
         """Read, fill in and check a recipe; raises UsageError for every mistake in it."""
