@@ -24,6 +24,8 @@ from surgeon.recipe.variables import Filled, TypedNumber
 
 # Ten times the largest recipe that a program would write.
 _MOST_BYTES = 100_000_000
+# Of a checkpoint in a recipe's place: the bytes that tell.
+_STARTS_WITHIN = 16
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def load(recipe: RecipeLike, overrides: Mapping[str, Any]) -> Recipe:
         text = _as_json(dict(recipe), label)
     else:
         path = find(os.fspath(recipe))
-        label = path.name
+        label = path.name or str(path)
+        _require_text(path, label)
         text = read_json(path, label)
     try:
         # With variables still in it, only what they are substituted with can be checked.
@@ -120,6 +123,21 @@ def load(recipe: RecipeLike, overrides: Mapping[str, Any]) -> Recipe:
         return _parse(_filled(text, overrides, label), text, path, label)
     except RecursionError:
         raise UsageError(f"{label}: nested too deeply") from None
+
+
+def _require_text(path: Path, label: str) -> None:
+    """Raise UsageError for a checkpoint in a recipe's place."""
+    what = "a folder" if path.is_dir() else ""
+    if path.is_file():  # a pipe might never give a byte
+        with suppress(OSError), path.open("rb") as file:
+            start = file.read(_STARTS_WITHIN)
+            # A zip file, a pickle, and a safetensors header behind its length.
+            if start.startswith((b"PK\x03\x04", b"\x80")) or start[4:9] == b"\0\0\0\0{":
+                what = "a checkpoint"
+    if what:
+        raise UsageError(
+            f"{label}: is {what}, not a recipe; the recipe comes first, then the input"
+        )
 
 
 def _as_json(value: Any, label: str) -> Any:
@@ -211,7 +229,10 @@ def _step_problems(step: Any, index: int) -> Iterator[str]:
     """Check one step against its own op's schema."""
     place = f"steps[{index}]"
     if not isinstance(step, dict) or not isinstance(step.get("op"), str):
-        return  # the envelope's schema has said so
+        # The envelope's schema has said so.
+        if isinstance(step, dict) and (named := [key for key in step if key in OPS]):
+            yield f'{place}: an op is named so: {{"op": "{named[0]}", ...}}'
+        return
     if step["op"] not in OPS:
         hint = did_you_mean(step["op"], OPS) or "; `surgeon ops` lists them"
         yield f"{place}.op: there is no op '{step['op']}'{hint}"

@@ -83,7 +83,7 @@ def test_missing_file_is_one_line(tmp_path):
 
 def test_folder_is_one_line(tmp_path):
     (line,) = problems(str(tmp_path))
-    assert line.endswith("not a regular file")
+    assert "is a folder, not a recipe" in line
 
 
 def test_unknown_ready_made_recipe_is_one_line():
@@ -102,10 +102,10 @@ def test_ready_made_recipe_is_found_by_name(name):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ({}, ["'surgeon' is missing", "'steps' is missing"]),
+        ({}, ["'surgeon' is missing; say \"surgeon\": 1", "'steps' is missing"]),
         ({"surgeon": 1}, ["'steps' is missing"]),
-        ({"surgeon": 2, "steps": []}, ["surgeon: 1 was expected"]),
-        ({"surgeon": "1", "steps": []}, ["surgeon: 1 was expected"]),
+        ({"surgeon": 2, "steps": []}, ["surgeon: 2 is unknown; known is 1"]),
+        ({"surgeon": "1", "steps": []}, ['surgeon: "1" is unknown; known is 1']),
         ({"surgeon": 1, "steps": {}}, ["steps: {} is not of type array"]),
         ({"surgeon": 1, "steps": ["widen"]}, ['steps[0]: "widen" is not of type object']),
         ({"surgeon": 1, "steps": [{}]}, ["steps[0]: 'op' is missing"]),
