@@ -114,8 +114,11 @@ def unset(filled: Filled, parts: Callable[[], Iterator[Checked]], label: str) ->
 
 def fit(filled: Filled, parts: Callable[[], Iterator[Checked]]) -> None:
     """Give values the form that their places want, where there is one."""
+    by_part: dict[Path, set[Path]] = {}
+    for path in filled.places:
+        by_part.setdefault(path[:2] if path[0] == "steps" else (), set()).add(path)
     for start, part, schema in parts():
-        inside = {path for path in filled.places if path[: len(start)] == start}
+        inside = by_part.get(start, set())
         # A recipe with a step per layer has many, and most of them fit.
         if inside and not is_surely_valid(part, schema):
             for place in _wrong(part, schema, start):
