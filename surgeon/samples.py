@@ -67,7 +67,9 @@ def _trained(base: Tensors, *, seed: int) -> Tensors:
 
 
 def main(folder: Path) -> None:
-    """Write what is not there yet, and say what was written."""
+    """Write what is not there yet, and say what was written; exits where there is no folder."""
+    if not folder.is_dir():
+        sys.exit(f"{folder}: there is no such folder; python -m surgeon.samples [FOLDER]")
     for name, tensors in samples().items():
         if (folder / name).exists():
             print(f"{folder / name} is there already, and stays as it is", file=sys.stderr)

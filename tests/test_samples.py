@@ -33,3 +33,8 @@ def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_samples_need_no_torch() -> None:
     code = "import sys, surgeon.samples; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="nowhere: there is no such folder"):
+        samples.main(tmp_path / "nowhere")

@@ -238,7 +238,11 @@ def _calculate(node: ast.expr, captures: Captures) -> int:
             if not b and isinstance(op, ast.FloorDiv | ast.Mod):
                 raise PlanError("a division by zero")
             return int(_OPERATIONS[type(op)](a, b))
-    raise PlanError(f"'{ast.unparse(node)}' is neither a capture nor arithmetic with captures")
+    there = ", ".join(f"{{{name}}}" for name in braced(captures)) or "none"
+    raise PlanError(
+        f"'{ast.unparse(node)}' is neither a capture nor arithmetic with captures; there are "
+        f"{there}"
+    )
 
 
 _BRACES = re.compile(r"\{([^{}]*)\}")

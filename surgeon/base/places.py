@@ -10,6 +10,8 @@ from surgeon.base.errors import PlanError
 from surgeon.base.indices import Ranges
 
 At = int | dict[str, Any]
+# What is new is told block by block, in a manifest and to an optimizer.
+_MOST_BLOCKS = 256
 # What the schema of a parameter says of it.
 SCHEMA: dict[str, Any] = {
     "type": ["integer", "object"],
@@ -97,6 +99,11 @@ def _before(at: At, size: int, what: str) -> tuple[int, ...]:
     every = int(at["every"])
     if not size or size % every:
         raise PlanError(f"has {size} {what}, which make no blocks of {every}")
+    if size // every > _MOST_BLOCKS:
+        raise PlanError(
+            f"has {size} {what} in {size // every} blocks, and new ones go into at most "
+            f"{_MOST_BLOCKS}"
+        )
     inside = _inside(int(at.get("at", every)), every, f"blocks of {every} {what}")
     return tuple(start + inside for start in range(0, size, every))
 

@@ -82,7 +82,8 @@ def parse_json(
         if "\\u" in decoded and not allow_surrogates:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise ValueError(f"line {error.lineno}, column {error.colno}: {error.msg}") from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{where}: {error.msg}{_habit(error.doc, error.pos)}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     except UnicodeEncodeError:
@@ -90,6 +91,19 @@ def parse_json(
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value
+
+
+def _habit(text: str, place: int) -> str:
+    """Return a hint where a text is not JSON by a habit from Python or JavaScript."""
+    rest, before = text[place:].lstrip(), text[:place].rstrip()
+    if before.endswith(",") and rest[:1] in ("]", "}"):
+        return "; no comma goes before a closing bracket"
+    if rest.startswith(("//", "/*", "#")):
+        return "; JSON has no comments"
+    if rest.startswith("'"):
+        return "; strings are in double quotes"
+    words = {"True": "true", "False": "false", "None": "null"}
+    return next((f"; JSON writes {w}" for p, w in words.items() if rest.startswith(p)), "")
 
 
 def _no_constant(word: str) -> NoReturn:

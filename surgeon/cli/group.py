@@ -16,46 +16,99 @@ from typing import Any
 import click
 
 from surgeon import __version__
-from surgeon.base.errors import PlanError, SurgeonError, UsageError
+from surgeon.base.errors import PlanError, SurgeonError, UsageError, WriteError
+from surgeon.base.problems import Located, located
 from surgeon.base.tables import json_text, shown, shown_lines
-
-# As a shell reports a program that ended by SIGINT, and by SIGPIPE.
-_INTERRUPTED, _PIPE_CLOSED = 130, 141
+from surgeon.cli.process import UnwritableError, ending, word_of
 
 
 class _Commands(click.Group):
-    """Commands whose errors become lines on stderr and an exit code."""
+    """Commands whose errors become lines on stderr and an exit code, or with --json a document."""
 
     def make_context(self, *arguments: Any, **more: Any) -> click.Context:
-        with _escaped():
+        with ending(), _escaped():  # --help and --version answer here
             return super().make_context(*arguments, **more)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Before the command takes them: what is wrong with its options is told in the same way.
+        ctx.obj = list(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
+        with ending():
+            return self._invoked(ctx)
+
+    def _invoked(self, ctx: click.Context) -> Any:
+        arguments: list[str] = ctx.obj
         try:
             with _escaped():
                 return super().invoke(ctx)
         except SurgeonError as error:
-            say(error.problems)
-            ctx.exit(error.exit_code)
+            given = set(arguments)
+            self._fail(ctx, arguments, [located(p, given) for p in error.problems], error.exit_code)
+        except click.UsageError as error:
+            if not self._wants_json(ctx, arguments):
+                raise
+            self._fail(ctx, arguments, [_misuse(error)], UsageError.exit_code)
         except RecursionError:
             # Each step wraps what the one before made of a tensor.
-            say(["some tensor passes through too many steps; apply them in parts"])
-            ctx.exit(PlanError.exit_code)
-        except KeyboardInterrupt:
-            # Where it came inside of an exec(), as of a dataclass that is being imported, python -m
-            # ends with the signal instead of our code; another exec() clears that. See
-            # run_eval_code_obj in https://github.com/python/cpython/blob/3.13/Python/pythonrun.c
-            exec("")
-            say(["interrupted"])
-            ctx.exit(_INTERRUPTED)
-        except BrokenPipeError:
-            # Python flushes stdout once more when it ends, which must not fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(_PIPE_CLOSED)
+            deep = Located(None, None, "some tensor passes through too many steps",
+                           "apply them in parts")  # fmt: skip
+            self._fail(ctx, arguments, [deep], PlanError.exit_code)
+        except MemoryError:
+            full = Located(None, None, "there is not enough memory",
+                           "--max-memory and fewer --workers take less")  # fmt: skip
+            self._fail(ctx, arguments, [full], WriteError.exit_code)
+        except KeyboardInterrupt as error:
+            if self._wants_json(ctx, arguments):
+                word, code = word_of(error)
+                print_json(_document([Located(None, None, word, None)], code))
+            raise
+        except (BrokenPipeError, UnwritableError):
+            raise
         except OSError as error:
             # What is opened and written has errors of its own; this is a path that cannot be one.
-            say([f"{error.filename}: {error.strerror}"])
-            ctx.exit(UsageError.exit_code)
+            what = Located(str(error.filename), None, str(error.strerror), None)
+            self._fail(ctx, arguments, [what], UsageError.exit_code)
+
+    def _fail(
+        self,
+        ctx: click.Context,
+        arguments: Sequence[str],
+        errors: Sequence[Located],
+        exit_code: int,
+    ) -> None:
+        """End with what is wrong: on stdout as the one document, or on stderr as lines."""
+        if self._wants_json(ctx, arguments):
+            print_json(_document(errors, exit_code))
+        else:
+            say([error.text for error in errors])
+        ctx.exit(exit_code)
+
+    def _wants_json(self, ctx: click.Context, arguments: Sequence[str]) -> bool:
+        """Say whether a command line asks for JSON, be it right or not."""
+        name, *options = arguments or [""]
+        asked = "--json" in (options[: options.index("--")] if "--" in options else options)
+        command = self.get_command(ctx, name)
+        return asked and (command is None or any(p.name == "as_json" for p in command.params))
+
+
+def _document(errors: Sequence[Located], exit_code: int) -> dict[str, Any]:
+    return {"errors": [error._asdict() for error in errors], "exit_code": exit_code}
+
+
+def _misuse(error: click.UsageError) -> Located:
+    """Return what is wrong with a command line, as click tells it."""
+    parameter = error.param if isinstance(error, click.BadParameter) else None
+    option = parameter.opts[0] if isinstance(parameter, click.Option) else None
+    if isinstance(error, click.NoSuchOption):
+        near = " or ".join(map(repr, error.possibilities or ()))
+        return Located(
+            None, error.option_name, "there is no such option", f"did you mean {near}?" if near
+            else None,
+        )  # fmt: skip
+    message = error.message if option and error.message else error.format_message()
+    return Located(None, option, message, None)
 
 
 @click.group(

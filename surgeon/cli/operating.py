@@ -230,10 +230,14 @@ def _plan(
 @command("validate", "surgeon validate grow.json --set layer=fc")
 @click.argument("recipe")
 @set_option
-def _validate(recipe: str, variables: dict[str, Any]) -> None:
+@json_option
+def _validate(recipe: str, variables: dict[str, Any], as_json: bool) -> None:
     """Check RECIPE by itself: schema, variables, unknown words."""
     from surgeon.recipe import load
 
     loaded = load(recipe, variables)
     count = len(loaded.steps)
-    print_text(f"{shown(loaded.label)}: valid, {count} step{'' if count == 1 else 's'}")
+    if as_json:
+        print_json({"recipe": loaded.as_json(), "steps": count, "errors": [], "exit_code": 0})
+    else:
+        print_text(f"{shown(loaded.label)}: valid, {count} step{'' if count == 1 else 's'}")

@@ -30,16 +30,24 @@ def _json_pairs(
     context: click.Context, parameter: click.Parameter, values: Sequence[str]
 ) -> dict[str, Any]:
     """Split each NAME=JSON; what is not JSON is a string."""
-    return {n: _json_or_text(text) for n, text in _pairs(context, parameter, values).items()}
+    return {n: _json_or_text(n, text) for n, text in _pairs(context, parameter, values).items()}
 
 
-def _json_or_text(text: str) -> Any:
+def _json_or_text(name: str, text: str) -> Any:
     from surgeon.base.strict_json import parse_json
+    from surgeon.recipe.variables import TypedNumber
 
     try:
-        return parse_json(text.encode(errors="surrogateescape"))
-    except ValueError:
+        value = parse_json(text.encode(errors="surrogateescape"))
+    except ValueError as error:
+        # No name starts so, and a shell takes away quotes that are not inside of others.
+        if text.startswith(("[", '"')) or (text.startswith("{") and ":" in text):
+            raise click.BadParameter(
+                f"'{name}={text}' begins like JSON, and is none ({error}); in a shell, quotes go "
+                f'around it: --set \'{name}=["a", "b"]\''
+            ) from None
         return text
+    return TypedNumber(text) if isinstance(value, float) else value
 
 
 def size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -53,7 +61,8 @@ def size(context: click.Context, parameter: click.Parameter, value: str | None) 
 
 set_option = click.option(
     "--set", "variables", metavar="VAR=JSON", multiple=True, callback=_json_pairs,
-    help="Give a variable of the recipe a value; what is not JSON is a string.",
+    help="Give a variable of the recipe a value; what is not JSON is a string. A number may stand "
+    "for a name, and one item for a list of one.",
 )  # fmt: skip
 model_option = click.option(
     "--model", "named", metavar="NAME=PATH", multiple=True, callback=_pairs,
@@ -89,4 +98,6 @@ allow_code_option = click.option(
     help="Let `match` import and run the module that the recipe names, or modelling code that the "
     "input's folder holds.",
 )  # fmt: skip
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document, on failure too."
+)

@@ -92,7 +92,8 @@ class Draft:
         if name not in self.models:
             listed = ", ".join(f"'{model}'" for model in self.models) or "none"
             hint = did_you_mean(name, self.models)
-            raise PlanError(f"there is no model '{name}'{hint or f'; the models are: {listed}'}")
+            hint = hint or f"; the models are: {listed}; --model {name}=PATH gives one"
+            raise PlanError(f"there is no model '{name}'{hint}")
         return self.models[name]
 
     def tied(self, name: str) -> list[str]:

@@ -160,6 +160,8 @@ def _index(path: Path) -> tuple[dict[str, str], float | None, bytes]:
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     weight_map, metadata = value.get("weight_map"), value.get("metadata", {})
+    if "surgeon" in value and "steps" in value:
+        raise CheckpointError(f"{path}: is a recipe, not a checkpoint; the recipe comes first")
     if not isinstance(weight_map, dict) or not all(type(v) is str for v in weight_map.values()):
         raise CheckpointError(
             f"{path}: found no 'weight_map' of names to files, expected the index of a model folder"

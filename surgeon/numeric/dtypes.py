@@ -72,7 +72,8 @@ def dtype_named(word: str) -> str | None:
 def require_dtype(word: str) -> str:
     """Return the safetensors name of a dtype; raises UsageError for an unknown word."""
     if (name := dtype_named(word)) is None:
-        raise UsageError(f"there is no dtype '{word}'{did_you_mean(word, _BY_WORD)}")
+        hint = did_you_mean(word, _BY_WORD) or "; such as float32, float16, bfloat16"
+        raise UsageError(f"there is no dtype '{word}'{hint}")
     return name
 
 

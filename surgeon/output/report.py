@@ -366,7 +366,7 @@ def _elements(params: Iterable[str], plan: Plan) -> int:
 def planned_as_json(output: OutputPlan) -> Json:
     """Return a plan as a document for CI."""
     opened = output.opened
-    recipe, plan, stages = opened.recipe, opened.plan, opened.stages
+    plan, stages = opened.plan, opened.stages
     tensors: Json = {}
     for name, tensor in plan.tensors.items():
         lineage = [as_json(change_entry(change)) for change in plan.lineage[name]]
@@ -376,13 +376,7 @@ def planned_as_json(output: OutputPlan) -> Json:
             "lineage": lineage,
         }
     return {
-        "recipe": {
-            "file": recipe.label,
-            "sha256": recipe.sha256,
-            "about": recipe.about,
-            "vars": dict(recipe.variables),
-            "seed": recipe.seed,
-        },
+        "recipe": opened.recipe.as_json(),
         "steps": _steps_as_json(plan),
         "tensors": tensors,
         "ties": ties(plan.tensors),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from surgeon.base.errors import UsageError
+from surgeon.base.errors import UsageError, nearest
 from surgeon.recipe.recipe import Recipe
 
 
@@ -38,11 +38,30 @@ def bind_models(recipe: Recipe, extra: Sequence[str], named: Mapping[str, str]) 
         raise UsageError(
             *(
                 f"{recipe.label}: model '{name}' ({place}): no step and no training section uses "
-                "it; leave it out, or name it there"
+                f"it{_meant(name, str(place), recipe) or '; leave it out, or name it there'}"
                 for name, place in places.items()
             )
         )
     return {name: location for name, location in bound.items() if location is not None}
+
+
+def _meant(model: str, place: str, recipe: Recipe) -> str:
+    """Return a hint at what an unused model was perhaps meant to be; empty without one."""
+    variable = place.partition("=")[0]
+    if "=" in place and variable in recipe.variables:
+        return f"; did you mean --set {place}?"
+    words = {word for step in recipe.steps for word in _models(step.parameters)}
+    near = nearest(model, words - set(recipe.models), most=1)
+    return f"; the steps name '{near[0]}': did you mean '{model}' there?" if near else ""
+
+
+def _models(parameters: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the words that stand where a step names models."""
+    for key in ("models", "model", "from", "base", "others"):
+        value = parameters.get(key)
+        for item in value if isinstance(value, list) else [value]:
+            word = item.get("model") if isinstance(item, Mapping) else item
+            yield from [word] if isinstance(word, str) else []
 
 
 def _is_named(model: str, recipe: Recipe) -> bool:

@@ -13,7 +13,7 @@ from surgeon.draft import Check, Draft, Outside, Tensors
 from surgeon.draft.codes_guard import CodesGuard
 from surgeon.draft.registry import OPS
 from surgeon.lazy import moved_from
-from surgeon.recipe import Recipe
+from surgeon.recipe import Recipe, order
 from surgeon.recipe.lineage import Lineage, Tracer
 
 
@@ -77,7 +77,9 @@ def make(
             guard.after(before, draft.tensors, draft.models)
             _check_placeholders(before, draft.tensors, changed)
         except SurgeonError as error:
-            raise error.at(f"{recipe.label}: {place}") from None
+            gone = [summary.removed for summary in summaries]
+            said = order.explained(error, recipe.steps, gone)
+            raise said.at(f"{recipe.label}: {place}") from None
         checks += [(f"{recipe.label}: {place}", check) for check in draft.checks[checked:]]
         if draft.class_asked and class_asked_at is None:
             class_asked_at = f"{recipe.label}: {place}"

@@ -5,24 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import surgeon.merges
 import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
 from surgeon.base import strict_json
-from surgeon.base.errors import Hints, MissingError, SurgeonError, UsageError, did_you_mean
+from surgeon.base.errors import MissingError, SurgeonError, UsageError, did_you_mean
 from surgeon.draft.registry import COMMON, OPS
-from surgeon.recipe import torch_classes
+from surgeon.recipe import torch_classes, variables
 from surgeon.recipe.frame import RECIPE_SCHEMA
 from surgeon.recipe.validation import problems_of
+from surgeon.recipe.variables import Filled, TypedNumber
 
 # Ten times the largest recipe that a program would write.
 _MOST_BYTES = 100_000_000
-_VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
+# Of a checkpoint in a recipe's place: the bytes that tell.
+_STARTS_WITHIN = 16
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,16 @@ class Recipe:
     training: Mapping[str, Any] | None
     output: Mapping[str, Any] = field(default_factory=dict)
 
+    def as_json(self) -> dict[str, Any]:
+        """Return which recipe it is, for a document."""
+        return {
+            "file": self.label,
+            "sha256": self.sha256,
+            "about": self.about,
+            "vars": dict(self.variables),
+            "seed": self.seed,
+        }
+
     @staticmethod
     def load(recipe: RecipeLike, variables: Mapping[str, Any] | None = None) -> Recipe:
         """Read, fill in and check a recipe; raises UsageError for every mistake in it."""
@@ -98,7 +111,8 @@ def load(recipe: RecipeLike, overrides: Mapping[str, Any]) -> Recipe:
         text = _as_json(dict(recipe), label)
     else:
         path = find(os.fspath(recipe))
-        label = path.name
+        label = path.name or str(path)
+        _require_text(path, label)
         text = read_json(path, label)
     try:
         # With variables still in it, only what they are substituted with can be checked.
@@ -106,10 +120,24 @@ def load(recipe: RecipeLike, overrides: Mapping[str, Any]) -> Recipe:
         problems = [f"{label}: {problem}" for problem in problems_of(text, frame, "")]
         if problems:
             raise UsageError(*problems)
-        filled, variables = _fill_in(text, _as_json(dict(overrides), f"{label}: vars"), label)
-        return _parse(filled, variables, text, path, label)
+        return _parse(_filled(text, overrides, label), text, path, label)
     except RecursionError:
         raise UsageError(f"{label}: nested too deeply") from None
+
+
+def _require_text(path: Path, label: str) -> None:
+    """Raise UsageError for a checkpoint in a recipe's place."""
+    what = "a folder" if path.is_dir() else ""
+    if path.is_file():  # a pipe might never give a byte
+        with suppress(OSError), path.open("rb") as file:
+            start = file.read(_STARTS_WITHIN)
+            # A zip file, a pickle, and a safetensors header behind its length.
+            if start.startswith((b"PK\x03\x04", b"\x80")) or start[4:9] == b"\0\0\0\0{":
+                what = "a checkpoint"
+    if what:
+        raise UsageError(
+            f"{label}: is {what}, not a recipe; the recipe comes first, then the input"
+        )
 
 
 def _as_json(value: Any, label: str) -> Any:
@@ -139,63 +167,30 @@ def find(location: str) -> Path:
     raise UsageError(f"{location}: no such recipe file{hint or '; `surgeon recipes` lists ours'}")
 
 
-def _fill_in(
-    text: Mapping[str, Any], overrides: Mapping[str, Any], label: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the recipe with its variables' values in their places, and the values."""
-    declared = dict(text.get("vars", {}))
-    problems = [
-        f"{label}: --set {name}: the recipe declares no variable of that name"
-        + (did_you_mean(name, declared) or f"; it declares {', '.join(declared) or 'none'}")
-        for name in overrides
-        if name not in declared
-    ]
-    values = {**declared, **overrides}
-    problems += [
-        f"{label}: vars.{name}: must be set; give --set {name}=VALUE"
-        for name, value in values.items()
-        if value is None
-    ]
-
-    hint = Hints(values)
-
-    def fill(value: Any, place: str) -> Any:
-        if isinstance(value, dict):
-            return {key: fill(item, f"{place}.{key}") for key, item in value.items()}
-        if isinstance(value, list):
-            return [fill(item, f"{place}[{index}]") for index, item in enumerate(value)]
-        if not isinstance(value, str):
-            return value
-        unknown = [name for name in _VARIABLE.findall(value) if name not in values]
-        for name in unknown:
-            problems.append(
-                f"{label}: {place.lstrip('.')}: '${{{name}}}' is not declared under 'vars'"
-                + hint(name)
-            )
-        if unknown:
-            return value
-        if whole := _VARIABLE.fullmatch(value):
-            return values[whole[1]]
-        return _VARIABLE.sub(lambda found: _as_text(values[found[1]]), value)
-
-    parts = ("models", "seed", "steps", "training", "output")
-    filled = {key: fill(value, key) if key in parts else value for key, value in text.items()}
-    if problems:
+def _filled(text: Mapping[str, Any], overrides: Mapping[str, Any], label: str) -> Filled:
+    """Return the recipe with its variables' values, in the forms that their places want."""
+    plain = _as_json(dict(overrides), f"{label}: vars")
+    typed = {name: v for name, v in overrides.items() if isinstance(v, TypedNumber)}
+    filled, problems = variables.fill_in(text, {**plain, **typed}, label)
+    checked = partial(_checked, filled.text)
+    if problems := [*problems, *variables.unset(filled, checked, label)]:
         raise UsageError(*problems)
-    return filled, values
+    variables.fit(filled, checked)
+    return filled
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _checked(text: Mapping[str, Any]) -> Iterator[variables.Checked]:
+    """Yield the parts of a recipe, each with the schema that it has to fit."""
+    yield (), text, RECIPE_SCHEMA
+    steps = text.get("steps")
+    for index, step in enumerate(steps if isinstance(steps, list) else []):
+        if isinstance(step, dict) and step.get("op") in OPS:
+            with suppress(SurgeonError):  # another package's op, which is an error of its own
+                yield ("steps", index), step, OPS[step["op"]].step_schema
 
 
-def _parse(
-    filled: Mapping[str, Any],
-    variables: Mapping[str, Any],
-    text: Mapping[str, Any],
-    path: Path,
-    label: str,
-) -> Recipe:
+def _parse(given: Filled, text: Mapping[str, Any], path: Path, label: str) -> Recipe:
+    filled = given.text
     problems = list(problems_of(filled, RECIPE_SCHEMA, ""))
     ids: dict[str, int] = {}
     steps = filled.get("steps")
@@ -206,9 +201,9 @@ def _parse(
             problems.append(f"steps[{index}].id: '{name}' is the id of steps[{ids[name]}] already")
     if not problems and "training" in filled:
         problems += torch_classes.problems(filled["training"])
-    if problems:
+    if problems := variables.with_forms(problems, given):
         raise UsageError(*(f"{label}: {problem}" for problem in dict.fromkeys(problems)))
-    resolved = {**filled, "vars": variables}
+    resolved = {**filled, "vars": given.values}
     canonical = json.dumps(resolved, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return Recipe(
         label=label,
@@ -216,7 +211,7 @@ def _parse(
         text=text,
         sha256=hashlib.sha256(canonical.encode()).hexdigest(),
         about=filled.get("about", ""),
-        variables=variables,
+        variables=given.values,
         models=filled.get("models", {}),
         seed=filled.get("seed", 0),
         steps=tuple(_step(step, index) for index, step in enumerate(filled["steps"])),
@@ -234,7 +229,10 @@ def _step_problems(step: Any, index: int) -> Iterator[str]:
     """Check one step against its own op's schema."""
     place = f"steps[{index}]"
     if not isinstance(step, dict) or not isinstance(step.get("op"), str):
-        return  # the envelope's schema has said so
+        # The envelope's schema has said so.
+        if isinstance(step, dict) and (named := [key for key in step if key in OPS]):
+            yield f'{place}: an op is named so: {{"op": "{named[0]}", ...}}'
+        return
     if step["op"] not in OPS:
         hint = did_you_mean(step["op"], OPS) or "; `surgeon ops` lists them"
         yield f"{place}.op: there is no op '{step['op']}'{hint}"

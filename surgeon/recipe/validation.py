@@ -67,11 +67,17 @@ def _explain(error: ValidationError, place: str) -> Iterator[str]:
             known = list(schema["properties"])
             for key in instance:
                 if key not in known:
-                    hint = did_you_mean(key, known) or f"; known are {', '.join(known)}"
+                    hint = _belongs(key) or did_you_mean(key, known)
+                    hint = hint or f"; known are {', '.join(known)}"
                     yield f"{prefix}'{key}' is unknown{hint}"
         case "required":
-            missing = [key for key in wanted if key not in instance]
-            yield from (f"{prefix}'{key}' is missing" for key in missing)
+            known = {} if not isinstance(error.schema, dict) else error.schema.get("properties", {})
+            for key in (key for key in wanted if key not in instance):
+                only = known.get(key, {}).get("const")
+                say = f"; say {json.dumps(key)}: {json.dumps(only)}" if only is not None else ""
+                yield f"{prefix}'{key}' is missing{say}"
+        case "const":
+            yield f"{prefix}{_shorten(instance)} is unknown; known is {json.dumps(wanted)}"
         case "oneOf" if all(set(option) == {"required"} for option in wanted):
             choices = [repr(option["required"][0]) for option in wanted]
             yield f"{prefix}give exactly one of {', '.join(choices)}"
@@ -85,6 +91,8 @@ def _explain(error: ValidationError, place: str) -> Iterator[str]:
             hint = did_you_mean(str(instance), options) or f"; known are {', '.join(options)}"
             word = repr(instance) if isinstance(instance, str) else json.dumps(instance)
             yield f"{prefix}{_cut(word)} is unknown{hint}"
+        case "pattern" if (what := _described(error.schema)).startswith("the import path"):
+            yield f"{prefix}{_shorten(instance)} is not {what}"
         case "format" if isinstance(error.cause, SurgeonError):
             yield f"{prefix}{error.cause}"
         case "type":
@@ -92,6 +100,32 @@ def _explain(error: ValidationError, place: str) -> Iterator[str]:
             yield f"{prefix}{_shorten(instance)} is not of type {names}"
         case _:
             yield f"{prefix}{error.message}"
+
+
+# Where the words of a recipe's frame belong, for whoever wrote them elsewhere.
+_PLACES = {
+    "it belongs at the top of the recipe, beside 'steps'": (
+        "about", "vars", "models", "seed", "steps", "training", "output"
+    ),
+    "it belongs in 'training'": ("optimizer", "stages", "teacher", "unfreeze"),
+    "it belongs in a stage of training.stages": (
+        "train", "freeze", "groups", "duration", "scheduler", "optimizer_state", "after"
+    ),
+    "it belongs in a group of a stage's 'groups', or in optimizer.args": (
+        "lr", "lr_scale", "weight_decay"
+    ),
+    "what it would hold stands beside 'op'": ("params", "parameters", "args"),
+}  # fmt: skip
+
+
+def _described(schema: Any) -> str:
+    return str(schema.get("description", "")) if isinstance(schema, Mapping) else ""
+
+
+def _belongs(key: str) -> str:
+    """Return a hint at the place where a word of the frame belongs, empty for other words."""
+    found = (place for place, words in _PLACES.items() if key in words)
+    return next((f"; {place}" for place in found), "")
 
 
 def _closest_branch(error: ValidationError, place: str, prefix: str) -> Iterator[str]:

@@ -95,6 +95,8 @@ def test_exit_code_1_for_a_failed_expectation(example: Bench) -> None:
         ["--set", "row=1"],
         ["--set", "rows=0"],
         ["--set", "rows=x"],
+        ["--set", "rows=[1,"],
+        ["--set", "rows={name:ones}"],
         ["--model", "b"],
         ["--workers", "0"],
         ["--max-memory", "much"],
@@ -221,6 +223,18 @@ def test_set_takes_what_is_not_json_as_a_string(example: Bench) -> None:
     assert json.loads(result.stdout)["dropped"] == ["classifier.bias", "classifier.weight"]
 
 
+def test_set_keeps_a_name_as_it_was_written(bench: Bench) -> None:
+    source = bench.folder / "in.safetensors"
+    save_file(dict.fromkeys(("v.1.10.w", "v.1.1.w", "2"), np.ones(1)), source)
+    recipe = write_recipe(
+        bench.folder, {"op": "delete", "target": ["v.${layer}", "${name}"]},
+        vars={"layer": None, "name": None},
+    )  # fmt: skip
+    given = ("--set", "layer=1.10", "--set", "name=2", "--json")
+    result = run("plan", recipe, source, *given)
+    assert json.loads(result.stdout)["dropped"] == ["2", "v.1.10.w"]
+
+
 def test_models_on_the_command_line_fill_open_ones(example: Bench) -> None:
     step = {"op": "average", "models": ["other"], "target": "classifier"}
     recipe = write_recipe(example.folder, step, models={"other": None})
@@ -233,6 +247,63 @@ def test_models_on_the_command_line_fill_open_ones(example: Bench) -> None:
     assert (by_position.exit_code, by_name.exit_code) == (0, 0)
     assert example.output.read_bytes() == first
     assert run("plan", recipe, example.input).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "error"),
+    [
+        ("validate {bad} --json", 2,
+         ("bad.json", "steps[0].op", "there is no op 'delet'", "did you mean 'delete'?")),
+        ("plan {bad} {source} --json", 2,
+         ("bad.json", "steps[0].op", "there is no op 'delet'", "did you mean 'delete'?")),
+        ("plan {recipe} no.pt --json", 3, ("no.pt", None, "no such file", None)),
+        ("plan --json {recipe} {source} --set rows=0", 2,
+         ("recipe.json", "steps[0].rows", "0 is less than the minimum of 1", None)),
+        ("apply {recipe} {source} out.pt --json", 2,
+         ("out.pt", None, "surgeon writes safetensors",
+          "say out.safetensors for one file, or out for a model folder")),
+        ("inspect {source} clasifier --json", 2,
+         (None, None, "no tensor matches 'clasifier'", "did you mean 'classifier'?")),
+        ("diff {source} no.pt --json", 3, ("no.pt", None, "no such file", None)),
+        ("compare {source} --json", 2,
+         (None, None, "compare takes two models or more", None)),
+        ("ops widn --json", 2, (None, None, "there is no op 'widn'", "did you mean 'widen'?")),
+        ("apply {recipe} {source} o.safetensors --json --checksums md5", 2,
+         (None, "--checksums", "'md5' is not one of 'crc32', 'sha256', 'none'.", None)),
+        ("plan {recipe} {source} --optimiser x --json", 2,
+         (None, "--optimiser", "there is no such option",
+          "did you mean '--optimizer' or '--optimizer-order'?")),
+    ],
+)  # fmt: skip
+def test_json_is_one_document_on_failure_too(
+    grow: tuple[Path, Path, Path], command: str, code: int, error: tuple[Any, ...]
+) -> None:
+    recipe, source, _ = grow
+    bad = recipe.with_name("bad.json")
+    bad.write_text(json.dumps({"surgeon": 1, "steps": [{"op": "delet", "target": "a"}]}))
+    result = run(*command.format(recipe=recipe, source=source, bad=bad).split())
+    assert (result.exit_code, result.stderr) == (code, "")
+    document = {"errors": [dict(zip(FIELDS, error, strict=True))], "exit_code": code}
+    assert json.loads(result.stdout) == document
+
+
+FIELDS = ("file", "place", "message", "hint")
+
+
+def test_json_lists_all_errors_and_says_yes_to_a_valid_recipe(grow: tuple[Path, ...]) -> None:
+    two = ("validate", grow[0], "--json", "--set", "rows=0", "--set", "row=1")
+    assert len(json.loads(run(*two).stdout)["errors"]) == 1
+    document = json.loads(run("validate", grow[0], "--json").stdout)
+    assert (document["errors"], document["exit_code"], document["steps"]) == ([], 0, 1)
+    assert document["recipe"]["file"] == "recipe.json"
+
+
+def test_a_failed_expectation_is_a_document_too(example: Bench) -> None:
+    recipe = write_recipe(example.folder, {"op": "expect", "target": "classifier", "count": 9})
+    result = run("apply", recipe, example.input, example.output, "--json")
+    document = json.loads(result.stdout)
+    assert (result.exit_code, document["exit_code"]) == (1, 1)
+    assert document["errors"][0]["place"] == "steps[0] (expect)"
 
 
 def test_json_is_one_document_and_the_same_each_time(grow: tuple[Path, Path, Path]) -> None:

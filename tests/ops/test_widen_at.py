@@ -126,6 +126,12 @@ def test_moments_stay_with_their_rows(tmp_path):
     assert [b for b in made.blocks if b.startswith("fc.bias")] == ["fc.bias[0:6]", "fc.bias[7:8]"]
 
 
+def test_more_blocks_than_a_manifest_can_tell_are_refused(bench):
+    bench.given({"fc.weight": torch.ones(257, 1)})
+    with pytest.raises(PlanError, match="257 rows in 257 blocks, and new ones go into at most"):
+        bench.plan(step("fc", rows=1, at={"every": 1}))
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [

@@ -9,6 +9,7 @@ import pytest
 
 from surgeon.base.errors import SurgeonError, UsageError
 from surgeon.recipe import find, load, read_json, ready_made
+from surgeon.recipe.variables import TypedNumber
 
 WIDEN = {"op": "widen", "target": "fc", "rows": 1}
 
@@ -82,7 +83,7 @@ def test_missing_file_is_one_line(tmp_path):
 
 def test_folder_is_one_line(tmp_path):
     (line,) = problems(str(tmp_path))
-    assert line.endswith("not a regular file")
+    assert "is a folder, not a recipe" in line
 
 
 def test_unknown_ready_made_recipe_is_one_line():
@@ -101,10 +102,10 @@ def test_ready_made_recipe_is_found_by_name(name):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ({}, ["'surgeon' is missing", "'steps' is missing"]),
+        ({}, ["'surgeon' is missing; say \"surgeon\": 1", "'steps' is missing"]),
         ({"surgeon": 1}, ["'steps' is missing"]),
-        ({"surgeon": 2, "steps": []}, ["surgeon: 1 was expected"]),
-        ({"surgeon": "1", "steps": []}, ["surgeon: 1 was expected"]),
+        ({"surgeon": 2, "steps": []}, ["surgeon: 2 is unknown; known is 1"]),
+        ({"surgeon": "1", "steps": []}, ['surgeon: "1" is unknown; known is 1']),
         ({"surgeon": 1, "steps": {}}, ["steps: {} is not of type array"]),
         ({"surgeon": 1, "steps": ["widen"]}, ['steps[0]: "widen" is not of type object']),
         ({"surgeon": 1, "steps": [{}]}, ["steps[0]: 'op' is missing"]),
@@ -299,7 +300,7 @@ def test_variables_value_is_not_substituted_again(written):
 
 def test_wrong_value_of_a_variable_is_an_error_where_it_is_used(written):
     (line,) = problems(written({**WIDEN, "rows": "${n}"}, vars={"n": "many"}))
-    assert line == 'recipe.json: steps[0].rows: "many" is not of type integer'
+    assert line == 'recipe.json: steps[0].rows: "many" is not of type integer; give --set n=3'
 
 
 def test_override_replaces_the_declared_value(written):
@@ -310,8 +311,76 @@ def test_override_replaces_the_declared_value(written):
 
 def test_null_variable_must_be_set(written):
     path = written({**WIDEN, "rows": "${n}"}, vars={"n": None})
-    assert problems(path) == ["recipe.json: vars.n: must be set; give --set n=VALUE"]
+    assert problems(path) == ["recipe.json: vars.n: must be set; give --set n=3"]
     assert step_of(load(path, {"n": 2}))["rows"] == 2
+
+
+LAYERS = {"op": "layers", "container": "${c}", "take": "${t}"}
+HERE = {"c": "h", "t": 0}
+
+
+@pytest.mark.parametrize(
+    ("step", "given", "key", "expected"),
+    [
+        ({"op": "delete", "target": "${x}"}, 2, "target", "2"),
+        ({"op": "delete", "target": ["a", "${x}"]}, 2, "target", ["a", "2"]),
+        ({"op": "delete", "target": "${x}"}, [2, "b"], "target", ["2", "b"]),
+        ({"op": "delete", "target": "${x}"}, True, "target", "true"),
+        ({"op": "delete", "target": "${x}.w"}, 1.5, "target", "1.5.w"),
+        ({**WIDEN, "rows": "${x}"}, 2, "rows", 2),
+        ({**WIDEN, "target": "${x}"}, TypedNumber("1.10"), "target", "1.10"),
+        ({**WIDEN, "target": "${x}.w"}, TypedNumber("1.10"), "target", "1.10.w"),
+        ({**LAYERS, "container": "h", "take": "${x}"}, "0:4", "take", ["0:4"]),
+        ({**LAYERS, "container": "h", "take": "${x}"}, 3, "take", [3]),
+        ({**LAYERS, "container": "h", "take": "${x}"}, {"range": 1}, "take", [{"range": 1}]),
+        ({"op": "layers", "container": "h", "take": [{"range": 0, "zero": "${x}"}]}, 7, "take",
+         [{"range": 0, "zero": ["7"]}]),
+        ({"op": "narrow", "target": "a", "keep": "${x}"}, "0:4", "keep", "0:4"),
+        ({"op": "narrow", "target": "a", "keep": "${x}"}, 4, "keep", 4),
+    ],
+)  # fmt: skip
+def test_a_variable_takes_the_form_that_its_place_wants(written, step, given, key, expected):
+    recipe = load(written(step, vars={"x": None}), {"x": given})
+    assert step_of(recipe)[key] == expected
+    assert recipe.variables == {"x": given}
+
+
+def test_each_place_takes_a_form_of_its_own(written):
+    steps = [{"op": "delete", "target": "${x}"}, {**WIDEN, "rows": "${x}"},
+             {**LAYERS, "container": "${x}", "take": "${x}"}]  # fmt: skip
+    recipe = load(written(*steps, vars={"x": 2}), {})
+    found = [step.parameters for step in recipe.steps]
+    assert (found[0]["target"], found[1]["rows"]) == ("2", 2)
+    assert (found[2]["container"], found[2]["take"]) == ("2", [2])
+
+
+@pytest.mark.parametrize(
+    ("step", "given", "problem"),
+    [
+        ({**WIDEN, "rows": "${x}"}, "2", 'rows: "2" is not of type integer; give --set x=3'),
+        ({**WIDEN, "rows": "${x}"}, [2], "rows: [2] is not of type integer; give --set x=3"),
+        ({**WIDEN, "rows": "${x}"}, True, "rows: true is not of type integer; give --set x=3"),
+        ({"op": "delete", "target": "${x}"}, {"a": 1},
+         'target: {"a": 1} is not of type string or array; give --set x=NAME'),
+        ({**LAYERS, "container": "h", "take": "${x}"}, "a:b", "take[0]: 'a:b' is not an index"),
+        ({"op": "scale", "target": "a", "by": "${x}"}, "half",
+         'by: "half" is not of type number; give --set x=0.5'),
+    ],
+)  # fmt: skip
+def test_a_variable_of_no_form_that_fits_is_told_one(written, step, given, problem):
+    (line,) = problems(written(step, vars={"x": None}), x=given)
+    assert line.startswith(f"recipe.json: steps[0].{problem}")
+
+
+def test_variables_that_must_be_set_are_told_their_forms(written):
+    step = {**LAYERS, "about": "${a}", "take": "${t}"}
+    training = {"stages": [{"name": "s", "freeze": "${f}"}]}
+    unset = dict.fromkeys(("a", "c", "t", "f", "nowhere"))
+    forms = {"a": "NAME", "c": "NAME", "t": """'["a", "b"]'""", "f": "NAME", "nowhere": "VALUE"}
+    assert problems(written(step, vars=unset, training=training)) == [
+        f"recipe.json: vars.{name}: must be set; give --set {name}={form}"
+        for name, form in forms.items()
+    ]
 
 
 def test_setting_an_undeclared_variable_names_the_nearest(written):
