@@ -19,6 +19,7 @@ from surgeon.formats.torch_globals import (
     Global,
     is_weight,
     known,
+    left_unbuilt,
     subclass_problem,
 )
 from surgeon.lazy import ByteSource, LazyTensor, Stored, Strided, TensorSpec
@@ -52,6 +53,10 @@ class TorchWorld:
         self._storages: dict[tuple[object, ...], _Storage] = {}
         self._tensors: dict[tuple[object, ...], LazyTensor] = {}
         self._specs: dict[tuple[str, tuple[int, ...]], TensorSpec] = {}
+
+    def left(self) -> tuple[str, ...]:
+        """Return notes on what of the file is left out, once all of it was read."""
+        return left_unbuilt(self.unknown)
 
     def find(self, module: str, name: str) -> object:
         found = known(module, name)
