@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,8 +147,9 @@ def refuse_adapters(model: nn.Module) -> None:
     """Raise ManifestError for a model with layers of PEFT."""
     for name, module in model.named_modules():
         if type(module).__module__.startswith("peft."):
+            what = f"'{name}' is a layer" if name else "the model is one"
             raise ManifestError(
-                f"'{name}' is a layer of PEFT, and the manifest is for the model without adapters; "
+                f"{what} of PEFT, and the manifest is for the model without adapters; "
                 "bind and start the model first, then add adapters, or merge them into it "
                 "(merge_and_unload)"
             )
@@ -160,6 +161,12 @@ def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
     here = {**live.buffers, **live.parameters}
     unknown = [name for name in tensors if name not in here]
     unlisted = [name for name in live.parameters if name not in tensors]
+    if prefix := _lies_in(unknown, unlisted):
+        yield (
+            f"all of the model's names begin with '{prefix}', and the manifest's do not; bind the "
+            f"module itself: bind(model.{prefix.rstrip('.')})"
+        )
+        return
     parametrized: dict[str, str] = {}
     fused: set[str] = set()
     for name in unlisted:
@@ -199,6 +206,17 @@ def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
                 f"'{name}' is {tuple(tensor.shape)} in the model and {tensors[name].shape} in the "
                 f"manifest{_BUILD}"
             )
+
+
+def _lies_in(unknown: Sequence[str], unlisted: Sequence[str]) -> str:
+    """Return what is before all names of a model, where most of the manifest's follow it."""
+    for name in unknown[:1]:
+        for other in unlisted:
+            prefix = other.removesuffix(name)
+            if other.endswith(f".{name}") and all(one.startswith(prefix) for one in unlisted):
+                there = {one.removeprefix(prefix) for one in unlisted}
+                return prefix if 2 * len(there.intersection(unknown)) > len(unknown) else ""
+    return ""
 
 
 def _is_numbered(name: str, module: str) -> bool:

@@ -260,6 +260,15 @@ def test_bind_refuses_names_that_would_meet(tmp_path: Path) -> None:
     )
 
 
+def test_bind_says_which_module_is_meant(tmp_path: Path) -> None:
+    outer = nn.Module()
+    outer.net = network()
+    assert problems(loaded(network(), tmp_path, WARM_UP), outer) == (
+        "out.manifest.json: all of the model's names begin with 'net.', and the manifest's do not; "
+        "bind the module itself: bind(model.net)",
+    )
+
+
 def test_bind_refuses_parametrizations_by_name(tmp_path: Path) -> None:
     model = network()
     nn.utils.parametrizations.weight_norm(model.fc)
