@@ -15,6 +15,7 @@ from surgeon.base.strict_json import MOST_BYTES
 from surgeon.formats.safetensors import header_sha256
 from surgeon.manifest.model import Manifest, WeightFile
 from surgeon.training.errors import ManifestError
+from surgeon.training.experts import put_together
 
 # What torch's wrappers call the module inside of them.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -185,10 +186,11 @@ def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
         apart = [n for n in unknown if n.startswith(f"{module}.") and _is_numbered(n, module)]
         if apart and live.parameters[name].ndim >= 3:
             unlisted.remove(name)
+            stated = {other: tensors[other].shape for other in apart}
+            steps = put_together(name, tuple(live.parameters[name].shape), stated)
             yield (
                 f"'{name}' holds all experts in one, and the manifest has them apart, such as "
-                f"'{apart[0]}'; add steps to the recipe that put them together (concat what "
-                "belongs together in each, then stack)"
+                f"'{apart[0]}'; add to the recipe: {steps}"
             )
             fused.add(module)
     unknown = [name for name in unknown if not any(_is_numbered(name, module) for module in fused)]
