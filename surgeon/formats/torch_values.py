@@ -78,6 +78,7 @@ class TorchWorld:
                 raise TypeError
         elif is_module_state(state):
             value.state = cast(dict[str, object], state)
+            self.unknown.pop(value.what, None)  # read by its structure, and named as that
         elif not value.problem and _holds_weights(state):
             value.problem = subclass_problem(value.what)
 
