@@ -12,10 +12,19 @@ from typing import Any, Literal
 
 from surgeon.lazy import LazyTensor, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
+from surgeon.numeric.ggml import BLOCK_TYPES
 
 Tensors = Mapping[str, LazyTensor]
 Format = Literal[
-    "scaled", "mxfp4", "gptq", "awq", "bitsandbytes-4", "bitsandbytes-8", "packed", "unknown"
+    "scaled",
+    "mxfp4",
+    "gptq",
+    "awq",
+    "bitsandbytes-4",
+    "bitsandbytes-8",
+    "packed",
+    "ggml",
+    "unknown",
 ]
 
 # What lies beside the codes of a scaled weight, after its name or its module's.
@@ -76,6 +85,8 @@ def groups(tensors: Tensors, config: Mapping[str, Any] | None = None) -> list[Gr
             found += [group for group in make(name, tensors) if group]
         elif name.endswith("_scale_inv") or name.endswith(".SCB"):
             found += [group for group in _scaled(name, tensors) if group]
+        elif name[-5:-4] == "." and (group := _blocks(name, tensors)):
+            found.append(group)
     method = str((config or {}).get("quant_method", ""))
     if method and method not in KNOWN_METHODS and not found:
         found += _of_unknown(tensors, method)
@@ -165,6 +176,13 @@ def _microscaled(name: str, tensors: Tensors) -> Iterator[Group | None]:
     parts = {"codes": name, "scale": f"{weight}_scales"}
     if _dtype(tensors, name) == "U8" and parts["scale"] in tensors:
         yield Group("mxfp4", weight, parts)
+
+
+def _blocks(name: str, tensors: Tensors) -> Group | None:
+    """Return the group of a tensor of GGUF's blocks, whose name ends with their type."""
+    weight, _, kind = name.rpartition(".")
+    is_known = kind in BLOCK_TYPES and weight and _dtype(tensors, name) == "U8"
+    return Group("ggml", weight, {"codes": name}, kind) if is_known else None
 
 
 # By the end of a name, from its last dot or underscore on.

@@ -23,6 +23,10 @@ def read_archive(file: InputFile | Window) -> tuple[object, TorchWorld, bytes]:
 
 def _read(archive: Archive, data: bytes) -> tuple[object, TorchWorld]:
     world = TorchWorld(archive.file, archive.members)
+    if archive.is_script:
+        from surgeon.formats.torch_script import ScriptWorld  # few files are such
+
+        world = ScriptWorld(archive)
     try:
         value = read_pickle(data, world)
     except ValueError as error:

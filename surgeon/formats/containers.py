@@ -12,6 +12,8 @@ from surgeon.lazy import LazyTensor
 
 # Deeper than what anybody nests; a name of a million keys would be as long.
 _DEEPEST = 100
+# So many lines that say the same are read; of more, one.
+_MOST_ALIKE = 3
 
 # Where Lightning keeps the arguments of a model: a loss with weights is none of the model's.
 _SETTINGS = "hyper_parameters"
@@ -208,15 +210,21 @@ def _tensors(
 ) -> dict[str, LazyTensor]:
     tensors: dict[str, LazyTensor] = {}
     problems, left_out = [], []
+    unusable: dict[str, list[str]] = {}
     for name, value in chosen.items():
         if isinstance(value, Opaque) and value.problem:
-            problems.append(f"{place}: tensor {name!r}: {value.problem}")
+            unusable.setdefault(value.problem, []).append(str(name))
         elif not is_tensor(value):
             left_out.append(f"{name} ({_kind(value)})")
         elif not isinstance(name, str) or not _is_name(name):
             problems.append(f"{place}: tensor {name!r}: found a key that cannot be a tensor's name")
         else:
             tensors[name] = value
+    for problem, names in unusable.items():
+        if len(names) > _MOST_ALIKE:
+            problems.append(f"{place}: tensors {listed(names)}: {problem}")
+        else:
+            problems += [f"{place}: tensor {name!r}: {problem}" for name in names]
     if problems:
         raise at_most(problems, place)
     if left_out:

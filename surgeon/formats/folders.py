@@ -14,6 +14,7 @@ from surgeon.base.errors import CheckpointError, listed
 from surgeon.base.files import read_regular
 from surgeon.base.strict_json import MOST_BYTES, parse_object
 from surgeon.formats.checkpoint import DISTRIBUTED, Checkpoint, at_most
+from surgeon.formats.foreign import SAVE_ALL_RANKS
 from surgeon.lazy import LazyTensor
 
 OpenFile = Callable[[Path], Checkpoint]
@@ -37,6 +38,7 @@ _OTHER_FOLDERS = (
     "original", "onnx", "openvino", "coreml", "checkpoint-*", "global_step*",
     "pytorch_model_fsdp_*", "optimizer_*", ".git",
 )  # fmt: skip
+_OF_A_RANK = re.compile(r"rank[-_.]?\d+.*\.(bin|ckpt|pt|pth)$")
 # How far above its folder the `snapshots` of a hub cache may be: snapshots/REVISION/SUBFOLDER.
 _DEEPEST_SNAPSHOT = 3
 
@@ -65,7 +67,9 @@ def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:
     if not found:
         holds = listed(there, 10) if there else "nothing"
         expected = ", ".join((*_WEIGHTS, *_INDEXES, *_ADAPTERS))
-        raise CheckpointError(f"{folder}: found none of {expected}; it holds {holds}")
+        ranks = [name for name in there if _OF_A_RANK.search(name)]
+        hint = f"; a file for each rank holds parts alone; {SAVE_ALL_RANKS}" if ranks else ""
+        raise CheckpointError(f"{folder}: found none of {expected}; it holds {holds}{hint}")
     if len(found) > 1:
         raise CheckpointError(
             f"{folder}: found {' and '.join(found)}, expected one of them; name the one that is "

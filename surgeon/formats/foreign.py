@@ -9,6 +9,13 @@ KERAS = (
     "{w.path: w.numpy() for w in model.weights}, PATH)"
 )
 NPZ = "save its arrays with safetensors.numpy.save_file(dict(numpy.load(IN)), OUT)"
+# Of files that hold one rank's part of each tensor.
+SAVE_ALL_RANKS = (
+    "in the run that saved it, have all ranks save to a folder (torch.distributed.checkpoint.save("
+    "model.state_dict(), checkpoint_id=FOLDER)), which is read, or save the whole: "
+    "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "
+    "torch.distributed.checkpoint.state_dict"
+)
 _UNPACK = "unpack it first"
 _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x1f\x8b", "gzip", _UNPACK),

@@ -1,4 +1,7 @@
-"""Read GGUF files whose tensors are plain numbers; quantised types are named and refused.
+"""Read GGUF files; a quantised tensor's blocks are bytes, under its name and that of its type.
+
+`blk.0.attn_q.weight.Q4_K` is what `dequantize` makes `blk.0.attn_q.weight` of. Types that it does
+not know are named and refused.
 
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. All numbers are little-endian.
 """
@@ -8,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 
 from surgeon.base.errors import CheckpointError
 from surgeon.formats.checkpoint import Checkpoint, at_most, spec_of
 from surgeon.formats.files import InputFile
 from surgeon.lazy import LazyTensor, Stored, TensorSpec
+from surgeon.numeric.ggml import BLOCK_TYPES, BlockType
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -40,6 +45,12 @@ _MOST_PROBLEMS = 1000
 _NOTE = (
     "GGUF: names, and the order of rows of some weights (q and k of llama), are llama.cpp's, not "
     "transformers'"
+)
+
+
+_CODES = (
+    "GGUF: quantised tensors ({}) are blocks of codes, under their names and types; a step "
+    '{{"op": "dequantize"}} makes numbers of them'
 )
 
 
@@ -144,6 +155,7 @@ def _opened(file: InputFile, data: bytes) -> Checkpoint:
     found = [_entry(header) for _ in range(count)]
     begin = -(-header.place // alignment) * alignment
     tensors = _tensors(file, found, begin)
+    quantised = _count(found, lambda kind: _blocks_of(kind) is not None)
     return Checkpoint(
         path=file.path,
         tensors=tensors,
@@ -151,7 +163,7 @@ def _opened(file: InputFile, data: bytes) -> Checkpoint:
         metadata={},
         header_sha256=hashlib.sha256(data[: header.place]).hexdigest(),
         size_bytes=file.size_bytes,
-        notes=(_NOTE, *_about(metadata)),
+        notes=(_NOTE, *_about(metadata), *([_CODES.format(quantised)] if quantised else [])),
         weight_files=(file.path,),
         closers=(file.close,),
     )
@@ -173,16 +185,39 @@ def _entry(header: _Header) -> tuple[str, tuple[int, ...], int, int]:
     return name, shape, int(header.take("I")), int(header.take("Q"))
 
 
+def _count(
+    found: list[tuple[str, tuple[int, ...], int, int]], wanted: Callable[[int], bool]
+) -> str:
+    """Return how many tensors are of each of some types: `2 of Q8_0, 1 of IQ2_XS`."""
+    kinds = Counter(_QUANTISED.get(kind, f"type {kind}") for _, _, kind, _ in found if wanted(kind))
+    return ", ".join(f"{count} of {name}" for name, count in kinds.most_common())
+
+
+def _blocks_of(kind: int) -> BlockType | None:
+    return BLOCK_TYPES.get(_QUANTISED.get(kind, ""))
+
+
+def _stored(name: str, shape: tuple[int, ...], kind: int) -> tuple[str, TensorSpec]:
+    """Return what a tensor is called here, and what lies in the file."""
+    blocks = _blocks_of(kind)
+    if blocks is None:
+        return name, spec_of(_TYPES[kind], shape)
+    if not shape or shape[-1] % blocks.elements:
+        raise ValueError(
+            f"found shape {shape} of {_QUANTISED[kind]}, whose blocks are of {blocks.elements}"
+        )
+    spec = spec_of("U8", (*shape[:-1], shape[-1] // blocks.elements * blocks.bytes))
+    return f"{name}.{_QUANTISED[kind]}", spec
+
+
 def _tensors(
     file: InputFile, found: list[tuple[str, tuple[int, ...], int, int]], begin: int
 ) -> dict[str, LazyTensor]:
-    quantised = Counter(_QUANTISED.get(kind, f"type {kind}") for _, _, kind, _ in found
-                        if kind not in _TYPES)  # fmt: skip
-    if quantised:
-        kinds = ", ".join(f"{count} of {name}" for name, count in quantised.most_common())
+    if unknown := _count(found, lambda kind: kind not in _TYPES and not _blocks_of(kind)):
         raise ValueError(
-            f"found quantised tensors: {kinds}; surgery is done on the checkpoint that it was "
-            "converted from, or on a dequantised one: llama-quantize --allow-requantize IN OUT BF16"
+            f"found quantised tensors of types that are not read: {unknown}; surgery is done on "
+            "the checkpoint that it was converted from, or on a dequantised one: llama-quantize "
+            "--allow-requantize IN OUT BF16"
         )
     tensors: dict[str, LazyTensor] = {}
     problems: list[str] = []
@@ -191,7 +226,7 @@ def _tensors(
         if len(problems) > _MOST_PROBLEMS:
             break
         try:
-            spec: TensorSpec = spec_of(_TYPES[kind], shape)
+            name, spec = _stored(name, shape, kind)
             place = begin + offset
             if place + spec.size_bytes > file.size_bytes:
                 raise ValueError(

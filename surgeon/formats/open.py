@@ -223,7 +223,6 @@ def _archived(file: InputFile) -> Contents:
     """Return what a torch archive holds; raises ValueError with what is wrong with it."""
     # Here, since most files are not torch's.
     from surgeon.formats.archives import read_archive
-    from surgeon.formats.torch_globals import left_unbuilt
 
     value, world, data = read_archive(file)
     return Contents(
@@ -234,7 +233,7 @@ def _archived(file: InputFile) -> Contents:
         origins=world.origins,
         close=file.close,
         weight_files=(file.path,),
-        notes=left_unbuilt(world.unknown),
+        notes=world.left(),
     )
 
 

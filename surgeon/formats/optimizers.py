@@ -25,6 +25,9 @@ from surgeon.lazy import LazyTensor, Stored, TensorSpec
 
 # The metadata entry that tells our own files, and holds what their tensors cannot say.
 METADATA = "optimizer_state"
+# What bitsandbytes keeps beside codes: since 0.46 in a dict of its own, before among the rest.
+_EIGHT_BITS = {"__bnb_optimizer_quant_state__", "qmap1"}
+EIGHT_BITS = "is the state of an 8-bit optimizer of bitsandbytes, whose moments are blocks of codes"
 _OURS = f"there is no '{METADATA}' in its metadata, so surgeon did not write it"
 
 
@@ -139,6 +142,8 @@ def _entry(name: str, kept: object, path: Path) -> Entry:
         return Entry(name, {}, problem=f"is a {type(kept).__name__}")
     values: dict[str, LazyTensor] = {}
     numbers: set[str] = set()
+    if _EIGHT_BITS & kept.keys():
+        return Entry(name, {}, problem=EIGHT_BITS)
     for key, value in kept.items():
         if value is None:
             continue

@@ -13,6 +13,7 @@ from typing import Any
 
 from surgeon.base.errors import listed
 from surgeon.formats.checkpoint import Opaque, is_tensor, plain, plain_key
+from surgeon.formats.foreign import SAVE_ALL_RANKS
 from surgeon.numeric.dtypes import DTYPES
 
 _RESAVE = (
@@ -217,7 +218,7 @@ def is_weight(value: object) -> bool:
 def subclass_problem(full: str) -> str:
     """Return why an object with tensors in it is no tensor here, and what to do about it."""
     if "DTensor" in full or full.startswith("torch.distributed"):
-        return f"found {full!r}, a distributed tensor; save tensor.full_tensor() instead"
+        return f"found {full!r}, of which this file holds one rank's part; {SAVE_ALL_RANKS}"
     return (
         f"found {full!r} with tensors in it, which is no plain tensor; save plain tensors instead"
     )

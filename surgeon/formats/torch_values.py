@@ -19,6 +19,7 @@ from surgeon.formats.torch_globals import (
     Global,
     is_weight,
     known,
+    left_unbuilt,
     subclass_problem,
 )
 from surgeon.lazy import ByteSource, LazyTensor, Stored, Strided, TensorSpec
@@ -53,6 +54,10 @@ class TorchWorld:
         self._tensors: dict[tuple[object, ...], LazyTensor] = {}
         self._specs: dict[tuple[str, tuple[int, ...]], TensorSpec] = {}
 
+    def left(self) -> tuple[str, ...]:
+        """Return notes on what of the file is left out, once all of it was read."""
+        return left_unbuilt(self.unknown)
+
     def find(self, module: str, name: str) -> object:
         found = known(module, name)
         if not found.is_expected:
@@ -73,6 +78,7 @@ class TorchWorld:
                 raise TypeError
         elif is_module_state(state):
             value.state = cast(dict[str, object], state)
+            self.unknown.pop(value.what, None)  # read by its structure, and named as that
         elif not value.problem and _holds_weights(state):
             value.problem = subclass_problem(value.what)
 

@@ -24,8 +24,18 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _LONGEST_COMMENT = 65535
 _LONGEST_DIRECTORY = 256_000_000
 _ENCRYPTED, _SIZES_FOLLOW = 1, 8
-_STORED = 0
+_STORED, _DEFLATED = 0, 8
+_LONGEST_CODE = 64_000_000
+_EXPORTED = "save its weights with torch.save(torch.export.load(IN).state_dict, OUT)"
 _NOT_TORCH = "the zip archive holds no data.pkl, so torch.save did not write it"
+
+
+class _Code(NamedTuple):
+    """A file of TorchScript's code, which may be compressed: where it is, how long it becomes."""
+
+    record: Record
+    size_bytes: int
+    is_packed: bool
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,12 @@ class Archive:
     file: InputFile | Window
     members: dict[str, Record]
     states_checksums: bool
+    code: dict[str, _Code]
+
+    @property
+    def is_script(self) -> bool:
+        """Say whether torch.jit.save wrote it."""
+        return bool(self.code) or "constants.pkl" in self.members
 
     def read(self, name: str) -> bytes:
         """Return a small member whole, its checksum verified."""
@@ -46,6 +62,23 @@ class Archive:
                 f"expected {record.crc32:08x}; the file is damaged"
             )
         return data
+
+    def read_code(self, name: str) -> str:
+        """Return the text of a file of code, which is never run; empty where there is none."""
+        if name not in self.code:
+            return ""
+        record, size_bytes, is_packed = self.code[name]
+        if size_bytes > _LONGEST_CODE:
+            raise ValueError(f"member {name!r}: found {size_bytes} bytes of code")
+        data = self.file.read(record.offset, record.size_bytes)
+        try:
+            if is_packed:
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size_bytes + 1)
+        except zlib.error:
+            data = b""
+        if len(data) != size_bytes or (self.states_checksums and zlib.crc32(data) != record.crc32):
+            raise ValueError(f"member {name!r}: is damaged")
+        return data.decode("utf-8", "replace")
 
 
 class _Entry(NamedTuple):
@@ -72,14 +105,18 @@ def open_archive(file: InputFile | Window) -> Archive:
     # First what the archive is: of another's the members are of no interest.
     folder = _folder({entry.name.decode("utf-8", "backslashreplace") for entry in entries})
     records: dict[str, Record] = {}
+    code: dict[str, _Code] = {}
     entries.sort()
     for place, entry in enumerate(entries):
         following = entries[place + 1][0] if place + 1 < len(entries) else directory_offset
         name = entry.name.decode("utf-8", "backslashreplace")
-        if name in records:
+        if name in records or name in code:
             raise ValueError(f"member {name!r} is there twice")
         try:
-            records[name] = _record(file, entry, following)
+            if entry.method == _DEFLATED and name.startswith(f"{folder}code/"):
+                code[name] = _Code(_packed(file, entry, following), entry.size_bytes, True)
+            else:
+                records[name] = _record(file, entry, following)
         except ValueError as error:
             raise ValueError(f"member {name!r}: {error}") from None
     members = {
@@ -88,7 +125,10 @@ def open_archive(file: InputFile | Window) -> Archive:
         if name.startswith(folder)
     }
     # torch.serialization.set_crc32_options(False) writes 0 everywhere.
-    archive = Archive(file, members, any(record.crc32 for record in records.values()))
+    packed = {name.removeprefix(folder): one for name, one in code.items()}
+    packed |= {name: _Code(record, record.size_bytes, False)
+               for name, record in members.items() if name.startswith("code/")}  # fmt: skip
+    archive = Archive(file, members, any(r.crc32 for r in records.values()), packed)
     if "byteorder" in members and archive.members["byteorder"].size_bytes < 16:
         order = archive.read("byteorder")
         if order != b"little":
@@ -166,6 +206,16 @@ def _large(extra: bytes, *values: int) -> list[int]:
     return found
 
 
+def _packed(file: InputFile | Window, entry: _Entry, following: int) -> Record:
+    """Return where a compressed member's bytes are."""
+    head = file.read(entry.header_offset, _LOCAL.size)
+    name_size, extra_size = _LOCAL.unpack(head)[-2:]
+    offset = entry.header_offset + _LOCAL.size + name_size + extra_size
+    if entry.flags & _ENCRYPTED or offset + entry.stored_bytes > following:
+        raise ValueError("found it encrypted, or where something else lies")
+    return Record(file, offset, entry.stored_bytes, entry.crc32)
+
+
 def _record(file: InputFile | Window, entry: _Entry, following: int) -> Record:
     """Check an entry against its local header; `following` is where the next one begins."""
     if entry.flags & _ENCRYPTED:
@@ -220,13 +270,9 @@ def _folder(names: Collection[str]) -> str:
             raise ValueError(f"this is a NumPy .npz archive; {NPZ}")
         if "model.weights.h5" in names:
             raise ValueError(f"this is a Keras model; {KERAS}")
+        if any(name.endswith("/archive_format") for name in names):
+            raise ValueError(f"this is a program of torch.export; {_EXPORTED}")
         raise ValueError(_NOT_TORCH)
     if len(folders) > 1:
         raise ValueError(f"found data.pkl in {len(folders)} folders, expected it in one")
-    folder = folders[0]
-    if any(name.startswith(f"{folder}code/") or name == f"{folder}constants.pkl" for name in names):
-        raise ValueError(
-            "this is a TorchScript archive, which holds code; save its weights with "
-            "torch.save(torch.jit.load(IN).state_dict(), OUT)"
-        )
-    return folder
+    return folders[0]

@@ -24,7 +24,7 @@ from surgeon.draft import Tensors, ties
 from surgeon.formats import Checkpoint, Record, SavedState, open_optimizer
 from surgeon.formats.checkpoint import Contents
 from surgeon.formats.containers import state_dicts
-from surgeon.formats.optimizers import METADATA, Entry, places_in, state_in
+from surgeon.formats.optimizers import EIGHT_BITS, METADATA, Entry, places_in, state_in
 from surgeon.initialisers.parts import Bound
 from surgeon.lazy import (
     Copied,
@@ -60,6 +60,7 @@ _BY_ORDER = (
     "it from an optimizer that was made with model.named_parameters(), or give the names in its "
     "order (--optimizer-order FILE)"
 )
+_FRESH = 'start fresh: let the stage "reset" the state, or leave it out (--optimizer none)'
 _UNKNOWN = "the input has no such tensors"
 _COMBINED = "their values were made of several tensors"
 _MIXED = "they were put together from tensors of which different things were kept"
@@ -262,6 +263,7 @@ def carried(
     if order.names is None and not all(entry.block for entry in saved.entries):
         known = parameter_order(config_of(checkpoint), parameters_of(given))
         order = replace(order, architecture=known)
+    _require_usable(saved)
     match = matched(saved, given, order)
     unknown = match.unknown
     for name, region, entry in match.found:
@@ -282,6 +284,15 @@ def carried(
         matched_by=match.by,
         whose=match.whose,
     )
+
+
+def _require_usable(saved: SavedState) -> None:
+    """Raise PlanError where nothing of a state can be carried, or where it is one of codes."""
+    kept = [entry for entry in saved.entries if entry.values or entry.problem]
+    problems = [entry.problem for entry in kept if entry.problem]
+    if EIGHT_BITS in problems or (problems and len(problems) == len(kept)):
+        problem = EIGHT_BITS if EIGHT_BITS in problems else problems[0]
+        raise PlanError(f"{saved.place}: {problem}: no surgery can take it along; {_FRESH}")
 
 
 def _carry(name: str, tensor: LazyTensor, carrying: _Carrying) -> None:
@@ -305,7 +316,10 @@ def _carry(name: str, tensor: LazyTensor, carrying: _Carrying) -> None:
     for source in sources:
         if source.entry.problem or source.other:
             others = ", ".join(map(repr, source.other))
-            reasons.append(source.entry.problem or f"{others} are not kept per element")
+            reasons.append(
+                source.entry.problem
+                or f"{others} are not kept per element, so that it starts fresh"
+            )
         elif usable and usable[0].layout != source.layout:
             reasons.append(_MIXED)
         else:

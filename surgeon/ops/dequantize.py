@@ -34,11 +34,11 @@ def dequantize(
     """Turn quantised weights into the numbers that they stand for.
 
     Reads FP8 and int8 with a scale per tensor, row or block, MXFP4, GPTQ (2, 3, 4 and 8 bits), AWQ
-    (the gemm layout), bitsandbytes (NF4, FP4, int8) and compressed-tensors' packed integers.
-    Computed in float32, as the formats' own libraries do, and rounded once. A weight takes the
-    place of its codes, scales and other companions go, and a folder's `quantization_config`
-    follows. Experts in MXFP4 become (experts, inputs, outputs), as GPT-OSS keeps them. What is not
-    quantised stays as it is.
+    (the gemm layout), bitsandbytes (NF4, FP4, int8), compressed-tensors' packed integers, and
+    GGUF's Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K. Computed in float32, as the formats' own
+    libraries do, and rounded once. A weight takes the place of its codes, scales and other
+    companions go, and a folder's `quantization_config` follows. Experts in MXFP4 become (experts,
+    inputs, outputs), as GPT-OSS keeps them. What is not quantised stays as it is.
     """
     tensors = draft.tensors if model is None else draft.model(model)
     config = draft.outside.read_config(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from surgeon.base.strict_json import MOST_BYTES
 from surgeon.formats.safetensors import header_sha256
 from surgeon.manifest.model import Manifest, WeightFile
 from surgeon.training.errors import ManifestError
+from surgeon.training.experts import put_together
 
 # What torch's wrappers call the module inside of them.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -147,8 +148,9 @@ def refuse_adapters(model: nn.Module) -> None:
     """Raise ManifestError for a model with layers of PEFT."""
     for name, module in model.named_modules():
         if type(module).__module__.startswith("peft."):
+            what = f"'{name}' is a layer" if name else "the model is one"
             raise ManifestError(
-                f"'{name}' is a layer of PEFT, and the manifest is for the model without adapters; "
+                f"{what} of PEFT, and the manifest is for the model without adapters; "
                 "bind and start the model first, then add adapters, or merge them into it "
                 "(merge_and_unload)"
             )
@@ -160,6 +162,12 @@ def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
     here = {**live.buffers, **live.parameters}
     unknown = [name for name in tensors if name not in here]
     unlisted = [name for name in live.parameters if name not in tensors]
+    if prefix := _lies_in(unknown, unlisted):
+        yield (
+            f"all of the model's names begin with '{prefix}', and the manifest's do not; bind the "
+            f"module itself: bind(model.{prefix.rstrip('.')})"
+        )
+        return
     parametrized: dict[str, str] = {}
     fused: set[str] = set()
     for name in unlisted:
@@ -178,10 +186,11 @@ def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
         apart = [n for n in unknown if n.startswith(f"{module}.") and _is_numbered(n, module)]
         if apart and live.parameters[name].ndim >= 3:
             unlisted.remove(name)
+            stated = {other: tensors[other].shape for other in apart}
+            steps = put_together(name, tuple(live.parameters[name].shape), stated)
             yield (
                 f"'{name}' holds all experts in one, and the manifest has them apart, such as "
-                f"'{apart[0]}'; add steps to the recipe that put them together (concat what "
-                "belongs together in each, then stack)"
+                f"'{apart[0]}'; add to the recipe: {steps}"
             )
             fused.add(module)
     unknown = [name for name in unknown if not any(_is_numbered(name, module) for module in fused)]
@@ -199,6 +208,17 @@ def name_problems(manifest: Manifest, live: Live) -> Iterator[str]:
                 f"'{name}' is {tuple(tensor.shape)} in the model and {tensors[name].shape} in the "
                 f"manifest{_BUILD}"
             )
+
+
+def _lies_in(unknown: Sequence[str], unlisted: Sequence[str]) -> str:
+    """Return what is before all names of a model, where most of the manifest's follow it."""
+    for name in unknown[:1]:
+        for other in unlisted:
+            prefix = other.removesuffix(name)
+            if other.endswith(f".{name}") and all(one.startswith(prefix) for one in unlisted):
+                there = {one.removeprefix(prefix) for one in unlisted}
+                return prefix if 2 * len(there.intersection(unknown)) > len(unknown) else ""
+    return ""
 
 
 def _is_numbered(name: str, module: str) -> bool:

@@ -122,9 +122,35 @@ class _Distributed:
 
 def test_distributed_tensors_are_named_as_what_they_are(tmp_path):
     torch.save({**MODEL, "sharded": _Distributed()}, tmp_path / "a.pt")
-    assert "'sharded': found 'torch.distributed.tensor.DTensor', a distributed tensor" in error_of(
-        tmp_path / "a.pt"
-    )
+    message = error_of(tmp_path / "a.pt")
+    assert "'sharded': found 'torch.distributed.tensor.DTensor', of which this file" in message
+
+
+@pytest.fixture
+def one_rank():
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield distributed.device_mesh.init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["DTensor", "ShardedTensor"])
+def test_what_ranks_of_fsdp_save_one_by_one_is_refused_once_with_the_way_out(
+    tmp_path, one_rank, kind
+):
+    from torch.distributed._shard import sharded_tensor, sharding_spec
+    from torch.distributed.fsdp import fully_shard
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    fully_shard(model, mesh=one_rank)
+    halves = sharding_spec.ChunkShardingSpec(0, placements=["rank:0/cpu"])
+    shards = {name: sharded_tensor.zeros(halves, 4, 4) for name in "abcd"}
+    torch.save(model.state_dict() if kind == "DTensor" else shards, tmp_path / "rank_0.pt")
+    (line,) = error_of(tmp_path / "rank_0.pt").splitlines()
+    assert f"{kind}', of which this file holds one rank's part; in the run that" in line
+    assert "a file for each rank holds parts alone; in the run" in error_of(tmp_path)
 
 
 class Block(torch.nn.Module):
@@ -165,6 +191,7 @@ def test_a_pickled_module_is_read_as_its_state_dict(tmp_path, legacy, monkeypatc
         "read the tensors of a pickled 'tests.formats.test_classes.Detector' by its structure, "
         "under the names that state_dict() gives them; none of its code ran",
     )
+    assert not any("torch.nn.modules" in note for note in checkpoint.notes)
     assert "SURGEON_TEST_RAN" not in os.environ
 
 

@@ -1,13 +1,19 @@
-"""GGUF files: byte for byte what the library that defines them wrote, or refused by type."""
+"""GGUF files: bit by bit what the library that defines them reads, or refused by type."""
 
 from __future__ import annotations
 
+import json
 import struct
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from surgeon import recipe, surgery
+from surgeon.base.errors import SurgeonError
 from surgeon.formats import open_checkpoint
+from surgeon.numeric.ggml import BLOCK_TYPES
+from surgeon.output.execute import Options
 from tests.formats.test_torch import error_of, values
 
 gguf = pytest.importorskip("gguf")
@@ -71,19 +77,54 @@ def test_bfloat16_is_read_byte_for_byte(tmp_path):
     assert values(lazy) == BF16.tobytes()
 
 
-def test_quantised_types_are_listed_with_the_way_out(tmp_path):
-    kind = gguf.GGMLQuantizationType.Q8_0
-    data = gguf.quants.quantize(np.ones((2, 64), "f4"), kind)
-    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+def quantised(path, kind):
+    """Write blocks of any bytes, as two rows, beside a plain tensor; return their values."""
+    _, size_bytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(0).integers(0, 64, (2, 3, size_bytes), dtype=np.uint8)
+    writer = gguf.GGUFWriter(path, "llama")
     writer.add_tensor("plain", np.ones(3, "f4"))
-    for name in ("a", "b"):
-        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.add_tensor("w", blocks.reshape(2, -1), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if kind.name in BLOCK_TYPES:
+        return gguf.quants.dequantize(blocks.reshape(2, -1), kind)
+    return None
+
+
+def written_by(tmp_path, steps):
+    (tmp_path / "r.json").write_text(json.dumps({"surgeon": 1, "steps": steps}))
+    with surgery.opened(
+        recipe.load(str(tmp_path / "r.json"), {}), str(tmp_path / "a.gguf"), {}
+    ) as opened:
+        surgery.write(opened, tmp_path / "out.safetensors", Options(workers=1), force=False)
+    return load_file(tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_quantised_types_are_dequantised_bit_by_bit(tmp_path, name):
+    expected = quantised(tmp_path / "a.gguf", gguf.GGMLQuantizationType[name])
+    found = written_by(tmp_path, [{"op": "dequantize", "dtype": "float32"}])
+    assert found.keys() == {"plain", "w"}
+    assert found["w"].shape == expected.shape
+    assert found["w"].tobytes() == expected.astype("<f4").tobytes()
+
+
+def test_codes_are_no_numbers_for_any_other_step(tmp_path):
+    quantised(tmp_path / "a.gguf", gguf.GGMLQuantizationType.Q4_K)
+    assert "quantised tensors (1 of Q4_K)" in " ".join(
+        open_checkpoint(str(tmp_path / "a.gguf")).notes
+    )
+    with pytest.raises(SurgeonError, match=r'"op": "dequantize", "target": "w"'):
+        written_by(tmp_path, [{"op": "narrow", "target": "w.Q4_K", "keep": "0:1"}])
+
+
+@pytest.mark.parametrize("name", ["IQ4_NL", "Q8_K"])
+def test_other_quantised_types_are_listed_with_the_way_out(tmp_path, name):
+    quantised(tmp_path / "a.gguf", gguf.GGMLQuantizationType[name])
     message = error_of(tmp_path / "a.gguf")
-    assert "found quantised tensors: 2 of Q8_0; surgery is done on" in message
+    assert f"types that are not read: 1 of {name}; surgery is done on the checkpoint" in message
 
 
 def test_a_header_longer_than_the_first_read(written):

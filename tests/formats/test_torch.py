@@ -10,7 +10,6 @@ import pickle
 import struct
 import subprocess
 import sys
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -448,24 +447,6 @@ def test_a_damaged_pickle_is_found_by_its_checksum(good, tmp_path):
     data = good.read_bytes()
     (tmp_path / "a.pt").write_bytes(data.replace(b"FloatStorage", b"FloatStoraga"))
     assert "the file is damaged" in error_of(tmp_path / "a.pt")
-
-
-def test_torchscript_is_refused(tmp_path):
-    for name in ("code/__torch__.py", "constants.pkl"):
-        with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
-            archive.writestr("a/data.pkl", b"")
-            archive.writestr(f"a/{name}", b"")
-        assert "TorchScript" in error_of(tmp_path / "a.pt")
-
-
-def test_what_torch_jit_saves_is_refused_as_what_it_is(tmp_path):
-    """Its code is compressed, which is not what is wrong with it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), tmp_path / "a.pt")
-    message = error_of(tmp_path / "a.pt")
-    assert "this is a TorchScript archive" in message
-    assert "compress" not in message
 
 
 def test_npz_and_other_zips_are_refused(tmp_path):

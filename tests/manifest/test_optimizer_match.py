@@ -196,3 +196,32 @@ def test_the_state_of_a_trainer_in_the_folder_is_mentioned(tmp_path: Path) -> No
     with surgery.opened(load(str(tmp_path / "r.json"), {}), str(folder), {}) as opened:
         path = folder / "optimizer.pt"
         assert f"{path} is not carried; --optimizer {path} does that" in opened.notes
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_eight_bit_moments_are_refused_by_name(tmp_path: Path, is_older: bool) -> None:
+    model = distinct()
+    state = stepped(model, model.parameters()).state_dict()
+    codes = {"state1": torch.zeros(5, 4, dtype=torch.uint8), "qmap1": torch.zeros(256),
+             "absmax1": torch.zeros(1)}  # fmt: skip
+    state["state"][0] = codes if is_older else {"__bnb_optimizer_quant_state__": codes, "step": 2}
+    torch.save({"model": model.state_dict(), "optimizer": state}, tmp_path / "in.pt")
+    found = refused(tmp_path, str(tmp_path / "in.pt"))
+    assert "is the state of an 8-bit optimizer of bitsandbytes, whose moments are" in found
+    assert 'start fresh: let the stage "reset" the state, or leave it out' in found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_state_of_adam8bit_is_refused_by_name(tmp_path: Path) -> None:
+    optimizers = pytest.importorskip("bitsandbytes").optim
+    model = distinct()
+    try:
+        optimizer = optimizers.Adam8bit(model.parameters(), min_8bit_size=8)
+        model(torch.randn(5, 4)).square().sum().backward()
+        optimizer.step()
+    except Exception as error:  # it may need a GPU
+        pytest.skip(str(error))
+    assert "an 8-bit optimizer of bitsandbytes" in refused(
+        tmp_path, saved(tmp_path, model, optimizer)
+    )

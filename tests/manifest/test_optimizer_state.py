@@ -288,7 +288,8 @@ def test_factored_state_is_kept_where_nothing_changed_and_else_reset(tmp_path: P
     assert "fc.bias[0:7]" in made.blocks
     assert not any(name.startswith("fc.weight") for name in made.blocks)
     assert [note for note in made.notes if "reset" in note] == [
-        "optimizer state: reset for 'fc.weight': 'row_var', 'col_var' are not kept per element"
+        "optimizer state: reset for 'fc.weight': 'row_var', 'col_var' are not kept per "
+        "element, so that it starts fresh"
     ]
 
 

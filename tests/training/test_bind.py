@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small import HEAD, NAMES, checkpoint_entry, group, loaded, network, saved, stage
 from torch import nn
 
+import surgeon
 from surgeon.training import Manifest, ManifestError
 
 WARM_UP = stage("warm-up", group("head", HEAD))
@@ -260,6 +262,15 @@ def test_bind_refuses_names_that_would_meet(tmp_path: Path) -> None:
     )
 
 
+def test_bind_says_which_module_is_meant(tmp_path: Path) -> None:
+    outer = nn.Module()
+    outer.net = network()
+    assert problems(loaded(network(), tmp_path, WARM_UP), outer) == (
+        "out.manifest.json: all of the model's names begin with 'net.', and the manifest's do not; "
+        "bind the module itself: bind(model.net)",
+    )
+
+
 def test_bind_refuses_parametrizations_by_name(tmp_path: Path) -> None:
     model = network()
     nn.utils.parametrizations.weight_norm(model.fc)
@@ -313,3 +324,21 @@ def test_bind_says_how_fused_experts_are_put_together(tmp_path: Path) -> None:
     manifest = loaded(apart, tmp_path, stage("all", group("all", names), frozen=[]))
     (found,) = problems(manifest, fused)
     assert "'experts.gate_up_proj' holds all experts in one, and the manifest has them" in found
+    step = '{"op": "stack", "from": "experts.{e}.weight", "into": "experts.gate_up_proj"}'
+    assert found.endswith(step)
+
+
+def test_the_steps_that_bind_names_make_the_layouts_agree(tmp_path: Path) -> None:
+    from surgeon.training.experts import put_together
+
+    fused = torch.randn(4, 6, 2)
+    apart = {f"experts.{n}.{w}.weight": part.clone() for n, expert in enumerate(fused)
+             for w, part in zip(("w1", "w3"), expert.chunk(2), strict=True)}  # fmt: skip
+    save_file(apart, tmp_path / "in.safetensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in apart.items()}
+    named = put_together("experts.gate_up_proj", (4, 6, 2), shapes).partition(" (in the order")[0]
+    (tmp_path / "r.json").write_text(f'{{"surgeon": 1, "steps": [{named}]}}')
+    surgeon.apply(*(tmp_path / file for file in ("r.json", "in.safetensors", "out.safetensors")))
+    found = load_file(tmp_path / "out.safetensors")
+    assert found.keys() == {"experts.gate_up_proj"}
+    assert torch.equal(found["experts.gate_up_proj"], fused)

@@ -182,3 +182,49 @@ def test_moments_of_experts_apart_go_on_in_the_fused_ones(tmp_path: Path, kind: 
                     state[key]
                 )
         assert torch.equal(found, expected)
+
+
+LATENT = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+          "first_k_dense_replace": 1, "moe_intermediate_size": 8, "q_lora_rank": 8,
+          "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+          "num_key_value_heads": 2}  # fmt: skip
+# Renamed, tied and renamed, dense layers beside fused ones: a name on disk to train of each.
+OTHERS = {
+    "GPTNeoXForCausalLM": ({"tie_word_embeddings": True}, "gpt_neox.embed_in.weight"),
+    "ViTForImageClassification": ({"image_size": 8, "patch_size": 4},
+                                  "vit.encoder.layer.0.output.dense.weight"),
+    "DeepseekV3ForCausalLM": (LATENT, "model.layers.1.mlp.experts.1.down_proj.weight"),
+    "OlmoeForCausalLM": ({"num_experts": 4, "num_key_value_heads": 2},
+                         "model.layers.0.mlp.experts.3.up_proj.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_trained_is_what_moves_on_disk(tmp_path: Path, kind: str) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    settings, name = OTHERS[kind]
+    made = getattr(transformers, kind)
+    model = made(made.config_class(**{**SIZES, "hidden_size": 16, **settings}))
+    out = operated(tmp_path, model, {"name": "some", "train": [name]})
+    read = made.from_pretrained(out)
+    run = Manifest.load(out).bind(read)
+    optimizer, _ = run.start("some")
+    sum(p.square().sum() for p in read.parameters() if p.requires_grad).backward()
+    optimizer.step()
+    run.check()
+    before, after = load_file(out / "model.safetensors"), on_disk(read, tmp_path / "after")
+    assert after.keys() == before.keys()
+    assert [n for n in before if not torch.equal(before[n], after[n])] == [name]
+
+
+def test_what_a_conversion_computes_is_refused_with_a_way_out_that_works(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    config = transformers.NomicBertConfig(**{**SIZES, "num_key_value_heads": 2})
+    model = transformers.NomicBertForMaskedLM(config)
+    (tmp_path / "a").mkdir()
+    out = operated(tmp_path / "a", model, {"name": "all"})
+    with pytest.raises(ManifestError, match=r"save_pretrained\(FOLDER, save_original_format=Fal"):
+        Manifest.load(out).bind(type(model).from_pretrained(out))
+    (tmp_path / "b").mkdir()
+    out = operated(tmp_path / "b", model, {"name": "all"}, save_original_format=False)
+    Manifest.load(out).bind(type(model).from_pretrained(out)).start("all")

@@ -16,6 +16,7 @@ from surgeon.draft.quantised import Group
 from surgeon.lazy import LazyTensor, Rearranged, Recoded, Scratch, TensorSpec
 from surgeon.lazy.values import beyond
 from surgeon.numeric.dtypes import DTYPES, LARGEST, Array, dtype_named
+from surgeon.numeric.ggml import BLOCK_TYPES
 from surgeon.numeric.quantised import (
     AWQ,
     GPTQ,
@@ -79,6 +80,8 @@ def _numbers(
             return _scaled(group, parts, dtype, config, explain)
         case "mxfp4":
             return _microscaled(parts, dtype, explain)
+        case "ggml":
+            return _of_blocks(parts, group.method, dtype, explain)
         case "gptq":
             return _gptq(parts, dtype, config, explain)
         case "awq":
@@ -100,6 +103,16 @@ def _spec(parts: Mapping[str, LazyTensor], role: str) -> TensorSpec:
     if role not in parts:
         raise PlanError(f"has no {role}")
     return parts[role].spec
+
+
+def _of_blocks(parts: Mapping[str, LazyTensor], kind: str, dtype: str, explain: Any) -> LazyTensor:
+    codes, blocks = _spec(parts, "codes"), BLOCK_TYPES[kind]
+    if not codes.shape or codes.shape[-1] % blocks.bytes:
+        raise PlanError(f"the codes are {codes}, expected rows of blocks of {blocks.bytes} bytes")
+    columns = codes.shape[-1] // blocks.bytes * blocks.elements
+    spec = TensorSpec(dtype, (*codes.shape[:-1], columns))
+    operands = (parts["codes"],)
+    return Recoded(spec, blocks, operands, blocks.elements, blocks.bytes, explain=explain)
 
 
 # --- A scale for a tensor, a row or a block -------------------------------------------------------
