@@ -6,8 +6,6 @@ import atexit
 import ctypes
 import gc
 import os
-import sys
-from io import TextIOWrapper
 
 # Results must not depend on the number of threads, and parallelism is ours. NumPy reads these when
 # it is imported, which no line above does; what is heavy is imported by the command that needs it.
@@ -28,10 +26,6 @@ from surgeon.cli.group import commands  # noqa: E402
 
 def main() -> None:
     """Run the command line; exits the process."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # A tensor's name may hold what the terminal's encoding has no character for.
-            stream.reconfigure(errors="backslashreplace")
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         for parameter, size_bytes in _MALLOC.items():
             mallopt(parameter, size_bytes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +10,30 @@ import click
 from surgeon import __version__
 from surgeon.base.errors import PlanError, SurgeonError, UsageError
 from surgeon.base.tables import json_text, shown
+from surgeon.cli.process import UnwritableError, ending
 
 if TYPE_CHECKING:
     pass
-
-# As a shell reports a program that ended by SIGINT, and by SIGPIPE.
-_INTERRUPTED, _PIPE_CLOSED = 130, 141
 
 
 class _Commands(click.Group):
     """Commands whose errors become lines on stderr and an exit code."""
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        with ending():  # --help and --version answer here
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
+        with ending():
+            return self._invoked(ctx)
+
+    def _invoked(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except SurgeonError as error:
@@ -34,17 +44,8 @@ class _Commands(click.Group):
             # Each step wraps what the one before made of a tensor.
             click.echo("some tensor passes through too many steps; apply them in parts", err=True)
             ctx.exit(PlanError.exit_code)
-        except KeyboardInterrupt:
-            # Where it came inside of an exec(), as of a dataclass that is being imported, python -m
-            # ends with the signal instead of our code; another exec() clears that. See
-            # run_eval_code_obj in https://github.com/python/cpython/blob/3.13/Python/pythonrun.c
-            exec("")
-            click.echo("interrupted", err=True)
-            ctx.exit(_INTERRUPTED)
-        except BrokenPipeError:
-            # Python flushes stdout once more when it ends, which must not fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(_PIPE_CLOSED)
+        except (BrokenPipeError, UnwritableError):
+            raise
         except OSError as error:
             # What is opened and written has errors of its own; this is a path that cannot be one.
             click.echo(f"{shown(str(error.filename))}: {error.strerror}", err=True)

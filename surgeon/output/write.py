@@ -7,7 +7,7 @@ from pathlib import Path
 
 from surgeon.base.errors import listed
 from surgeon.manifest.build import teacher_sha256
-from surgeon.manifest.model import Manifest, text
+from surgeon.manifest.model import Manifest, checkpoint_of, text
 from surgeon.manifest.names import manifest_of
 from surgeon.output import publish
 from surgeon.output.execute import Executor, Options, Written
@@ -65,10 +65,15 @@ def _completed(plan: OutputPlan, written: Written) -> Manifest:
     """Return the manifest with what was found out while writing."""
     opened, state = plan.opened, plan.state
     checksums: dict[str, str] = {}
+    hashes = {file.name: written.files[file.name].header_sha256 for file in plan.weights}
+    checkpoint = plan.manifest.checkpoint
+    parts = [replace(part, header_sha256=hashes[file.name])
+             for part, file in zip(checkpoint.parts, plan.weights, strict=True)]  # fmt: skip
     for file in plan.weights:
         checksums |= written.files[file.name].checksums
     return plan.manifest.with_checksums(
         checksums,
+        checkpoint=checkpoint_of(checkpoint.file, parts),
         teacher=teacher_sha256(opened.stages, opened.checkpoints),
         optimizer_state=written.files[state.name].sha256 if state else "",
     )
