@@ -8,7 +8,7 @@ from setuptools.command.build_ext import build_ext
 # Never -ffast-math: the loops give the bits that NumPy gives.
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
          "-fvisibility=hidden"]  # fmt: skip
-FILES = ("kernels", "ranks", "crc32", "philox")
+FILES = ("kernels", "ranks", "crc32", "philox", "guard")
 SOURCES = [f"surgeon/numeric/{name}.c" for name in FILES]
 
 

@@ -74,6 +74,14 @@ class Written:
     computed_bytes: int = 0
     linked_bytes: int = 0
 
+    def add(self, more: Written) -> None:
+        """Add what is known of further files."""
+        self.files |= more.files
+        self.notes += [note for note in more.notes if note not in self.notes]
+        self.copied_bytes += more.copied_bytes
+        self.computed_bytes += more.computed_bytes
+        self.linked_bytes += more.linked_bytes
+
 
 @dataclass(frozen=True)
 class _Unit:
@@ -327,6 +335,7 @@ class Executor:
             if not count:
                 raise CheckpointError(f"{piece.file.path}: ends at byte {piece.offset + done}")
             done += count
+        piece.file.check_unchanged()
         return True
 
     def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -170,21 +170,30 @@ class FolderOutput:
         if len(files) > 1:
             texts[checkpoint] = index_of(files)
         ours = {FOLDER_MANIFEST, FOLDER_OPTIMIZER, *texts}
+        carried = {name: path for name, path in beside.carried.items() if name not in ours}
         return OutputPlan(
             opened,
             self.path,
             folder=self.path,
             is_folder=True,
             weights=tuple(files),
-            manifest=_manifest(opened, checkpoint, files, FOLDER_OPTIMIZER),
+            manifest=_manifest(
+                opened, checkpoint, files, FOLDER_OPTIMIZER, {*carried, *texts} - {checkpoint}
+            ),
             state=_state_file(opened, FOLDER_OPTIMIZER),
             texts=texts,
-            carried={name: path for name, path in beside.carried.items() if name not in ours},
+            carried=carried,
             notes=tuple(beside.notes),
         )
 
 
-def _manifest(opened: Opened, checkpoint: str, files: Sequence[OutputFile], state: str) -> Manifest:
+def _manifest(
+    opened: Opened,
+    checkpoint: str,
+    files: Sequence[OutputFile],
+    state: str,
+    carried: Collection[str] = (),
+) -> Manifest:
     """Return the manifest but for what only writing tells; `checkpoint` is a file or an index."""
     parts = [
         WeightFile(file=file.name, size_bytes=file.size_bytes, header_sha256="") for file in files
@@ -196,6 +205,7 @@ def _manifest(opened: Opened, checkpoint: str, files: Sequence[OutputFile], stat
         opened.stages,
         checkpoint=checkpoint_of(checkpoint, parts),
         optimizer_state=opened.state.entry(state) if opened.state else None,
+        carried=carried,
     )
 
 

@@ -14,6 +14,9 @@ from surgeon.output.execute import Executor, Options, Written
 from surgeon.output.layout import OutputFile
 from surgeon.output.plan import OutputPlan
 
+# Files that are written at a time: a process may have few open, and its inputs are too.
+_OPEN_AT_ONCE = 32
+
 
 @dataclass(frozen=True)
 class Result:
@@ -45,14 +48,17 @@ def write(plan: OutputPlan, options: Options) -> Result:
             unit.carry(source, name)
         for name, content in (plan.texts or {}).items():
             unit.put(name, content)
-        files: dict[int, OutputFile] = {}
+        written = Written()
         copied = []
-        for file in plan.tensor_files:
-            is_linked = file.source is not None and unit.link(file.source, file.name)
-            copied += [file.name] if file.source and not is_linked else []
-            descriptor = unit.descriptor(file.name)
-            files[descriptor] = file if is_linked else replace(file, source=None)
-        written = executor.write(files)
+        for start in range(0, len(plan.tensor_files), _OPEN_AT_ONCE):
+            files: dict[int, OutputFile] = {}
+            for file in plan.tensor_files[start : start + _OPEN_AT_ONCE]:
+                is_linked = file.source is not None and unit.link(file.source, file.name)
+                copied += [file.name] if file.source and not is_linked else []
+                descriptor = unit.descriptor(file.name)
+                files[descriptor] = file if is_linked else replace(file, source=None)
+            written.add(executor.write(files))
+            unit.rest()
         executor.verify_records(plan.records, plan.tensor_files, written)
         unit.put(manifest_of(plan.path).name, text(_completed(plan, written)))
         unit.publish(obsolete=plan.obsolete)
