@@ -61,9 +61,12 @@ MODES = {
         ("apply none.json in.pt out.safetensors --optimizer in.pt#optimizer",),
         "apply plain.json in.pt out.safetensors --force --optimizer none",
     ),
-    "folder": Mode("out", (), "apply step.json model out"),
+    "folder": Mode("out", (), "apply shards.json model out"),
     "folder in place": Mode(
-        "model", (), "apply step.json model model --force", "apply back.json model model --force"
+        "model",
+        (),
+        "apply shards.json model model --force",
+        "apply shards-back.json model model --force",
     ),
 }  # fmt: skip
 
@@ -82,12 +85,14 @@ def written(folder: Path) -> None:
     torch.save(model.state_dict(), folder / "model" / "pytorch_model.bin")
     (folder / "model" / "config.json").write_text('{"model_type": "none"}')
     (folder / "model" / "notes.txt").write_text("mine")
-    steps = {"none": [], "step": [RENAME], "back": [BACK], "plain": [RENAME]}
-    for name, chosen in steps.items():
-        training = {} if name == "plain" else {"training": CARRYING}
-        output = {"output": {"shard_size": "100KB"}} if name == "sharded" else {}
-        recipe: dict[str, Any] = {"surgeon": 1, "steps": chosen, **training, **output}
-        (folder / f"{name}.json").write_text(json.dumps(recipe))
+    carried, shards = {"training": CARRYING}, {"output": {"shard_size": "1KB"}}
+    recipes: dict[str, Any] = {
+        "none": {"steps": [], **carried}, "step": {"steps": [RENAME], **carried},
+        "back": {"steps": [BACK], **carried}, "plain": {"steps": [RENAME]},
+        "shards": {"steps": [RENAME], **shards}, "shards-back": {"steps": [BACK], **shards},
+    }  # fmt: skip
+    for name, recipe in recipes.items():
+        (folder / f"{name}.json").write_text(json.dumps({"surgeon": 1, **recipe}))
 
 
 @pytest.fixture(scope="session")
