@@ -186,3 +186,37 @@ def test_input_that_shrinks_while_it_is_mapped(tmp_path, attack, checksums):
     assert "in.pt: was changed while it was read" in found.stderr
     assert names(tmp_path) == ["in.pt", "none.json"]
     attack.count("inputs that shrink")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--link",), ("--checksums", "none")])
+def test_many_shards_and_few_open_files(tmp_path, attack, arguments):
+    tensors = {f"{i}.weight": torch.full((8,), float(i)) for i in range(300)}
+    save_file(tensors, tmp_path / "in.safetensors", {"format": "pt"})
+    steps = [{"op": "scale", "target": "7.weight", "by": 2.0}]
+    models = {"other": "b"}
+    for name, recipe in {
+        "cut": {"steps": [], "output": {"shard_size": 32}},
+        "scale": {"steps": steps, "output": {"shard_size": 32}},
+        "both": {"steps": [AVERAGE], "models": models, "output": {"shard_size": 32}},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"surgeon": 1, **recipe}))
+    few = limited(resource.RLIMIT_NOFILE, 100)
+    for command in (
+        ("apply", "cut.json", "in.safetensors", "a"), ("apply", "cut.json", "a", "b"),
+        ("apply", "scale.json", "a", "c", *arguments),
+        ("apply", "both.json", "a", "d", *arguments), ("verify", "c"), ("verify", "d"),
+    ):  # fmt: skip
+        found = run(tmp_path, *command, **few)
+        assert found.returncode == 0, found.stderr
+    attack.count("folders of more shards than open files")
+
+
+def test_file_that_cannot_be_opened_is_no_mismatch(tmp_path, attack):
+    save_file({"a": torch.ones(1)}, tmp_path / "in.safetensors", {"format": "pt"})
+    (tmp_path / "none.json").write_text(json.dumps({"surgeon": 1, "steps": []}))
+    run(tmp_path, "apply", "none.json", "in.safetensors", "out.safetensors")
+    (tmp_path / "out.safetensors").unlink()
+    (tmp_path / "out.safetensors").symlink_to("out.safetensors")
+    found = run(tmp_path, "verify", "out.safetensors")
+    assert (found.returncode, found.stderr.count("\n")) == (3, 1), found.stderr
+    attack.count("files that cannot be opened")
