@@ -85,8 +85,12 @@ class Verified:
 
 def find_manifest(output: Path) -> Path:
     """Return the manifest of a file, of a model folder, or the path itself if it is one."""
-    path = located(output)
-    if path != output and not path.exists():
+    try:
+        path = located(output)
+        is_there = path == output or path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{output}: cannot be opened: {error.strerror}") from None
+    if not is_there:
         what = "there is no manifest" if output.exists() else "no such file, and no manifest"
         raise CheckpointError(f"{output}: {what} beside it ({path.name})")
     return path

@@ -23,10 +23,10 @@ AVERAGE = {"op": "average", "models": ["other"]}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model of 40 MB, another, and a recipe that takes a while."""
+    """A model of 72 MB, which takes several workers, another, and a recipe that takes a while."""
     for seed, name in enumerate(("in", "other")):
         generator = torch.Generator().manual_seed(seed)
-        tensors = {f"{i}.weight": torch.randn(500, 500, generator=generator) for i in range(40)}
+        tensors = {f"{i}.weight": torch.randn(500, 500, generator=generator) for i in range(72)}
         save_file(tensors, tmp_path / f"{name}.safetensors", {"format": "pt"})
     models = {"other": "other.safetensors"}
     recipe = {"surgeon": 1, "models": models, "steps": [AVERAGE]}
@@ -220,3 +220,56 @@ def test_file_that_cannot_be_opened_is_no_mismatch(tmp_path, attack):
     found = run(tmp_path, "verify", "out.safetensors")
     assert (found.returncode, found.stderr.count("\n")) == (3, 1), found.stderr
     attack.count("files that cannot be opened")
+
+
+# Root may look into every folder, unless this is taken away.
+_PLAIN_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "arguments", "code"),
+    [
+        (0o600, ("inspect", "closed/in.safetensors"), 3),
+        (0o600, ("verify", "closed/in.safetensors"), 3),
+        (0o600, ("apply", "none.json", "in.safetensors", "closed/out.safetensors"), 5),
+        (0o600, ("apply", "none.json", "in.safetensors", "closed/out"), 5),
+        (0o500, ("apply", "none.json", "in.safetensors", "closed/out.safetensors"), 5),
+        (0o300, ("apply", "none.json", "in.safetensors", "closed/out.safetensors"), 0),
+        (0o300, ("apply", "none.json", "in.safetensors", "closed/out"), 0),
+    ],
+)
+def test_folders_without_some_permission(tmp_path, attack, mode, arguments, code):
+    (tmp_path / "closed").mkdir()
+    for place in (tmp_path, tmp_path / "closed"):
+        save_file({"a": torch.ones(1)}, place / "in.safetensors", {"format": "pt"})
+    (tmp_path / "none.json").write_text(json.dumps({"surgeon": 1, "steps": []}))
+    prefix = _PLAIN_RIGHTS if os.geteuid() == 0 else []
+    (tmp_path / "closed").chmod(mode)
+    try:
+        found = subprocess.run([*prefix, *SURGEON, *arguments], cwd=tmp_path, text=True,
+                               capture_output=True, check=False)  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("root's rights cannot be taken away here")
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+    assert found.returncode == code, found.stderr
+    assert code == 0 or found.stderr.count("\n") == 1, found.stderr
+    assert code == 0 or names(tmp_path / "closed") == ["in.safetensors"]
+    attack.count("folders without some permission")
+
+
+def test_no_shared_memory_is_needed(folder, attack):
+    inner = 'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", inner, "sh", *SURGEON, *APPLY, "--workers", "2"]
+    try:
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if "mount" in found.stderr or "unshare" in found.stderr:
+        pytest.skip("nothing can be mounted here")
+    assert found.returncode == 0, found.stderr
+    expected = run(folder, *APPLY[:3], "shared.safetensors", "--workers", "2")
+    assert expected.returncode == 0
+    made = [(folder / name).read_bytes() for name in ("out.safetensors", "shared.safetensors")]
+    assert made[0] == made[1]
+    attack.count("runs without shared memory")
