@@ -15,7 +15,7 @@ from surgeon.formats.checkpoint import Record
 from surgeon.manifest import build
 from surgeon.manifest.model import Manifest, WeightFile, checkpoint_of
 from surgeon.manifest.names import FOLDER_MANIFEST, FOLDER_OPTIMIZER, optimizer_of
-from surgeon.output.free import require_apart, require_replaceable
+from surgeon.output.free import is_input, manifest_at, require_apart, require_replaceable
 from surgeon.output.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.output.linking import untouched
 from surgeon.output.opened import Opened
@@ -178,7 +178,11 @@ class FolderOutput:
             is_folder=True,
             weights=tuple(files),
             manifest=_manifest(
-                opened, checkpoint, files, FOLDER_OPTIMIZER, {*carried, *texts} - {checkpoint}
+                opened,
+                checkpoint,
+                files,
+                FOLDER_OPTIMIZER,
+                {*_brought(self.path, opened, carried), *texts} - {checkpoint},
             ),
             state=_state_file(opened, FOLDER_OPTIMIZER),
             texts=texts,
@@ -207,6 +211,17 @@ def _manifest(
         optimizer_state=opened.state.entry(state) if opened.state else None,
         carried=carried,
     )
+
+
+def _brought(path: Path, opened: Opened, carried: Collection[str]) -> set[str]:
+    """Return which carried files are in a folder since surgeon brought them there.
+
+    In place they are the user's own, but for those that an earlier run brought.
+    """
+    if not is_input(path, opened):
+        return {*carried}
+    earlier = manifest_at(path)
+    return {*carried} & {*(earlier.carried if earlier else ())}
 
 
 def _state_file(opened: Opened, name: str) -> OutputFile | None:
