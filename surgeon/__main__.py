@@ -1,5 +1,16 @@
-"""`python -m surgeon`."""
+"""`python -m surgeon`, and the command `surgeon`: ready for signals before the rest is imported."""
 
-from surgeon.cli.commands import main
+from surgeon.cli.process import ending, prepare
 
-main()
+
+def main() -> None:
+    """Run the command line; exits the process."""
+    prepare()
+    with ending():
+        from surgeon.cli.commands import main as run
+
+        run()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,8 @@ import atexit
 import ctypes
 import gc
 import os
-import sys
-from io import TextIOWrapper
+from contextlib import suppress
+from pathlib import Path
 
 # Results must not depend on the number of threads, and parallelism is ours. NumPy reads these when
 # it is imported, which no line above does; what is heavy is imported by the command that needs it.
@@ -26,15 +26,20 @@ from surgeon.cli import looking, operating, words  # noqa: E402, F401
 from surgeon.cli.group import commands  # noqa: E402
 
 
+def _guard() -> None:
+    """Let a mapped input that is cut off meanwhile be an error, and no SIGBUS; see guard.c."""
+    # Not through numeric.compiled, which imports NumPy.
+    library = Path(__file__).parents[1] / "numeric" / "kernels.so"
+    with suppress(OSError, AttributeError):  # not built, or for another machine
+        ctypes.CDLL(str(library)).surgeon_guard()
+
+
 def main() -> None:
     """Run the command line; exits the process."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # A tensor's name may hold what the terminal's encoding has no character for.
-            stream.reconfigure(errors="backslashreplace")
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         for parameter, size_bytes in _MALLOC.items():
             mallopt(parameter, size_bytes)
+    _guard()
     gc.disable()
     # Nor at the end, where Python looks once more through everything that was imported or planned.
     atexit.register(gc.freeze)

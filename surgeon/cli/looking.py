@@ -107,6 +107,7 @@ def _verify(context: click.Context, output: Path, as_json: bool) -> None:
     from surgeon.output.workers import default_workers
 
     found = verify(output, default_workers())
+    say([f"note: {note}" for note in found.notes])
     if as_json:
         print_json(found.as_json())
     else:

@@ -120,9 +120,13 @@ class InputFile:
             return np.empty(0, np.uint8)
         page = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         with self.descriptor() as descriptor:
-            pages = mmap.mmap(
-                descriptor, offset - page + size_bytes, access=mmap.ACCESS_READ, offset=page
-            )
+            try:
+                pages = mmap.mmap(
+                    descriptor, offset - page + size_bytes, access=mmap.ACCESS_READ, offset=page
+                )
+            except (OSError, ValueError) as error:
+                self._check(descriptor)
+                raise CheckpointError(f"{self.path}: cannot be mapped: {error}") from None
         return np.frombuffer(pages, np.uint8)[offset - page :]
 
     def close(self) -> None:
@@ -232,6 +236,10 @@ class Window:
         """Return a read-only uint8 view of bytes of the part."""
         return self._file.mapped(self._offset + offset, size_bytes)
 
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError where the file is no longer what it was when it was opened."""
+        self._file.check_unchanged()
+
 
 class InMemory:
     """Bytes of an input file that had to be loaded, or made."""
@@ -245,6 +253,9 @@ class InMemory:
 
     def mapped(self, offset: int, size_bytes: int) -> Array:
         return self._data[offset : offset + size_bytes]
+
+    def check_unchanged(self) -> None:
+        """Memory stays as it is."""
 
     def fileno(self) -> int | None:
         return None

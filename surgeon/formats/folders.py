@@ -254,7 +254,8 @@ def _joined(
     for name, shard in shards.items():
         tensors.update(shard.tensors)
         for key, value in shard.metadata.items():
-            if metadata.setdefault(key, value) != value:
+            # What surgeon says of itself holds a fingerprint, and goes into no other file.
+            if metadata.setdefault(key, value) != value and key != "surgeon":
                 notes.append(f"{name}: metadata {key!r} differs from an earlier shard's; left out")
         notes += [f"{name}: {note}" for note in shard.notes]
     hashes = "".join(shard.header_sha256 for shard in shards.values())

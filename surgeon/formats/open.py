@@ -70,8 +70,12 @@ def _closed_on_failure(opened: InputFile | Contents) -> Iterator[None]:
 
 
 def _open(path: Path, inner: str) -> Checkpoint:
-    if not os.path.lexists(path):
-        raise CheckpointError(f"{path}: no such file")
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from None
     if not _is_folder(path):
         checkpoint = _named(path, inner)
     elif contents := _folder_of_parts(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from surgeon.base.strict_json import read_json
 from surgeon.base.tables import plural, shown
 from surgeon.base.units import spoken_size
 from surgeon.formats.files import InputFile
+from surgeon.formats.remains import MANIFEST_SUFFIX, WEIGHTS_SUFFIX, settled
 from surgeon.formats.safetensors import open_safetensors
 from surgeon.lazy import ByteRange, LazyTensor, Stored, TensorSpec
 from surgeon.manifest.model import (
@@ -42,6 +44,7 @@ class Verified:
     size_bytes: int = 0
     hashed: int = 0
     mismatches: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def verified(self) -> bool:
@@ -82,8 +85,12 @@ class Verified:
 
 def find_manifest(output: Path) -> Path:
     """Return the manifest of a file, of a model folder, or the path itself if it is one."""
-    path = located(output)
-    if path != output and not path.exists():
+    try:
+        path = located(output)
+        is_there = path == output or path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{output}: cannot be opened: {error.strerror}") from None
+    if not is_there:
         what = "there is no manifest" if output.exists() else "no such file, and no manifest"
         raise CheckpointError(f"{output}: {what} beside it ({path.name})")
     return path
@@ -101,9 +108,10 @@ def read_manifest(path: Path) -> Manifest:
 
 def verify(output: Path, workers: int) -> Verified:
     """Hash an output again and compare; raises CheckpointError where it has no manifest."""
+    note = settled(_output_of(output))
     path = find_manifest(output)
     manifest = read_manifest(path)
-    found = Verified(path, len(manifest.tensors))
+    found = Verified(path, len(manifest.tensors), notes=[f"{output}: {note}"] if note else [])
     checkpoint, state = manifest.checkpoint, manifest.optimizer_state
     if path == manifest_of(output) and is_file(output):  # all may have been renamed
         checkpoint = replace(checkpoint, file=output.name)
@@ -131,10 +139,18 @@ def verify(output: Path, workers: int) -> Verified:
     return found
 
 
+def _output_of(path: Path) -> Path:
+    """Return the output that a path names, which may be its manifest's."""
+    stem = path.name.removesuffix(MANIFEST_SUFFIX)
+    return path if stem in (path.name, "") else path.with_name(f"{stem}{WEIGHTS_SUFFIX}")
+
+
 def _open(manifest: Path, name: str, found: Verified) -> InputFile | None:
     try:
         return InputFile(manifest.parent / name)
     except CheckpointError as error:
+        if os.path.lexists(manifest.parent / name):
+            raise  # nobody knows whether it is what it should be
         found.mismatches += error.problems
         return None
 

@@ -14,6 +14,7 @@ from surgeon.base.regions import Region, boxes, count, reshaped, whole
 from surgeon.lazy.base import (
     BLOCK,
     ByteRange,
+    ByteSource,
     Computed,
     Evaluation,
     LazyTensor,
@@ -180,17 +181,18 @@ def _is_in_file(tensor: LazyTensor) -> bool:
     return len(pieces) == 1 and isinstance(pieces[0], ByteRange)
 
 
-def _mapped(tensor: LazyTensor) -> Array:
-    """Return a tensor that lies in a file as a view of it."""
+def _mapped(tensor: LazyTensor) -> tuple[Array, ByteSource]:
+    """Return a tensor that lies in a file as a view of it, and the file."""
     storage = DTYPES[tensor.spec.dtype].storage
     if isinstance(tensor, Strided):
-        flat = _mapped(tensor.storage)
+        flat, file = _mapped(tensor.storage)
         strides = [stride * storage.itemsize for stride in tensor.strides]
-        return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+        view = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+        return view, file
     (piece,) = tensor.pieces(0, tensor.spec.count)
     assert isinstance(piece, ByteRange)
     mapped = piece.file.mapped(piece.offset, piece.size_bytes)
-    return mapped.view(storage).reshape(tensor.spec.shape)
+    return mapped.view(storage).reshape(tensor.spec.shape), piece.file
 
 
 def _fill(
@@ -202,7 +204,9 @@ def _fill(
         out, tensor, box = pending.pop()
         match tensor:
             case _ if working is None and _is_in_file(tensor):
-                _copy(out, _mapped(tensor)[_slices(box)])
+                view, file = _mapped(tensor)
+                _copy(out, view[_slices(box)])
+                file.check_unchanged()
             case Copied(source=source) | Sharded(source=source):
                 pending.append((out, source, box))
             case Rearranged(source=source, order=order) if tensor.is_permutation:

@@ -137,6 +137,7 @@ class Strided(Form):
         # Mapped, since a block of a transposed view reaches over all of its storage.
         mapped = self.storage.file.mapped(self.storage.offset, self.storage.spec.size_bytes)
         np.take(mapped.view(out.dtype), address, out=out)
+        self.storage.file.check_unchanged()
         return out
 
     def new_regions(self) -> tuple[Region, ...]:

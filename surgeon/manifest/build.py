@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,7 @@ def build(
     *,
     checkpoint: CheckpointEntry,
     optimizer_state: StateFile | None = None,
+    carried: Collection[str] = (),
 ) -> Manifest:
     """Return the manifest of a planned checkpoint, but for its checksums.
 
@@ -118,6 +119,7 @@ def build(
         optimizer=training.optimizer,
         teacher=_teacher_entry(training.teacher, inputs) if training.teacher else None,
         optimizer_state=optimizer_state,
+        carried=tuple(sorted(carried)),
         stages=tuple(training.stages),
     )
 

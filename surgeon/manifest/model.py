@@ -269,6 +269,9 @@ class Manifest:
         StateFile | None,
         "what the optimizer of the earlier run kept, after the same surgery",
     ] = None
+    carried: Annotated[
+        tuple[str, ...], "files of a model folder besides the weights: carried along, or made"
+    ] = ()
     stages: Annotated[
         tuple[
             Annotated[Stage, "every element of every parameter is in exactly one group, or frozen"],

@@ -63,10 +63,15 @@ def crc32(block: memoryview, before: int = 0) -> int:
 
 
 class Running:
-    """The checksum of bytes that arrive in order, and the running hash of a whole `file`."""
+    """The checksum of bytes that arrive in order, and the running hash of a whole `file`.
 
-    def __init__(self, algorithm: Algorithm, file: Hash | None = None) -> None:
-        self._crc: int | None = 0 if algorithm == "crc32" else None
+    `has_crc32` asks for the CRC-32 besides another checksum.
+    """
+
+    def __init__(
+        self, algorithm: Algorithm, file: Hash | None = None, *, has_crc32: bool = False
+    ) -> None:
+        self._crc: int | None = 0 if has_crc32 or algorithm == "crc32" else None
         self._hash = hashlib.sha256() if algorithm == "sha256" else None
         self._file = file
 
@@ -79,7 +84,7 @@ class Running:
             self._file.update(block)
         if self._crc is not None:
             self._crc = crc32(block, self._crc)
-        elif self._hash is not None:
+        if self._hash is not None:
             self._hash.update(block)
 
     @property

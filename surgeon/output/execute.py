@@ -17,9 +17,11 @@ import numpy as np
 from surgeon.base.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.draft import Check
 from surgeon.formats.checkpoint import Record
+from surgeon.formats.safetensors import header_sha256
 from surgeon.lazy import ByteRange, Computed, Scratch, is_computed_at_once, walk
 from surgeon.numeric.blas import is_pinned
 from surgeon.numeric.dtypes import DTYPES
+from surgeon.output.calls import allocate, sync_file_range, write_all
 from surgeon.output.checksums import Algorithm, Running, crc32_joined
 from surgeon.output.layout import OutputFile, Placed
 from surgeon.output.workers import parallel_map, worthwhile
@@ -59,6 +61,7 @@ class WrittenFile:
 
     checksums: dict[str, str] = field(default_factory=dict)
     sha256: str = ""
+    header_sha256: str = ""
 
 
 @dataclass
@@ -70,6 +73,14 @@ class Written:
     copied_bytes: int = 0
     computed_bytes: int = 0
     linked_bytes: int = 0
+
+    def add(self, more: Written) -> None:
+        """Add what is known of further files."""
+        self.files |= more.files
+        self.notes += [note for note in more.notes if note not in self.notes]
+        self.copied_bytes += more.copied_bytes
+        self.computed_bytes += more.computed_bytes
+        self.linked_bytes += more.linked_bytes
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Executor:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._own = _Own()
-        self._start = _sync_file_range()
+        self._start = sync_file_range()
 
     def check(self, checks: Sequence[tuple[str, Check]], size_bytes: int) -> list[str]:
         """Run the checks that look at tensor data, of about this size; return what they report."""
@@ -136,8 +147,8 @@ class Executor:
         batches: list[list[_Unit]] = []
         for descriptor, file in files.items():
             if file.source is None:
-                _allocate(descriptor, file.size_bytes)
-                os.pwrite(descriptor, file.header, 0)
+                allocate(descriptor, file.size_bytes)
+                write_all(descriptor, memoryview(file.header), 0)
                 batches += self._batches(descriptor, file)
             else:
                 size_bytes = file.size_bytes - len(file.header)
@@ -172,7 +183,14 @@ class Executor:
         ):
             written.notes.append(_NOT_PINNED)
         for descriptor, file in files.items():
-            if os.pread(descriptor, len(file.header), 0) != file.header:
+            header = file.header
+            if file.content_at >= 0 and self._options.checksums != "none":
+                header = file.header_with(
+                    crcs.get((file.name, placed.name), 0) for placed in file.tensors
+                )
+                write_all(descriptor, memoryview(header), 0)
+            written.files[file.name].header_sha256 = header_sha256(header)
+            if os.pread(descriptor, len(header), 0) != header:
                 raise WriteError(f"{file.name}: reads back with another header than was written")
         return written
 
@@ -264,7 +282,9 @@ class Executor:
 
     def _write_unit(self, unit: _Unit, hashing: Hash | None) -> _Done:
         self._own.scratch.forget(walk(unit.placed.tensor))
-        running = Running(self._options.checksums, hashing)
+        algorithm = self._options.checksums
+        # The fingerprint of a file's content is the same, whichever checksums are asked for.
+        running = Running(algorithm, hashing, has_crc32=algorithm != "none")
         offset, copied = unit.offset, 0
         descriptor = unit.descriptor
         pieces = unit.placed.tensor.pieces(unit.start, unit.stop) if unit.stop else ()
@@ -295,7 +315,7 @@ class Executor:
             piece.file.read_into(piece.offset + start, block)
             running.update(block)
             if descriptor is not None:
-                _write_all(descriptor, block, offset + start)
+                write_all(descriptor, block, offset + start)
 
     def _copied_in_kernel(self, piece: ByteRange, descriptor: int, offset: int) -> bool:
         source = piece.file.fileno()
@@ -315,6 +335,7 @@ class Executor:
             if not count:
                 raise CheckpointError(f"{piece.file.path}: ends at byte {piece.offset + done}")
             done += count
+        piece.file.check_unchanged()
         return True
 
     def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
@@ -326,7 +347,7 @@ class Executor:
                 block = piece.tensor.elements(start, stop, scratch)
                 data = block.view(np.uint8).data
                 running.update(data)
-                _write_all(descriptor, data, offset)
+                write_all(descriptor, data, offset)
                 offset += len(data)
             start = stop
         return offset
@@ -337,16 +358,6 @@ class Executor:
                 descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes),
                 _SYNC_FILE_RANGE_WRITE,
             )  # fmt: skip
-
-
-def _sync_file_range() -> Callable[..., int] | None:
-    """Return the system's call of this name; None where it has none."""
-    try:
-        found: Callable[..., int] | None
-        found = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
-    except (OSError, TypeError):  # there is no such library
-        return None
-    return found
 
 
 def _used(records: Iterable[Record], files: Iterable[OutputFile]) -> list[Record]:
@@ -377,23 +388,3 @@ def _work(file: OutputFile) -> int:
         bool(tensor.operands) or tensor.initialisers is not None for _, tensor, _ in file.tensors
     )
     return file.size_bytes + _PER_COMPUTED * computed
-
-
-def _allocate(descriptor: int, size_bytes: int) -> None:
-    """Reserve the space, so that a full disk is known at once."""
-    if not hasattr(os, "posix_fallocate"):
-        os.ftruncate(descriptor, size_bytes)
-        return
-    try:
-        os.posix_fallocate(descriptor, 0, size_bytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        os.ftruncate(descriptor, size_bytes)
-
-
-def _write_all(descriptor: int, block: memoryview, offset: int) -> None:
-    while block:
-        count = os.pwrite(descriptor, block, offset)
-        block = block[count:]
-        offset += count

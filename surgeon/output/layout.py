@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from json.encoder import encode_basestring
 from operator import itemgetter
 from typing import NamedTuple
 
 from surgeon.draft import MODEL_WEIGHTS, Tensors, ties
 from surgeon.formats.files import InputFile
-from surgeon.formats.safetensors import header_sha256
 from surgeon.lazy import LazyTensor
 from surgeon.numeric.dtypes import LAYOUT_RANK
+from surgeon.recipe.plan import NO_CONTENT
+
+# How our own entry begins.
+_CONTENT = b'"surgeon":"{\\"content\\": \\"'
 
 
 class Placed(NamedTuple):
@@ -29,7 +33,8 @@ class OutputFile:
     """One safetensors file to be: its header's bytes and its tensors in file order.
 
     `source` is the input's file that it is, byte for byte, and that it is to be linked to.
-    `is_hashed` asks for the SHA-256 of the whole file.
+    `is_hashed` asks for the SHA-256 of the whole file. `content_at` is where in the header its
+    fingerprint goes; negative where it has none.
     """
 
     name: str
@@ -38,10 +43,19 @@ class OutputFile:
     size_bytes: int
     source: InputFile | None = None
     is_hashed: bool = False
+    content_at: int = -1
 
-    @property
-    def header_sha256(self) -> str:
-        return header_sha256(self.header)
+    def header_with(self, crcs: Iterable[int]) -> bytes:
+        """Return the header with the fingerprint, from its tensors' CRC-32 in file order.
+
+        So it differs whenever the data does, and with it the hash that pins a file.
+        """
+        if self.content_at < 0:
+            return self.header
+        text = "".join(f"{crc:08x}" for crc in crcs).encode()
+        content = sha256(text).hexdigest()[: len(NO_CONTENT)].encode()
+        end = self.content_at + len(content)
+        return self.header[: self.content_at] + content + self.header[end:]
 
 
 def lay_out(tensors: Tensors, metadata: Mapping[str, str], name: str = MODEL_WEIGHTS) -> OutputFile:
@@ -132,7 +146,10 @@ def _file(
     text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    return OutputFile(file_name, head, tuple(placed), len(head) + offset)
+    # No name and no value can hold this: their quotes are escaped.
+    before, found, _ = head.partition(_CONTENT)
+    content_at = len(before) + len(_CONTENT) if found else -1
+    return OutputFile(file_name, head, tuple(placed), len(head) + offset, content_at=content_at)
 
 
 def _compact(value: object) -> str:

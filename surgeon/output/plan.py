@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,7 @@ from surgeon.manifest import build
 from surgeon.manifest.model import Manifest, WeightFile, checkpoint_of
 from surgeon.manifest.names import FOLDER_MANIFEST, FOLDER_OPTIMIZER, optimizer_of
 from surgeon.model_folder.files import MODEL_CONFIG
-from surgeon.output.free import require_apart, require_replaceable
+from surgeon.output.free import is_input, manifest_at, require_apart, require_replaceable
 from surgeon.output.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.output.linking import untouched
 from surgeon.output.opened import Opened
@@ -178,16 +178,23 @@ class FolderOutput:
         if len(files) > 1:
             texts[checkpoint] = index_of(files)
         ours = {FOLDER_MANIFEST, FOLDER_OPTIMIZER, *texts}
+        carried = {name: path for name, path in beside.carried.items() if name not in ours}
         return OutputPlan(
             opened,
             self.path,
             folder=self.path,
             is_folder=True,
             weights=tuple(files),
-            manifest=_manifest(opened, checkpoint, files, FOLDER_OPTIMIZER),
+            manifest=_manifest(
+                opened,
+                checkpoint,
+                files,
+                FOLDER_OPTIMIZER,
+                {*_brought(self.path, opened, carried), *texts} - {checkpoint},
+            ),
             state=_state_file(opened, FOLDER_OPTIMIZER),
             texts=texts,
-            carried={name: path for name, path in beside.carried.items() if name not in ours},
+            carried=carried,
             notes=(*beside.notes, *said),
         )
 
@@ -209,11 +216,16 @@ def _held_to_class(opened: Opened) -> tuple[str, ...]:
         raise error.at(place) from None
 
 
-def _manifest(opened: Opened, checkpoint: str, files: Sequence[OutputFile], state: str) -> Manifest:
+def _manifest(
+    opened: Opened,
+    checkpoint: str,
+    files: Sequence[OutputFile],
+    state: str,
+    carried: Collection[str] = (),
+) -> Manifest:
     """Return the manifest but for what only writing tells; `checkpoint` is a file or an index."""
     parts = [
-        WeightFile(file=file.name, size_bytes=file.size_bytes, header_sha256=file.header_sha256)
-        for file in files
+        WeightFile(file=file.name, size_bytes=file.size_bytes, header_sha256="") for file in files
     ]
     return build.build(
         opened.recipe,
@@ -222,7 +234,19 @@ def _manifest(opened: Opened, checkpoint: str, files: Sequence[OutputFile], stat
         opened.stages,
         checkpoint=checkpoint_of(checkpoint, parts),
         optimizer_state=opened.state.entry(state) if opened.state else None,
+        carried=carried,
     )
+
+
+def _brought(path: Path, opened: Opened, carried: Collection[str]) -> set[str]:
+    """Return which carried files are in a folder since surgeon brought them there.
+
+    In place they are the user's own, but for those that an earlier run brought.
+    """
+    if not is_input(path, opened):
+        return {*carried}
+    earlier = manifest_at(path)
+    return {*carried} & {*(earlier.carried if earlier else ())}
 
 
 def _state_file(opened: Opened, name: str) -> OutputFile | None:

@@ -52,6 +52,10 @@ class Unit(Protocol):
         """Return what a file is written through; it is empty unless it was linked."""
         ...
 
+    def rest(self) -> None:
+        """Close what was written so far, if it may be closed already."""
+        ...
+
     def put(self, name: str, text: str) -> None:
         """Write a small file whole."""
         ...
@@ -179,6 +183,9 @@ class _FileUnit:
     def descriptor(self, name: str) -> int:
         return self._files.open(self._folder / name)
 
+    def rest(self) -> None:
+        """There are few, and they stay locked."""
+
     def put(self, name: str, text: str) -> None:
         _write_text(self.descriptor(name), text)
 
@@ -202,13 +209,16 @@ class _FolderUnit:
     def __init__(self, made: _Folder, stack: ExitStack) -> None:
         self._folder = made.temporary
         self._publish = made.publish
-        self._stack = stack
+        self._open = stack.enter_context(ExitStack())
         self.notes = [] if made.has_locks else [_NO_LOCKS]
 
     def descriptor(self, name: str) -> int:
         path = self._folder / name
         mode = "rb" if path.exists() else "xb+"
-        return self._stack.enter_context(path.open(mode, buffering=0)).fileno()
+        return self._open.enter_context(path.open(mode, buffering=0)).fileno()
+
+    def rest(self) -> None:
+        self._open.close()
 
     def put(self, name: str, text: str) -> None:
         (self._folder / name).write_text(text, "utf-8", "backslashreplace")

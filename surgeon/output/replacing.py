@@ -53,7 +53,7 @@ def _ours(plan: OutputPlan, root: Path, *, force_any: bool) -> frozenset[str]:
         ours.discard(plan.manifest.checkpoint.file)  # the index, which is the weights' too
     if manifest := manifest_at(plan.path):
         ours |= {FOLDER_MANIFEST, FOLDER_OPTIMIZER, manifest.checkpoint.file}
-        ours |= {part.file for part in manifest.checkpoint.parts}
+        ours |= {part.file for part in manifest.checkpoint.parts} | {*manifest.carried}
         if manifest.optimizer_state:
             ours.add(manifest.optimizer_state.file)
     if is_input(plan.path, plan.opened):

@@ -190,10 +190,7 @@ def _steps_as_json(plan: Plan) -> list[Json]:
 
 
 def _files_as_json(files: Iterable[OutputFile]) -> list[Json]:
-    return [
-        {"file": file.name, "bytes": file.size_bytes, "header_sha256": file.header_sha256}
-        for file in files
-    ]
+    return [{"file": file.name, "bytes": file.size_bytes} for file in files]
 
 
 def applied_as_json(result: Result) -> Json:
@@ -202,7 +199,10 @@ def applied_as_json(result: Result) -> Json:
     return {
         "output": str(result.output),
         "manifest": str(result.manifest),
-        "files": _files_as_json(result.plan.weights),
+        "files": [
+            {**file, "header_sha256": result.written.files[file["file"]].header_sha256}
+            for file in _files_as_json(result.plan.weights)
+        ],
         "tensors": len(opened.plan.tensors),
         "copied_bytes": result.written.copied_bytes,
         "computed_bytes": result.written.computed_bytes,

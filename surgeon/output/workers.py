@@ -54,13 +54,24 @@ def parallel_map(work: Callable[[_In], _Out], items: Sequence[_In], workers: int
     workers = min(workers, len(items))
     if workers <= 1:
         yield from map(work, items)
-    elif sys.platform == "linux":
+    elif sys.platform == "linux" and _has_semaphores():
         yield from _forked(work, items, workers)
-    else:  # system libraries do not survive a fork, or there is none
+    else:  # system libraries do not survive a fork, there is none, or nothing to share
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(workers) as pool:
             yield from pool.map(work, items)
+
+
+def _has_semaphores() -> bool:
+    """Say whether processes can wait for each other, which takes shared memory (/dev/shm)."""
+    try:
+        from multiprocessing import get_context
+
+        get_context("fork").Lock()
+    except (OSError, ImportError):
+        return False
+    return True
 
 
 def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:

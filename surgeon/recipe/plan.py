@@ -28,6 +28,8 @@ class StepSummary(NamedTuple):
     notes: tuple[str, ...]
 
 
+# Stands where writing puts a fingerprint of a file's tensors, and stays without checksums.
+NO_CONTENT = "0" * 32
 # Bytes of a tensor: a pebibyte, which leaves room for others below what file offsets count.
 _LARGEST = 1 << 50
 
@@ -86,7 +88,7 @@ def make(
         tracer.trace(before, draft, op, is_changed=bool(added or changed or removed))
         notes = tuple(draft.notes[noted:])
         summaries.append(StepSummary(stream, op, added, changed, removed, notes))
-    about_us = {"version": __version__, "recipe_sha256": recipe.sha256}
+    about_us = {"content": NO_CONTENT, "version": __version__, "recipe_sha256": recipe.sha256}
     return Plan(
         tensors=draft.tensors,
         lineage=tracer.lineage,

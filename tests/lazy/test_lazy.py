@@ -55,6 +55,9 @@ class Memory:
     def mapped(self, offset: int, size_bytes: int) -> np.ndarray:
         return np.frombuffer(self.content, np.uint8)[offset : offset + size_bytes]
 
+    def check_unchanged(self) -> None:
+        pass
+
     def fileno(self) -> None:
         return None
 

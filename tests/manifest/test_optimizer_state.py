@@ -572,24 +572,27 @@ def test_a_run_that_fails_before_its_end_leaves_the_earlier_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = operate(tmp_path, both(*trained()))
-    monkeypatch.setattr(Path, "replace", refused)
+    monkeypatch.setattr(Path, "rename", refused)
     with pytest.raises(WriteError, match=r"out.safetensors: cannot be written: permission denied"):
         operate(tmp_path, "in.pt", WIDEN, optimizer="none", training=NOBODY, force=True)
     assert first.path.exists()
     assert verify.verify(tmp_path / "out.safetensors", 1).mismatches == []
 
 
-def test_a_state_that_cannot_be_removed_is_an_error_beside_a_whole_output(
+def test_a_state_that_cannot_be_removed_is_out_of_its_place_until_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = operate(tmp_path, both(*trained()))
-    unlink = Path.unlink
-    monkeypatch.setattr(Path, "unlink", lambda p: refused(p) if p == first.path else unlink(p))
-    with pytest.raises(WriteError, match="is of an earlier run, and cannot be removed: permission"):
-        operate(tmp_path, "in.pt", WIDEN, optimizer="none", training=NOBODY, force=True)
-    assert len(load_file(tmp_path / "out.safetensors")["fc.bias"]) == 8
+    left, unlink = tmp_path / f".{first.path.name}.surgeon-unfinished", Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda p: refused(p) if p == left else unlink(p))
+    again = {"optimizer": "none", "training": NOBODY, "force": True}
+    operate(tmp_path, "in.pt", WIDEN, **again)
+    assert left.exists()
+    assert not first.path.exists()
     assert verify.verify(tmp_path / "out.safetensors", 1).mismatches == []
-    assert "optimizer_state" not in json.loads((tmp_path / "out.manifest.json").read_text())
+    monkeypatch.undo()
+    operate(tmp_path, "in.pt", WIDEN, **again)
+    assert not left.exists()
 
 
 def refused(*_: object) -> None:

@@ -143,6 +143,30 @@ def test_the_input_may_be_replaced_by_a_file_without_a_manifest(example):
     assert "head2.weight" in read(example.input)
 
 
+def test_what_was_carried_goes_with_the_output_that_it_came_with(folder):
+    (folder.input / "unusual.txt").write_text("carried")
+    target = folder.folder / "model"
+    made = folder.operate(STEP, to=target)
+    assert made.manifest["carried"] == ["tokenizer/vocab.txt", "unusual.txt"]
+    (target / "mine.txt").write_text("mine")
+    (folder.input / "unusual.txt").unlink()
+    folder.operate(STEP, to=target)
+    assert not (target / "unusual.txt").exists()
+    assert (target / "mine.txt").read_text() == "mine"
+
+
+def test_what_lay_in_a_folder_that_was_changed_in_place_stays_the_user_s(folder):
+    (folder.input / "mine.txt").write_text("mine")
+    made = folder.operate(STEP, to=folder.input)
+    assert "carried" not in made.manifest
+    other = folder.folder / "other"
+    other.mkdir()
+    shutil.copy(folder.input / "model.safetensors", other)
+    target, folder.input = folder.input, other
+    folder.operate(to=target)
+    assert (target / "mine.txt").read_text() == "mine"
+
+
 def test_kept_files_are_links_where_there_are_such(tmp_path, monkeypatch):
     old, new = tmp_path / "old", tmp_path / "new"
     with_others(old)

@@ -1,0 +1,159 @@
+"""What a killed run left is finished, or undone, by the next command that names the output."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from surgeon.base.errors import WriteError
+from surgeon.formats import open_checkpoint, swapping
+from surgeon.formats.remains import settled
+from surgeon.formats.swapping import aside_of, temporary_beside
+from surgeon.inspection.verify import verify
+from tests.network import read, write
+
+PARTS = ("out.manifest.json", "out.safetensors")
+
+
+@pytest.fixture
+def killed(bench):
+    """An output, and beside it all of what is to replace it, complete."""
+    write(bench.input, {"a": torch.ones(3)})
+    bench.operate()
+    newer = bench.folder / "newer"
+    newer.mkdir()
+    write(bench.input, {"a": torch.zeros(3)})
+    bench.operate(to=newer / "out.safetensors")
+    for name in reversed(PARTS):  # the manifest is the last to be written
+        os.utime(newer / name, ns=(time.time_ns(),) * 2)
+        (newer / name).rename(temporary_beside(bench.folder / name))
+    newer.rmdir()
+    return bench
+
+
+def swap(bench, name):
+    swapping.swap(bench.folder / name, temporary_beside(bench.folder / name))
+
+
+def left(bench):
+    return sorted(path.name for path in bench.folder.glob(".*"))
+
+
+def test_manifest_in_place_is_followed_by_the_weights(killed):
+    swap(killed, PARTS[0])
+    note = settled(killed.output)
+    assert note == "a killed run was replacing it: all of it was written, and is in place now"
+    assert read(killed.output)["a"].tolist() == [0, 0, 0]
+    assert verify(killed.output, 1).verified
+    assert left(killed) == []
+
+
+@pytest.mark.parametrize("swapped", [(), PARTS])
+def test_whole_output_stays_as_it_is(killed, swapped):
+    for name in swapped:
+        swap(killed, name)
+    assert settled(killed.output) == ""
+    assert read(killed.output)["a"].tolist() == [0.0 if swapped else 1.0] * 3
+    assert verify(killed.output, 1).verified
+    killed.operate()
+    assert left(killed) == []
+
+
+def test_weights_that_somebody_wrote_since_stay(killed):
+    swap(killed, PARTS[0])
+    write(killed.output, {"mine": torch.ones(1)})
+    assert settled(killed.output) == ""
+    assert read(killed.output).keys() == {"mine"}
+    assert temporary_beside(killed.output).exists()
+
+
+def test_run_that_is_alive_is_left_alone(killed):
+    swap(killed, PARTS[0])
+    with temporary_beside(killed.output).open("rb") as held:
+        assert swapping.lock(held.fileno())
+        assert settled(killed.output) == ""
+    assert settled(killed.output) != ""
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.manifest.json"])
+def test_verify_tells_of_it(killed, name):
+    swap(killed, PARTS[0])
+    found = verify(killed.folder / name, 1)
+    assert found.verified
+    assert "a killed run was replacing it" in found.notes[0]
+
+
+def test_output_that_lies_aside_comes_back(bench):
+    write(bench.input, {"a": torch.ones(3)})
+    target = bench.folder / "model"
+    bench.operate(to=target)
+    shutil.copytree(target, temporary_beside(target))
+    target.rename(aside_of(target))
+    with_note = open_checkpoint(str(target))
+    with_note.close()
+    assert with_note.notes[0] == (
+        "a killed run was replacing it: model is back, from .model.surgeon-replaced"
+    )
+    bench.operate(to=target)
+    assert left(bench) == []
+
+
+def test_failure_between_two_names_undoes_the_first(bench, monkeypatch):
+    write(bench.input, {"a": torch.ones(3)})
+    bench.operate()
+    write(bench.input, {"a": torch.zeros(3)})
+    places = []
+
+    def failing(place, temporary, swap=swapping.swap):
+        places.append(place.name)
+        if len(places) == 2:
+            raise OSError(5, "Input/output error")
+        swap(place, temporary)
+
+    monkeypatch.setattr("surgeon.output.publish.swap", failing)
+    with pytest.raises(WriteError, match="input/output error"):
+        bench.operate()
+    assert places == ["out.manifest.json", "out.safetensors", "out.manifest.json"]
+    assert read(bench.output)["a"].tolist() == [1, 1, 1]
+    assert verify(bench.output, 1).verified
+    assert left(bench) == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_names_are_swapped_by_steps_too(tmp_path, monkeypatch, has_links):
+    monkeypatch.setattr(swapping, "_exchanged", lambda first, second: False)
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *names: Path("/nowhere").stat())
+    place, temporary = tmp_path / "out", temporary_beside(tmp_path / "out")
+    place.write_text("old")
+    temporary.write_text("new")
+    swapping.swap(place, temporary)
+    assert (place.read_text(), temporary.read_text()) == ("new", "old")
+    assert not aside_of(place).exists()
+
+
+@pytest.mark.parametrize("number", [38, 37, 95])  # ENOSYS, ENOLCK, ENOTSUP
+@pytest.mark.parametrize("kind", ["out.safetensors", "model"])
+def test_file_system_without_locks_is_told_in_a_note(bench, monkeypatch, number, kind):
+    def refused(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(swapping.fcntl, "flock", refused)
+    write(bench.input, {"a": torch.ones(3)})
+    made = bench.operate(to=bench.folder / kind)
+    assert any("has no locks" in note for note in made.notes)
+    assert left(bench) == []
+
+
+def test_folder_that_cannot_be_flushed_is_no_failure(bench, monkeypatch):
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):  # noqa: PTH112
+            raise OSError(22, os.strerror(22))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(bench.input, {"a": torch.ones(3)})
+    bench.operate()
+    assert verify(bench.output, 1).verified
