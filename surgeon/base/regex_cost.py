@@ -200,6 +200,9 @@ class _Analysis:
         if _is_any(items) and most == PARSER.MAXREPEAT and follow == _AT_END:
             # It takes all that is left, so that there is no second try.
             return replace(before, spent=before.spent | {_LENGTH})
+        if int(most) == 1:
+            once = self.sequence(items, follow, before)
+            return once.choosing(_NONE, 2 if first & follow or may_be_empty else 1)
         inside = self.sequence(items, first | follow, Cost())
         is_one_way = inside.ways == _NONE and inside.factor == 1 and not may_be_empty
         if int(most) > 1 and not is_one_way and (is_long or inside.ways != _NONE):

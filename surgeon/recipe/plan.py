@@ -12,6 +12,7 @@ from surgeon.base.errors import PlanError, SurgeonError
 from surgeon.draft import Check, Draft, Outside, Tensors
 from surgeon.draft.codes_guard import CodesGuard
 from surgeon.draft.registry import OPS
+from surgeon.formats.checkpoint import spec_of
 from surgeon.lazy import moved_from
 from surgeon.recipe import Recipe
 from surgeon.recipe.lineage import Lineage, Tracer
@@ -133,8 +134,16 @@ def _check_placeholders(before: Tensors, after: Tensors, changed: Iterable[str])
 
 
 def _check_sizes(tensors: Tensors, names: Iterable[str]) -> None:
-    """Raise PlanError for tensors that no file can hold."""
-    large = [f"'{name}' would be {tensors[name].spec}, more bytes than a file can have"
-             for name in names if tensors[name].spec.size_bytes > _LARGEST]  # fmt: skip
-    if large:
-        raise PlanError(*large)
+    """Raise PlanError for tensors that no file can hold, or that nobody could read again."""
+    bad = []
+    for name in names:
+        spec = tensors[name].spec
+        if spec.size_bytes > _LARGEST:
+            bad.append(f"'{name}' would be {spec}, more bytes than a file can have")
+            continue
+        try:
+            spec_of(spec.dtype, spec.shape)
+        except ValueError as error:
+            bad.append(f"'{name}' could not be read again: {error}")
+    if bad:
+        raise PlanError(*bad)
