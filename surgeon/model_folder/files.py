@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.base.errors import PlanError
+from surgeon.base.errors import CheckpointError, PlanError
 from surgeon.base.strict_json import read_json
 from surgeon.draft import MODEL_WEIGHTS, Tensors
 from surgeon.draft.adapters import CONFIG as ADAPTER_CONFIG
@@ -130,16 +131,32 @@ def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan, carry: Carry)
 
 
 def config_of(checkpoint: Checkpoint) -> Json:
-    """Return the configuration beside a checkpoint's weights; {} where there is none to read."""
+    """Return the configuration beside a checkpoint's weights; {} where there is none.
+
+    Raises CheckpointError for one that cannot be read.
+    """
     adapts = is_adapter(checkpoint.tensors)
     if checkpoint.folder is None and not adapts:
         return {}
     folder = checkpoint.folder or checkpoint.path.parent
+    path = folder / (ADAPTER_CONFIG if adapts else _CONFIG)
+    config, problem = _read(path)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}")
+    return config
+
+
+def _read(path: Path) -> tuple[Json, str]:
+    """Return a configuration, {} where there is none, and what is wrong with it."""
+    if not os.path.lexists(path):
+        return {}, ""
     try:
-        config = read_json(folder / (ADAPTER_CONFIG if adapts else _CONFIG), allow_infinite=True)
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
+        config = read_json(path, allow_infinite=True)
+    except OSError as error:
+        return {}, f"cannot be read: {error.strerror}"
+    except ValueError as error:
+        return {}, str(error)
+    return (config, "") if isinstance(config, dict) else ({}, "is no JSON object")
 
 
 def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:
@@ -157,29 +174,22 @@ def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:
 def _followed(recipe: Recipe, source: Checkpoint, plan: Plan) -> Followed | None:
     stated = recipe.output.get("config", {})
     path = source.folder / _CONFIG if source.folder else None
-    if path is not None and not path.is_file():
+    if path is not None and not os.path.lexists(path):
         path = None
     if path is None and not stated:
         return None
     # Here, since what is known of families of models takes a while to import.
     from surgeon.model_folder.follow import Followed, follow
 
-    if path is None:
-        return follow({}, stated, {}, {})
-    try:
-        config = read_json(path, allow_infinite=True)
-        problem = "" if isinstance(config, dict) else "is no JSON object"
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-    except ValueError as error:
-        problem = str(error)
+    config, problem = _read(path) if path else ({}, "")
     if not problem:
-        return follow(config, stated, source.tensors, plan.tensors)
+        before, after = (source.tensors, plan.tensors) if path else ({}, {})
+        return follow(config, stated, before, after)
     if stated:
         raise PlanError(f"{recipe.label}: output.config: {path}: {problem}")
     if _described(source.tensors) == _described(plan.tensors):
         return None
-    # Said where a folder is written; one file has no config.
+    # An error where a folder is written; one file has no config.
     hint = "what the steps did cannot be followed in it; mend it, or take it out of the folder"
     return Followed({}, (), (), (f"{path}: {problem}; {hint}",))
 

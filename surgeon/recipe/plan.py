@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from surgeon import __version__
-from surgeon.base.errors import PlanError, SurgeonError
+from surgeon.base.errors import CheckpointError, PlanError, SurgeonError
 from surgeon.draft import Check, Draft, Outside, Tensors
 from surgeon.draft.codes_guard import CodesGuard
 from surgeon.draft.registry import OPS
@@ -57,7 +57,7 @@ def make(
     """Run every step's rewrite; raises PlanError with the step where one is impossible."""
     draft = Draft(dict(tensors), dict(models), outside, recipe.seed)
     tracer = Tracer.of(tensors, models)
-    guard = CodesGuard(tensors, draft.models, outside.read_config(None).get("quantization_config"))
+    guard = CodesGuard(tensors, draft.models, _quantisation(outside))
     summaries: list[StepSummary] = []
     checks: list[tuple[str, Check]] = []
     steps = [(step.stream, step.place, step.op, step.parameters, step.optional)
@@ -95,6 +95,17 @@ def make(
         sidecars=draft.sidecars,
         weights_file=draft.weights_file,
     )
+
+
+def _quantisation(outside: Outside) -> Any:
+    """Return what the input's config says of quantisation; nothing where it cannot be read.
+
+    That is an error where a step reads it, or an output would have it changed.
+    """
+    try:
+        return outside.read_config(None).get("quantization_config")
+    except CheckpointError:
+        return None
 
 
 def _differences(before: Tensors, after: Tensors) -> tuple[tuple[str, ...], ...]:

@@ -233,9 +233,8 @@ def test_folder_without_an_adapter_is_an_error(bench):
 def test_malformed_configuration_is_an_error(bench):
     folder = write_adapter(bench.folder / "adapter", factors("q", 4, 6))
     (folder / "adapter_config.json").write_text("[]")
-    assert problems(bench.given({"q.weight": normal(4, 6)})) == [
-        "adapter/adapter_config.json: not an object"
-    ]
+    with pytest.raises(CheckpointError, match=r"adapter/adapter_config.json: not an object$"):
+        bench.given({"q.weight": normal(4, 6)}).plan(step())
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.write_text("{")])
