@@ -43,6 +43,8 @@ Destinations = Annotated[
     {"minLength": 1, "minItems": 1, "format": "destination"},
 ]
 
+# Parsing takes a microsecond for each character. A list may hold more.
+_LONGEST = 20_000
 _SEVERAL = re.compile(r"\*{3,}|\*\*(?:\.\*\*)+")
 _TOKEN = re.compile(r"\*\*|\*|\{(?P<capture>[A-Za-z_]\w*)(?P<many>\*\*)?\}|[().|{}]|[^*().|{}]+")
 # What follows the name of a module that a pattern matched; not a name that a user can write.
@@ -105,6 +107,8 @@ def _translate(pattern: str) -> str:
 @lru_cache(maxsize=4096)
 def compiled(pattern: str) -> Fullmatch:
     """Return what matches all of a name; raises UsageError, as does that for too long a name."""
+    if len(pattern) > _LONGEST:
+        raise UsageError(f"'{pattern[:60]}...' is longer than {_LONGEST:,} characters")
     written, flags = pattern[3:], 0
     if not pattern.startswith("re:"):
         written, flags = f"{_translate(pattern)}(?:\\.(?P<{UNDER}>.+))?", re.DOTALL

@@ -153,17 +153,19 @@ class _Analysis:
 
     def sequence(self, items: Sequence[Any], follow: Firsts, before: Cost) -> Cost:
         """Return the cost of all up to the end of these items."""
+        after = [follow]
+        for item in reversed(items[1:]):
+            after.append(self.firsts([item], after[-1]))
         cost = before
-        for index, (operation, argument) in enumerate(items):
-            after = self.firsts(items[index + 1 :], follow)
-            cost = self._item(str(operation), argument, after, cost)
+        for operation, argument in items:
+            cost = self._item(str(operation), argument, after.pop(), cost)
         return cost
 
     def _item(self, operation: str, argument: Any, follow: Firsts, before: Cost) -> Cost:
         match operation:
             case "SUBPATTERN":
                 inner = _Analysis(self._folds or bool(argument[1] or argument[2]))
-                return inner.sequence(argument[3], follow, before)
+                return inner.sequence(list(argument[3]), follow, before)
             case "BRANCH":
                 return self._branch(argument[1], follow, before)
             case "GROUPREF_EXISTS":

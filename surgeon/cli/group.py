@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from surgeon import __version__
-from surgeon.base.errors import PlanError, SurgeonError, UsageError
+from surgeon.base.errors import PlanError, SurgeonError, UsageError, WriteError
 from surgeon.base.tables import json_text, shown, shown_lines
 
 # As a shell reports a program that ended by SIGINT, and by SIGPIPE.
@@ -41,6 +41,9 @@ class _Commands(click.Group):
             # Each step wraps what the one before made of a tensor.
             say(["some tensor passes through too many steps; apply them in parts"])
             ctx.exit(PlanError.exit_code)
+        except MemoryError:
+            say(["there is not enough memory; --max-memory and fewer --workers take less"])
+            ctx.exit(WriteError.exit_code)
         except KeyboardInterrupt:
             # Where it came inside of an exec(), as of a dataclass that is being imported, python -m
             # ends with the signal instead of our code; another exec() clears that. See

