@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from surgeon.base.tables import shown
+
 
 def columns(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]) -> str:
     """Return rows under headers; numbers stand at the right of their column, `left` is words.
@@ -11,7 +13,7 @@ def columns(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Collect
     Columns in which all cells are empty are left out.
     """
     kept = [i for i in range(len(headers)) if any(row[i] for row in rows)]
-    cells = [[row[i] for i in kept] for row in [headers, *rows]]
+    cells = [[shown(row[i]) for i in kept] for row in [headers, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     words = [headers[i] in left for i in kept]
     lines = (
