@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.attack, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 MOST_MEGABYTES = 500
 MOST_SECONDS = 30  # of a processor that others use, too
 SPARSE = 1 << 40

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from surgeon.cli.commands import commands
 from tests.attack.inputs import checkpoints, recipes
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.attack, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 ALLOWED = {0, 1, 2, 3, 4, 5}
 SECONDS_EACH = 20
 MANY = 40  # lines of errors, of which there is one for each problem

@@ -29,7 +29,7 @@ from test_damaged_state import DELETED, ODD, mutant, places, saved_state
 from surgeon.training import Manifest, ManifestError
 
 __all__ = ["desk"]
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.attack, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SECONDS = 14
 TRIES = 100_000  # more than there is time for
 READ = ["inspect BAD --stats", "plan scale.json BAD",
