@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from surgeon.base.tables import shown
-
 
 def columns(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]) -> str:
     """Return rows under headers; numbers stand at the right of their column, `left` is words.
@@ -13,7 +11,7 @@ def columns(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Collect
     Columns in which all cells are empty are left out.
     """
     kept = [i for i in range(len(headers)) if any(row[i] for row in rows)]
-    cells = [[shown(row[i]) for i in kept] for row in [headers, *rows]]
+    cells = [[row[i] for i in kept] for row in [headers, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     words = [headers[i] in left for i in kept]
     lines = (
