@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping
 # The layers of one container by their number, counted from 0.
 Positions = Mapping[int, int]
 _INPUT = re.compile(
-    r"(^|[._])(embed\w*|\w*embeddings?|wte|wpe|stem|patch\w*|tok\w*|cls_token|pos_\w+|conv1|bn1)"
-    r"([._]|$)"
+    # Runs that end at an underscore, which is an end anyway: no text is gone over twice.
+    r"(^|[._])(embed[^\W_]*|[^\W_]*embeddings?|wte|wpe|stem|patch[^\W_]*|tok[^\W_]*|cls_token|"
+    r"pos_\w[^\W_]*|conv1|bn1)([._]|$)"
 )
 _NUMBERED = re.compile(r"^(?P<container>.*?)(?:^|\.)(?P<index>\d+)(?=\.|$)")
 

@@ -13,8 +13,11 @@ import operator
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from types import BuiltinMethodType
 from typing import Annotated
 
+from surgeon.base import bounded
+from surgeon.base.bounded import Found, Fullmatch, TakesTooLongError
 from surgeon.base.errors import Hints, PlanError, UsageError, did_you_mean
 from surgeon.base.lists import as_list
 
@@ -41,8 +44,8 @@ Destinations = Annotated[
     {"minLength": 1, "minItems": 1, "format": "destination"},
 ]
 
-# Each of them multiplies the time that a name takes which does not match in the end.
-_MOST_WILDCARDS = 6
+# Parsing takes a microsecond for each character. A list may hold more.
+_LONGEST = 20_000
 _SEVERAL = re.compile(r"\*{3,}|\*\*(?:\.\*\*)+")
 _TOKEN = re.compile(r"\*\*|\*|\{(?P<capture>[A-Za-z_]\w*)(?P<many>\*\*)?\}|[().|{}]|[^*().|{}]+")
 # What follows the name of a module that a pattern matched; not a name that a user can write.
@@ -53,24 +56,10 @@ def _segment_edge(tokens: Sequence[str], index: int) -> bool:
     return not 0 <= index < len(tokens) or tokens[index] in "(|)"
 
 
-def _excess(tokens: Sequence[str]) -> str | None:
-    """Say which wildcards are too many, None where none are."""
-    in_segment = 0
-    for token in tokens:
-        in_segment = 0 if token in ".|" else in_segment + (token[0] in "*{")
-        if in_segment > _MOST_WILDCARDS:
-            return f"more than {_MOST_WILDCARDS} wildcards in one segment"
-    if sum(token.endswith(("**", "**}")) for token in tokens) > _MOST_WILDCARDS:
-        return f"more than {_MOST_WILDCARDS} times '**'"
-    return None
-
-
 def _translate(pattern: str) -> str:
     """Return the regular expression that a pattern means."""
     found = list(_TOKEN.finditer(_SEVERAL.sub("**", pattern)))
     tokens = [token[0] for token in found]
-    if problem := _excess(tokens):
-        raise UsageError(f"'{pattern}': {problem}")
     written: list[str] = []
     captured: set[str] = set()
     depth = skip = 0
@@ -117,14 +106,28 @@ def _translate(pattern: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def compiled(pattern: str) -> re.Pattern[str]:
-    """Return a pattern as a regular expression to full-match names with; raises UsageError."""
-    if pattern.startswith("re:"):
+def compiled(pattern: str) -> Fullmatch:
+    """Return what matches all of a name; raises UsageError, as does that for too long a name."""
+    if len(pattern) > _LONGEST:
+        raise UsageError(f"'{pattern[:60]}...' is longer than {_LONGEST:,} characters")
+    written, flags = pattern[3:], 0
+    if not pattern.startswith("re:"):
+        written, flags = f"{_translate(pattern)}(?:\\.(?P<{UNDER}>.+))?", re.DOTALL
+    try:
+        found = bounded.compiled(written, flags)
+    except TakesTooLongError as error:
+        raise UsageError(f"'{pattern}' {error}") from None
+    except ValueError as error:
+        raise UsageError(f"'{pattern}' is not a regular expression: {error}") from None
+
+    def match(name: str) -> Found | None:
         try:
-            return re.compile(pattern[3:])
-        except re.error as error:
-            raise UsageError(f"'{pattern}' is not a regular expression: {error}") from None
-    return re.compile(f"{_translate(pattern)}(?:\\.(?P<{UNDER}>.+))?")
+            return found(name)
+        except TakesTooLongError as error:
+            raise UsageError(f"'{pattern}' {error}") from None
+
+    # Python's own where it is known to be fast, which needs no guard.
+    return found if isinstance(found, BuiltinMethodType) else match
 
 
 def check(pattern: str) -> None:
@@ -141,7 +144,7 @@ SPECIAL = ("@new", "@vectors")
 
 def match(pattern: str, name: str) -> Captures | None:
     """Return what a pattern captures in a name, None where it does not match."""
-    found = compiled(pattern).fullmatch(name)
+    found = compiled(pattern)(name)
     return found.groupdict() if found else None
 
 
@@ -152,7 +155,7 @@ def braced(captures: Captures) -> Captures:
 
 def captured(pattern: str, names: Iterable[str]) -> list[tuple[str, Captures]]:
     """Return the names that a pattern matches, each with what it captures."""
-    fullmatch = compiled(pattern).fullmatch
+    fullmatch = compiled(pattern)
     return [(name, found.groupdict()) for name in names if (found := fullmatch(name))]
 
 
@@ -183,10 +186,8 @@ def select(
     unmatched = []
     for pattern in as_list(target):
         plain = pattern.removeprefix("!")
-        if plain in special:
-            found = set(special[plain])
-        else:
-            found = set(filter(compiled(plain).fullmatch, names))
+        is_special = plain in special
+        found = set(special[plain]) if is_special else set(filter(compiled(plain), names))
         (removed if plain != pattern else chosen).update(found)
         if not found:
             unmatched.append(plain)

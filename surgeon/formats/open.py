@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from surgeon.base.errors import CheckpointError
+from surgeon.base.units import spoken_size
 from surgeon.formats.checkpoint import Checkpoint, Contents
 from surgeon.formats.containers import choose
 from surgeon.formats.files import InputFile
@@ -32,6 +33,8 @@ from surgeon.lazy import walk
 
 # Enough for every magic number that `foreign` knows.
 _START = 512
+# Tensors may be views: of GGUF's smallest codes 16 times as large, expanded ones as they like.
+_ALWAYS_ALLOWED, _MOST_TIMES = 1 << 30, 32
 # What a file of torch before 1.6 begins with, once pickled.
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
@@ -87,6 +90,7 @@ def _open(path: Path, inner: str) -> Checkpoint:
         checkpoint = open_folder(path, _open_file)
     try:
         _require_values(checkpoint)
+        _require_bytes(checkpoint)
     except CheckpointError:
         checkpoint.close()
         raise
@@ -110,6 +114,19 @@ def _require_values(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: found {len(empty)} of {len(checkpoint.tensors)} tensors of shape "
             "(0,), which DeepSpeed's ZeRO stage 3 leaves in place of parameters: the ranks' files "
             "hold them; name the folder that holds 'latest' or zero_pp_rank_*"
+        )
+
+
+def _require_bytes(checkpoint: Checkpoint) -> None:
+    """Raise where a file's few bytes are said to be very many: who reads them would never end."""
+    owned = {id(tensor): tensor.spec.size_bytes for tensor in checkpoint.tensors.values()}
+    total, most = sum(owned.values()), _ALWAYS_ALLOWED + _MOST_TIMES * checkpoint.size_bytes
+    if total > most:
+        name = max(checkpoint.tensors, key=lambda name: checkpoint.tensors[name].spec.size_bytes)
+        raise CheckpointError(
+            f"{checkpoint.path}: found tensors of {spoken_size(total)} that are views of "
+            f"{spoken_size(checkpoint.size_bytes)}, '{name}' of {checkpoint.tensors[name].spec} "
+            "the largest; save copies of expanded tensors (.clone())"
         )
 
 

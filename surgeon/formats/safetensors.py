@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from surgeon.base.errors import CheckpointError
@@ -11,6 +12,8 @@ from surgeon.formats.checkpoint import Checkpoint, at_most, spec_of
 from surgeon.formats.files import InputFile
 from surgeon.lazy import LazyTensor, Stored, TensorSpec
 
+# The key of our metadata entry that says which of the others are ties.
+TIES = "ties"
 _TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 
 
@@ -35,7 +38,7 @@ def open_safetensors(file: InputFile) -> Checkpoint:
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
     tensors = _tensors(file, entries, data_offset)
-    ties = _ties(metadata, tensors)
+    ties = tied_names(metadata, tensors)
     tensors.update((alias, tensors[owner]) for alias, owner in ties.items())
     return Checkpoint(
         path=file.path,
@@ -87,13 +90,30 @@ def _metadata(value: object) -> dict[str, str]:
     return value
 
 
-def _ties(metadata: dict[str, str], tensors: dict[str, LazyTensor]) -> dict[str, str]:
-    """Find the names that safetensors.torch.save_model left out because they are tied."""
+def tied_names(metadata: Mapping[str, str], tensors: Collection[str]) -> dict[str, str]:
+    """Return {alias: owner}: the names that save_model left out because they are tied.
+
+    Any entry that names a tensor reads as one, unless our own entry says which do.
+    """
+    told = _told(metadata.get("surgeon", ""))
     return {
         alias: owner
         for alias, owner in metadata.items()
-        if owner in tensors and alias not in tensors and alias != "format"
+        if owner in tensors
+        and alias not in tensors
+        and (alias != "format" if told is None else alias in told)
     }
+
+
+def _told(ours: str) -> list[Any] | None:
+    """Return the names that our entry says are ties, None where it does not say."""
+    if TIES not in ours:
+        return None
+    try:
+        told = parse_object(ours.encode()).get(TIES)
+    except ValueError:
+        return None
+    return told if isinstance(told, list) else None
 
 
 def _tensors(file: InputFile, entries: dict[str, Any], data_offset: int) -> dict[str, LazyTensor]:

@@ -112,6 +112,10 @@ def constant(part: NewPart, *, val: Annotated[float, "every value"]) -> LazyTens
     return filled(part, "constant", val)
 
 
+# That takes 10 GB, and is larger than the largest layers: 16,384 x 16,384.
+_LARGEST_MATRIX = 1 << 28
+
+
 @initialisation("float")
 def normal(
     part: NewPart,
@@ -210,6 +214,11 @@ def orthogonal(part: NewPart, *, gain: Gain = 1.0) -> LazyTensor:
         raise part.error("'orthogonal' needs at least 2 dimensions")
     check_fits(part, gain)
     size, rows = part.spec.count, part.spec.shape[0]
+    if size > _LARGEST_MATRIX:
+        raise part.error(
+            f"'orthogonal' makes a matrix at once, and {part.spec.shape} is more than "
+            f"{_LARGEST_MATRIX:,} elements"
+        )
 
     def matrix(scratch: Scratch) -> Array:
         if not size:

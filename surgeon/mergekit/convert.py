@@ -6,6 +6,8 @@ PyYAML, an optional extra.
 
 from __future__ import annotations
 
+import json
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from surgeon.recipe.validation import problems_of
 Json = dict[str, Any]
 
 # As much as any configuration that a person wrote, and more.
-_LONGEST = 1_000_000
+_LONGEST, _MOST_NODES = 1_000_000, 200_000
 _VOCABULARY = "surgeon leaves vocabularies alone: make the models' tokenizers equal first"
 _REFUSED = {
     "tokenizer_source": _VOCABULARY,
@@ -51,6 +53,10 @@ def imported(path: Path) -> Imported:
     if problems:
         raise UsageError(*(f"{path.name}: {problem}" for problem in problems))
     try:
+        json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError) as error:  # dates, bytes, infinities
+        raise UsageError(f"{path.name}: {error}") from None
+    try:
         return Importer(config, path.name).result()
     except SurgeonError as error:
         raise error.at(path.name) from None
@@ -65,10 +71,34 @@ def _read(path: Path) -> Any:
         ) from None
     file = InputFile(path)
     try:
-        config = yaml.safe_load(file.read(0, min(file.size_bytes, _LONGEST)).decode())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        line = str(error).replace("\n", " ")
-        raise UsageError(f"{path.name}: not YAML: {line}") from None
+        if file.size_bytes > _LONGEST:
+            raise UsageError(f"{path.name}: longer than {_LONGEST:,} bytes")
+        return _loaded(yaml.SafeLoader(file.read(0, file.size_bytes).decode()))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path.name}: not YAML: {error}".replace("\n", " ")) from None
     finally:
         file.close()
+
+
+def _loaded(loader: Any) -> Any:
+    """Return what a loader reads, where aliases neither multiply nor refer to themselves."""
+    try:
+        node = loader.get_single_node()
+        if _size(node, {}) > _MOST_NODES:
+            raise ValueError(f"its aliases stand for more than {_MOST_NODES:,} values")
+        config = loader.construct_document(node) if node else None
+    finally:
+        loader.dispose()
     return config
+
+
+def _size(node: Any, known: dict[int, float]) -> float:
+    """Return how many values a node of YAML stands for, each alias in full; circles are endless."""
+    if node is None or isinstance(node.value, str):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = inf
+        parts = [part for item in node.value
+                 for part in (item if isinstance(item, tuple) else (item,))]  # fmt: skip
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.base.errors import PlanError
+from surgeon.base.errors import CheckpointError, PlanError
 from surgeon.base.strict_json import read_json
 from surgeon.draft import MODEL_WEIGHTS, Tensors
 from surgeon.draft.adapters import CONFIG as ADAPTER_CONFIG
@@ -134,21 +135,32 @@ def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan, carry: Carry)
 
 
 def config_of(checkpoint: Checkpoint) -> Json:
-    """Return the configuration beside a checkpoint's weights; {} where there is none to read."""
+    """Return the configuration beside a checkpoint's weights; {} where there is none.
+
+    Raises CheckpointError for one that cannot be read.
+    """
     adapts = is_adapter(checkpoint.tensors)
     if checkpoint.folder is None and not adapts:
         return {}
     folder = checkpoint.folder or checkpoint.path.parent
-    return _read_object(folder / (ADAPTER_CONFIG if adapts else MODEL_CONFIG))
+    path = folder / (ADAPTER_CONFIG if adapts else MODEL_CONFIG)
+    config, problem = _read(path)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}")
+    return config
 
 
-def _read_object(path: Path) -> Json:
-    """Return what a JSON file holds; {} where that is no object, or cannot be read."""
+def _read(path: Path) -> tuple[Json, str]:
+    """Return a configuration, {} where there is none, and what is wrong with it."""
+    if not os.path.lexists(path):
+        return {}, ""
     try:
-        found = read_json(path, allow_infinite=True)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        config = read_json(path, allow_infinite=True)
+    except OSError as error:
+        return {}, f"cannot be read: {error.strerror}"
+    except ValueError as error:
+        return {}, str(error)
+    return (config, "") if isinstance(config, dict) else ({}, "is no JSON object")
 
 
 def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:
@@ -166,30 +178,24 @@ def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:
 def _followed(recipe: Recipe, source: Checkpoint, plan: Plan) -> Followed | None:
     stated = recipe.output.get("config", {})
     path = source.folder / MODEL_CONFIG if source.folder else None
-    if path is not None and not path.is_file():
+    if path is not None and not os.path.lexists(path):
         path = None
     if path is None and not stated:
         return None
     # Here, since what is known of families of models takes a while to import.
     from surgeon.model_folder.follow import Followed, follow
 
-    if path is None:
-        return follow({}, stated, {}, {})
-    try:
-        config = read_json(path, allow_infinite=True)
-        problem = "" if isinstance(config, dict) else "is no JSON object"
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-    except ValueError as error:
-        problem = str(error)
+    config, problem = _read(path) if path else ({}, "")
     if not problem:
-        generation = _read_object(path.with_name(_GENERATION))
+        if path is None:
+            return follow(config, stated, {}, {})
+        generation, _ = _read(path.with_name(_GENERATION))
         return follow(config, stated, source.tensors, plan.tensors, generation)
     if stated:
         raise PlanError(f"{recipe.label}: output.config: {path}: {problem}")
     if _described(source.tensors) == _described(plan.tensors):
         return None
-    # Said where a folder is written; one file has no config.
+    # An error where a folder is written; one file has no config.
     hint = "what the steps did cannot be followed in it; mend it, or take it out of the folder"
     return Followed({}, (), (), (f"{path}: {problem}; {hint}",))
 

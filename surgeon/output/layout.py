@@ -10,8 +10,11 @@ from json.encoder import encode_basestring
 from operator import itemgetter
 from typing import NamedTuple
 
+from surgeon.base.errors import PlanError
+from surgeon.base.strict_json import MOST_BYTES
 from surgeon.draft import MODEL_WEIGHTS, Tensors, ties
 from surgeon.formats.files import InputFile
+from surgeon.formats.safetensors import TIES, tied_names
 from surgeon.lazy import LazyTensor
 from surgeon.numeric.dtypes import LAYOUT_RANK
 from surgeon.recipe.plan import NO_CONTENT
@@ -124,9 +127,8 @@ def _file(
     # By dtype, then name: the order save_file uses, so that a no-op recipe is byte-identical.
     ordered = sorted(tensors.items(), key=itemgetter(0))
     ordered.sort(key=lambda item: LAYOUT_RANK[item[1].spec.dtype])
-    own_aliases = {alias: owner for alias, owner in aliases.items() if owner in tensors}
     entries = []
-    if described := {**metadata, **own_aliases}:
+    if described := _described(tensors, metadata, aliases):
         entries.append(f'"__metadata__":{_compact(dict(sorted(described.items())))}')
     shapes: dict[tuple[int, ...], str] = {}
     placed = []
@@ -145,11 +147,35 @@ def _file(
         offset = end
     text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MOST_BYTES:
+        raise PlanError(
+            f"{file_name}: its header would have {len(text):,} bytes, more than the {MOST_BYTES:,} "
+            "that are read; less of output.metadata, or smaller files (output.shard_size), fit"
+        )
     head = len(text).to_bytes(8, "little") + text
     # No name and no value can hold this: their quotes are escaped.
     before, found, _ = head.partition(_CONTENT)
     content_at = len(before) + len(_CONTENT) if found else -1
     return OutputFile(file_name, head, tuple(placed), len(head) + offset, content_at=content_at)
+
+
+def _described(
+    tensors: Tensors, metadata: Mapping[str, str], aliases: Mapping[str, str]
+) -> dict[str, str]:
+    """Return a file's metadata: tied names have an entry each, as save_model writes them.
+
+    Where another entry would be read as one of these, our own entry says which are.
+    """
+    tied = {alias: owner for alias, owner in aliases.items() if owner in tensors}
+    if twice := sorted(metadata.keys() & tied.keys()):
+        raise PlanError(
+            f"metadata has an entry {twice[0]!r}, and so has the tied tensor of this name; `untie` "
+            "it, or name one of them otherwise"
+        )
+    if tied_names({**metadata, **tied}, tensors) != tied:
+        ours = {**json.loads(metadata.get("surgeon", "{}")), TIES: sorted(tied)}
+        metadata = {**metadata, "surgeon": json.dumps(ours, sort_keys=True)}
+    return {**metadata, **tied}
 
 
 def _compact(value: object) -> str:

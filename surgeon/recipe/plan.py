@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from surgeon import __version__
-from surgeon.base.errors import PlanError, SurgeonError
+from surgeon.base.errors import CheckpointError, PlanError, SurgeonError
 from surgeon.draft import Check, Draft, Outside, Tensors
 from surgeon.draft.codes_guard import CodesGuard
 from surgeon.draft.registry import OPS
+from surgeon.formats.checkpoint import spec_of
 from surgeon.lazy import moved_from
 from surgeon.recipe import Recipe, order
 from surgeon.recipe.lineage import Lineage, Tracer
@@ -60,7 +61,7 @@ def make(
     """Run every step's rewrite; raises PlanError with the step where one is impossible."""
     draft = Draft(dict(tensors), dict(models), outside, recipe.seed)
     tracer = Tracer.of(tensors, models)
-    guard = CodesGuard(tensors, draft.models, outside.read_config(None).get("quantization_config"))
+    guard = CodesGuard(tensors, draft.models, _quantisation(outside))
     summaries: list[StepSummary] = []
     checks: list[tuple[str, Check]] = []
     class_asked_at: str | None = None
@@ -106,6 +107,17 @@ def make(
     )
 
 
+def _quantisation(outside: Outside) -> Any:
+    """Return what the input's config says of quantisation; nothing where it cannot be read.
+
+    That is an error where a step reads it, or an output would have it changed.
+    """
+    try:
+        return outside.read_config(None).get("quantization_config")
+    except CheckpointError:
+        return None
+
+
 def _differences(before: Tensors, after: Tensors) -> tuple[tuple[str, ...], ...]:
     """Return the names that were added, that are bound to other tensors, and that were removed."""
     added, changed = [], []
@@ -143,8 +155,16 @@ def _check_placeholders(before: Tensors, after: Tensors, changed: Iterable[str])
 
 
 def _check_sizes(tensors: Tensors, names: Iterable[str]) -> None:
-    """Raise PlanError for tensors that no file can hold."""
-    large = [f"'{name}' would be {tensors[name].spec}, more bytes than a file can have"
-             for name in names if tensors[name].spec.size_bytes > _LARGEST]  # fmt: skip
-    if large:
-        raise PlanError(*large)
+    """Raise PlanError for tensors that no file can hold, or that nobody could read again."""
+    bad = []
+    for name in names:
+        spec = tensors[name].spec
+        if spec.size_bytes > _LARGEST:
+            bad.append(f"'{name}' would be {spec}, more bytes than a file can have")
+            continue
+        try:
+            spec_of(spec.dtype, spec.shape)
+        except ValueError as error:
+            bad.append(f"'{name}' could not be read again: {error}")
+    if bad:
+        raise PlanError(*bad)

@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from surgeon.base.errors import Hints, did_you_mean
+from surgeon.base.errors import Hints, UsageError, did_you_mean
 from surgeon.base.schema import Schema
 from surgeon.recipe.validation import errors_of, is_surely_valid
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
+# What variables may add to a recipe: a value that is used often is looked at as often.
+_MOST_FILLED = 10_000_000
 _PARTS = ("models", "seed", "steps", "training", "output")
 
 Path = tuple[str | int, ...]
@@ -61,6 +63,8 @@ def fill_in(
         if name not in declared
     ]
     hint = Hints(values)
+    sizes = {name: len(_as_text(value)) for name, value in values.items()}
+    left = _MOST_FILLED
     places: dict[Path, str] = {}
 
     def fill(value: Any, path: Path) -> Any:
@@ -70,12 +74,19 @@ def fill_in(
             return [fill(item, (*path, index)) for index, item in enumerate(value)]
         if not isinstance(value, str):
             return value
-        if unknown := [name for name in _VARIABLE.findall(value) if name not in values]:
+        used = _VARIABLE.findall(value)
+        if unknown := [name for name in used if name not in values]:
             problems.extend(
                 f"{label}: {place_of(path)}: '${{{name}}}' is not declared under 'vars'{hint(name)}"
                 for name in unknown
             )
             return value
+        nonlocal left
+        left -= sum(sizes[name] for name in used)
+        if left < 0:
+            raise UsageError(
+                f"{label}: its variables add more than {_MOST_FILLED:,} characters to it"
+            )
         if whole := _VARIABLE.fullmatch(value):
             places[path] = whole[1]
             return deepcopy(values[whole[1]])  # each place may want another form of it

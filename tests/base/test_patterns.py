@@ -319,10 +319,37 @@ def test_pathological_patterns_do_not_hang(pattern):
     assert time.perf_counter() - start < 1
 
 
-@pytest.mark.parametrize("pattern", [".".join(["**", "a"] * 7), "*a" * 7, "{a**}." * 7 + "x"])
-def test_too_many_wildcards_are_refused(pattern):
-    with pytest.raises(UsageError, match="more than 6"):
+@pytest.mark.parametrize(
+    "pattern",
+    ["re:(a+)+b", "re:" + "(a|a)" * 30 + "b", "re:(a|aa)+b", "re:(.*)*b", "re:.*a.*a.*a.*a.*b",
+     "*a" * 60, ".".join(["**", "a"] * 40) + ".b", "".join(f"{{{c}**}}." for c in "cdefghij") + "b",
+     "**a" * 40 + "b"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["a" * 4000, "a." * 2000, "a\n" * 2000, "a" * 60])
+def test_no_name_takes_long(pattern, name):
+    start = time.perf_counter()
+    assert patterns.match(pattern, name) is None or pattern == "*a" * 60
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    "pattern", ["re:(?=(a+)+b)a*", r"re:(a+)+\1", "re:((a{1,99}){1,99}){1,99}"]
+)
+def test_what_has_no_bound_is_refused_by_name(pattern):
+    with pytest.raises(UsageError, match=r"takes too long to match, and ") as caught:
         patterns.check(pattern)
+    assert str(caught.value).startswith(f"'{pattern}' ")
+
+
+def test_what_is_too_long_for_a_pattern_is_refused_by_name():
+    assert patterns.match(r"re:(?!b).*a.*\.c", "a.c") is not None
+    with pytest.raises(UsageError, match="takes too long to match a name of 5,000 characters"):
+        patterns.match(r"re:(?!b).*a.*\.c", "a" * 5000)
+
+
+@pytest.mark.parametrize("pattern", ["**", "**.w", "{rest**}", "a.{x}.w", "*.*.w"])
+def test_a_newline_in_a_name_is_a_character_as_others(pattern):
+    assert patterns.match(pattern, "a.b\nc.w") is not None
 
 
 def test_neighbouring_wildcards_are_one():

@@ -197,6 +197,11 @@ def test_orthogonal_rows_or_columns_are_orthonormal(shape: tuple[int, ...]) -> N
     np.testing.assert_allclose(short @ short.T, 4 * np.eye(len(short)), atol=1e-12)
 
 
+def test_orthogonal_makes_no_matrix_that_no_memory_holds() -> None:
+    with pytest.raises(PlanError, match=r"\(268435457, 1\) is more than 268,435,456 elements"):
+        fresh(TensorSpec("F32", ((1 << 28) + 1, 1)), "orthogonal", Stream(0, "s", "w"), name="w")
+
+
 def test_orthogonal_has_no_preferred_signs() -> None:
     specs = [Stream(seed, "s", "w") for seed in range(400)]
     corners = [values(fresh(TensorSpec("F64", (3, 3)), "orthogonal", s, name="w")) for s in specs]

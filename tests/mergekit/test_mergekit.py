@@ -321,6 +321,23 @@ def test_what_has_another_shape_is_refused_with_its_place(
     assert problem in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a0: &a0 [x]" + "".join(f"\na{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)),
+         "its aliases stand for more than 200,000 values"),
+        ("models: &m [*m]", "its aliases stand for more than 200,000 values"),
+        ("models: 2024-99-99", "not YAML: month must be in 1..12"),
+        ("#" * 1_000_001, "longer than 1,000,000 bytes"),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: .inf}}]", "Out of range"),
+    ],
+)  # fmt: skip
+def test_what_stands_for_too_much_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "merge.yml").write_text(text)
+    with pytest.raises(UsageError, match=rf"^merge\.yml: .*{problem}"):
+        imported(tmp_path / "merge.yml")
+
+
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         imported(given(tmp_path, merge_method="tis", tokenizer={}, foo=1))

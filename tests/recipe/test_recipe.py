@@ -298,6 +298,21 @@ def test_variables_value_is_not_substituted_again(written):
     assert step_of(load(path, {}))["target"] == "${b}"
 
 
+@pytest.mark.parametrize(
+    ("target", "value", "count"),
+    [
+        ("${a}", "x" * 100_000, 101),
+        ("${a}" * 101, "x" * 100_000, 1),
+        ("${a}", ["x" * 100] * 1000, 99),
+    ],
+)
+def test_variables_add_so_much_and_no_more(written, target, value, count):
+    step = {"op": "delete", "target": target}
+    assert problems(written(*[step] * count, vars={"a": value})) == [
+        "recipe.json: its variables add more than 10,000,000 characters to it"
+    ]
+
+
 def test_wrong_value_of_a_variable_is_an_error_where_it_is_used(written):
     (line,) = problems(written({**WIDEN, "rows": "${n}"}, vars={"n": "many"}))
     assert line == 'recipe.json: steps[0].rows: "many" is not of type integer; give --set n=3'

@@ -179,7 +179,7 @@ def _configuration(outside: Outside, location: str, given: Mapping[str, Any]) ->
         except UsageError as error:
             raise CheckpointError(*error.problems) from None
         if not isinstance(found, dict):
-            raise PlanError(f"{folder / CONFIG}: not an object")
+            raise CheckpointError(f"{folder / CONFIG}: not an object")
         return found
     if "r" not in given or "lora_alpha" not in given:
         raise PlanError(
