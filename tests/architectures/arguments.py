@@ -31,6 +31,8 @@ NEEDED: dict[str, Json] = {
             "num_attention_heads": 16,
         }
     },
+    "led": {"attention_window": [512] * 12},
+    "longformer": {"attention_window": [512] * 12},
     "moonshine_streaming": {"num_key_value_heads": 8},
     "gemma4_assistant": {
         "text_config": {
