@@ -38,6 +38,8 @@ class Outside(NamedTuple):
     read_config: Callable[[str | None], Mapping[str, Any]] = lambda name: {}
     # Where a model is, as it was given: what PEFT's configurations call a base.
     location: Callable[[str], str] = lambda name: ""
+    # {name that the input's config ties: the name that is stored in its place}
+    tied_names: Callable[[], Mapping[str, str]] = dict
 
 
 @dataclass
@@ -66,9 +68,25 @@ class Draft:
 
     def select(self, target: str | Sequence[str]) -> list[str]:
         """Return the names that a target selects; raises PlanError where that is nothing."""
+        stored = self._as_stored(target)
         return patterns.select(
-            target, self.tensors, special=_Special(self.tensors), optional=self.optional
+            stored, self.tensors, special=_Special(self.tensors), optional=self.optional
         )
+
+    def _as_stored(self, target: str | Sequence[str]) -> list[str]:
+        """Return patterns with a stored name in the place of one that the config ties to it."""
+        chosen = [target] if isinstance(target, str) else list(target)
+        for place, pattern in enumerate(chosen):
+            if pattern[:1] in ("!", "@") or any(
+                map(matches := patterns.compiled(pattern).fullmatch, self.tensors)
+            ):
+                continue
+            for name, owner in self.outside.tied_names().items():
+                if matches(name) and owner in self.tensors:
+                    chosen[place] = owner
+                    self.notes.append(f"'{name}' is tied to '{owner}': both are this one tensor")
+                    break
+        return chosen
 
     def modules(self, target: str | Sequence[str]) -> dict[str, list[str]]:
         """Return what a target selects as {module: the selected tensors directly in it}."""
