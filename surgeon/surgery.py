@@ -81,7 +81,7 @@ def opened(
         )
         yield Opened(
             recipe, checkpoint, models, others, made, stages, carried.state, carried.notes,
-            folder_files(recipe, checkpoint, made, carry_files), carried.left_beside,
+            folder_files(recipe, checkpoint, made, carry_files, models), carried.left_beside,
             allow_code,
         )  # fmt: skip
 

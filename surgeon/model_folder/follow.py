@@ -152,15 +152,17 @@ def _floats(tensors: Tensors) -> set[str]:
 
 def _note_narrowed(case: Case) -> None:
     """Name the tensors that lose digits though the class computes with them in float32."""
-    parts = case.architecture.float32 if case.architecture else ()
+    known = case.architecture
+    parts = (
+        {"BF16": known.float32, "F16": known.float32 + known.float32_of_float16} if known else {}
+    )
     names = [
         name
         for name, tensor in case.after.items()
-        if parts
-        and tensor.spec.dtype in ("BF16", "F16")
+        if tensor.spec.dtype in parts
         and name in case.before
         and case.before[name].spec.dtype in ("F32", "F64")
-        and any(re.search(part, name) for part in parts)
+        and any(re.search(part, name) for part in parts[tensor.spec.dtype])
     ]
     if names:
         case.notes.append(

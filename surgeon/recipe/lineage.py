@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from surgeon.base.regions import spelled
 from surgeon.draft import Draft, Tensors
-from surgeon.lazy import LazyTensor
+from surgeon.formats.files import InMemory
+from surgeon.lazy import Fresh, LazyTensor, Stored, TensorSpec, transplanted, walk
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -76,10 +80,39 @@ class Tracer:
         """Return what the steps did to a model's tensor."""
         return self._models.get(place, ())
 
+    def finished(self, tensors: Tensors) -> Lineage:
+        """Return the lineage with everything new where it is in the result, after later steps."""
+        return {name: _in_result(name, tensors[name], changes)
+                for name, changes in self.lineage.items()}  # fmt: skip
+
     def in_order(self, changes: Iterable[Change]) -> Changes:
         """Return changes as the steps made them, each once."""
         each = {id(change): change for change in changes}
         return tuple(sorted(each.values(), key=lambda change: self._steps[change.step]))
+
+
+def _in_result(name: str, tensor: LazyTensor, changes: Changes) -> Changes:
+    made = [change.step for change in changes[:-1] if change.new]
+    if not made:
+        return changes
+    makers = {form.stream.step for form in walk(tensor) if isinstance(form, Fresh)}
+
+    def found(change: Change) -> tuple[str, ...]:
+        if change.step not in made or change.step not in makers:
+            return change.new
+        # What other steps made is not new here.
+        alone = transplanted(tensor, lambda form: (
+            form if isinstance(form, Fresh) and form.stream.step == change.step
+            else _old(form.spec)))  # fmt: skip
+        regions = alone.new_regions()
+        return tuple(spelled(name, region, tensor.spec.shape) for region in regions) or change.new
+
+    return tuple(change._replace(new=found(change)) if change.new else change for change in changes)
+
+
+def _old(spec: TensorSpec) -> LazyTensor:
+    """Return a tensor that nothing of is new; nobody reads it."""
+    return Stored(InMemory(Path("<old>"), np.empty(0, np.uint8)), 0, spec)
 
 
 class _Step:
