@@ -34,6 +34,15 @@ _SMALL: dict[str, int] = {
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
 }  # fmt: skip
 
+# What some types need besides: their defaults are null, or bound to one another.
+_OWN: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_key_value_heads": 4},
+    "deepseek_v3": {"num_key_value_heads": 4},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
+    "xmod": {"default_language": "en_XX"},
+}
+
 # Model types that take token ids alone.
 TYPES = (
     "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2",
@@ -74,7 +83,7 @@ def tiny(model_type: str, seed: int, settings: Mapping[str, Any] | None = None) 
             values[key] = value[:LAYERS]
         elif key in _SMALL and (type(value) is int or (value is None and key.endswith("dim"))):
             values[key] = _SMALL[key]
-    values |= settings or {}
+    values |= _OWN.get(model_type, {}) | dict(settings or {})
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[model_type].from_dict(values)
     config._attn_implementation = "eager"

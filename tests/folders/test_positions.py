@@ -35,7 +35,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("olmo3", {}, NO_LIST),
     ("gpt_neo", {}, ()),
     ("lfm2", {}, NO_LIST),
-    ("jamba", {"attn_layer_period": 2, "expert_layer_period": 2}, ()),
+    ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2}, ()),
     ("minimax", {}, NO_LIST),
     ("led", {}, ()),
     ("switch_transformers", {}, ()),
