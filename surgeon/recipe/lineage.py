@@ -44,13 +44,13 @@ class Tracer:
 
     lineage: Lineage
     _models: Lineage = field(default_factory=dict)
-    _known: set[str] = field(default_factory=set)
+    _known: dict[str, Tensors] = field(default_factory=dict)
     _steps: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tensors: Iterable[str], models: Iterable[str]) -> Tracer:
+    def of(cls, tensors: Iterable[str], models: Mapping[str, Tensors]) -> Tracer:
         """Return the lineage before the first step."""
-        return cls(dict.fromkeys(tensors, ()), _known=set(models))
+        return cls(dict.fromkeys(tensors, ()), _known=dict(models))
 
     def trace(self, before: Tensors, draft: Draft, op: str, *, is_changed: bool) -> None:
         """Take note of what the draft's step did to the state, if anything, and kept in models.
@@ -59,7 +59,9 @@ class Tracer:
         """
         self._steps[draft.step] = len(self._steps)
         kept = [model for model in draft.models if model not in self._known]
-        if not is_changed and not kept:
+        others = [model for model, was in self._known.items()
+                  if draft.models.get(model, was) is not was]  # fmt: skip
+        if not is_changed and not kept and not others:
             return
         step = _Step(before, draft, op, self)
         models = {
@@ -67,10 +69,12 @@ class Tracer:
             for model in kept
             for name, tensor in draft.models[model].items()
         }
+        for model in others:
+            models |= step.changed(model, self._known[model], draft.models[model])
         if is_changed:
             self.lineage = {name: step.done(name, t) for name, t in draft.tensors.items()}
         self._models |= models
-        self._known.update(kept)
+        self._known |= {model: draft.models[model] for model in (*kept, *others)}
 
     def is_known(self, model: str) -> bool:
         """Say whether there was a model before the step at hand."""
@@ -152,6 +156,24 @@ class _Step:
         if source is not None:
             return self._tracer.lineage[source]
         return self._describe_change(name, tensor, model)
+
+    def changed(self, model: str, was: Tensors, now: Tensors) -> dict[str, Changes]:
+        """Return the lineage of the tensors of a model that the step changed in it."""
+        names = {id(tensor): name for name, tensor in was.items()}
+        made: dict[str, Changes] = {}
+        for name, tensor in now.items():
+            if was.get(name) is not tensor:
+                sources = dict.fromkeys(names[id(one)] for one in walk(tensor) if id(one) in names)
+                earlier = [c for one in sources for c in self._tracer.of_model(f"{model}:{one}")]
+                change = Change(
+                    self._draft.step,
+                    self._op,
+                    from_=tuple(f"{model}:{one}" for one in sources),
+                    parameters=tensor.about,
+                    into=model,
+                )
+                made[f"{model}:{name}"] = (*self._tracer.in_order(earlier), change)
+        return made
 
     def _describe_change(self, name: str, tensor: LazyTensor, model: str) -> Changes:
         own = self._before.get(name)
