@@ -219,3 +219,27 @@ def test_untied_model_needs_its_head(folder: Any, stated: Json, problem: str) ->
             folder(LLAMA | OWN, step, stated=stated)
     else:
         assert folder(LLAMA | OWN, step, stated=stated) == LLAMA | OWN | stated
+
+
+# --- Tensors that the class computes in float32 ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "dtype", "is_told"),
+    [
+        ("deepseek_v3", "model.layers.0.mlp.gate.weight", "BF16", True),
+        ("deepseek_v3", "model.layers.0.self_attn.o_proj.weight", "BF16", False),
+        ("t5", "encoder.block.0.layer.1.DenseReluDense.wo.weight", "F16", True),
+        ("t5", "encoder.block.0.layer.1.DenseReluDense.wo.weight", "BF16", False),
+    ],
+)
+def test_tensors_that_the_class_keeps_in_float32_are_named(
+    bench: Bench, kind: str, name: str, dtype: str, is_told: bool
+) -> None:
+    """As `_keep_in_fp32_modules_strict` and `_keep_in_fp32_modules` of the classes say."""
+    bench.input = bench.folder / "in"
+    bench.input.mkdir()
+    write(bench.input / "model.safetensors", {name: torch.ones(4, 4)})
+    (bench.input / "config.json").write_text(json.dumps({"model_type": kind, "dtype": "float32"}))
+    notes = notes_of(bench, {"op": "cast", "target": "**", "dtype": dtype})
+    assert any(f"'{name}' lost digits" in note for note in notes) is is_told
