@@ -68,10 +68,17 @@ class Draft:
 
     def select(self, target: str | Sequence[str]) -> list[str]:
         """Return the names that a target selects; raises PlanError where that is nothing."""
-        stored = self._as_stored(target)
-        return patterns.select(
-            stored, self.tensors, special=_Special(self.tensors), optional=self.optional
-        )
+        special = _Special(self.tensors)
+        if self.optional:  # what matches nothing is no error then, and may still be a tied name
+            return patterns.select(
+                self._as_stored(target), self.tensors, special=special, optional=True
+            )
+        try:
+            return patterns.select(target, self.tensors, special=special)
+        except PlanError:
+            if (stored := self._as_stored(target)) == [target] or stored == target:
+                raise
+            return patterns.select(stored, self.tensors, special=special)
 
     def _as_stored(self, target: str | Sequence[str]) -> list[str]:
         """Return patterns with a stored name in the place of one that the config ties to it."""
