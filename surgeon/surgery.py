@@ -70,6 +70,7 @@ def opened(
             read_json=lambda location: read_json(Path(beside_recipe(recipe, location)), location),
             build_module=torch_module.build if allow_code else torch_module.refuse,
             read_config=lambda name: config_of(models[name] if name else checkpoint),
+            tied_names=lambda: _tied_names(checkpoint),
             location=lambda name: str(locations[name]) if name in models else "",
         )
         theirs = {name: model.tensors for name, model in models.items()}
@@ -82,9 +83,16 @@ def opened(
         )
         yield Opened(
             recipe, checkpoint, models, others, made, stages, carried.state, carried.notes,
-            folder_files(recipe, checkpoint, made, carry_files), carried.left_beside,
+            folder_files(recipe, checkpoint, made, carry_files, models), carried.left_beside,
             allow_code,
         )  # fmt: skip
+
+
+def _tied_names(checkpoint: Checkpoint) -> Mapping[str, str]:
+    # Here, since what is known of architectures takes a while to import.
+    from surgeon.model_folder.ties import tied_names
+
+    return tied_names(config_of(checkpoint), checkpoint.tensors)
 
 
 def output_plan(

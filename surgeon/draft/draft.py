@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from surgeon.base import patterns
 from surgeon.base.errors import PlanError, did_you_mean
+from surgeon.base.lists import as_list
 from surgeon.base.regions import whole
 from surgeon.lazy import LazyTensor, Scratch, Stream, TensorSpec
 
@@ -38,6 +39,8 @@ class Outside(NamedTuple):
     read_config: Callable[[str | None], Mapping[str, Any]] = lambda name: {}
     # Where a model is, as it was given: what PEFT's configurations call a base.
     location: Callable[[str], str] = lambda name: ""
+    # {name that the input's config ties: the name that is stored in its place}
+    tied_names: Callable[[], Mapping[str, str]] = dict
 
 
 @dataclass
@@ -66,9 +69,32 @@ class Draft:
 
     def select(self, target: str | Sequence[str]) -> list[str]:
         """Return the names that a target selects; raises PlanError where that is nothing."""
-        return patterns.select(
-            target, self.tensors, special=_Special(self.tensors), optional=self.optional
-        )
+        special = _Special(self.tensors)
+        if self.optional:  # what matches nothing is no error then, and may still be a tied name
+            return patterns.select(
+                self._as_stored(target), self.tensors, special=special, optional=True
+            )
+        try:
+            return patterns.select(target, self.tensors, special=special)
+        except PlanError:
+            if (stored := self._as_stored(target)) == [target] or stored == target:
+                raise
+            return patterns.select(stored, self.tensors, special=special)
+
+    def _as_stored(self, target: str | Sequence[str]) -> list[str]:
+        """Return patterns with a stored name in the place of one that the config ties to it."""
+        chosen = as_list(target)
+        for place, pattern in enumerate(chosen):
+            if pattern[:1] in ("!", "@") or any(
+                map(matches := patterns.compiled(pattern), self.tensors)
+            ):
+                continue
+            for name, owner in self.outside.tied_names().items():
+                if matches(name) and owner in self.tensors:
+                    chosen[place] = owner
+                    self.notes.append(f"'{name}' is tied to '{owner}': both are this one tensor")
+                    break
+        return chosen
 
     def modules(self, target: str | Sequence[str]) -> dict[str, list[str]]:
         """Return what a target selects as {module: the selected tensors directly in it}."""

@@ -40,8 +40,10 @@ class Architecture:
 
     `rows` are found by their names with `{}` for every number. `counts` are patterns of numbered
     containers, with their lengths; `ties` are patterns of tensors that may be one. `settings` are
-    what rules of positions go by where the config says nothing. Tensors whose names have one of
-    `float32` in them are computed in float32 whatever the rest is.
+    what rules of positions go by where the config says nothing. `own` are the names that the class
+    of the folder has, where that is known. Tensors whose names have one of
+    `float32` in them are computed in float32 whatever the rest is, those of `float32_of_float16`
+    where the rest is float16.
     """
 
     rows: Mapping[str, tuple[Row, ...]]
@@ -55,6 +57,8 @@ class Architecture:
     ties: Mapping[str, str]
     settings: Mapping[str, Any]
     float32: tuple[str, ...]
+    own: frozenset[str] = frozenset()
+    float32_of_float16: tuple[str, ...] = ()
 
     def rows_of(self, name: str) -> Iterator[Row]:
         """Yield the rows that a tensor may be of."""
@@ -120,6 +124,10 @@ def architecture_of(config: Json, names: Iterable[str]) -> Architecture | None:
         ties={new: old for one in (chosen or order) for new, old in one.get("ties", {}).items()},
         settings=record.get("settings", {}),
         float32=tuple(dict.fromkeys(p for one in chosen or order for p in one.get("float32", ()))),
+        float32_of_float16=tuple(
+            dict.fromkeys(p for one in chosen or order for p in one.get("float32_of_float16", ()))
+        ),
+        own=frozenset(record["rows"][i][0] for one in chosen for i in _indices(one["rows"])),
     )
 
 

@@ -43,7 +43,8 @@ class FolderFiles:
 
     `carried` are the input's own, by the name that they keep in the folder; `left_out` are files
     that do not go with changed weights, `followed` is the config where there is one to write, and
-    `sidecars` are JSON files that a step makes. `not_carried` says what else there is, and why.
+    `sidecars` are JSON files that a step makes. `not_carried` says what else there is, and why,
+    `about_models` in what other models differ.
     """
 
     label: str
@@ -53,6 +54,7 @@ class FolderFiles:
     sidecars: Mapping[str, Any]
     config_name: str = MODEL_CONFIG
     not_carried: tuple[str, ...] = ()
+    about_models: tuple[str, ...] = ()
 
     @property
     def changes(self) -> list[dict[str, Any]]:
@@ -62,7 +64,8 @@ class FolderFiles:
     @property
     def notes(self) -> list[str]:
         """What the user should know of these files."""
-        notes = [*(self.followed.notes if self.followed else ()), *self.not_carried]
+        notes = [*(self.followed.notes if self.followed else ()), *self.about_models]
+        notes += self.not_carried
         if self.left_out:
             files = ", ".join(self.left_out)
             notes.append(f"left out, since they go with the tensors as they were: {files}")
@@ -89,7 +92,11 @@ class FolderFiles:
 
 
 def folder_files(
-    recipe: Recipe, source: Checkpoint, plan: Plan, carry: Carry = "small"
+    recipe: Recipe,
+    source: Checkpoint,
+    plan: Plan,
+    carry: Carry = "small",
+    models: Mapping[str, Checkpoint] | None = None,
 ) -> FolderFiles:
     """Return what goes along with a plan's tensors into a model folder."""
     if plan.weights_file != MODEL_WEIGHTS:  # what a step made is no model's folder
@@ -110,7 +117,17 @@ def folder_files(
         left_out=left_out,
         followed=followed,
         sidecars=plan.sidecars,
+        about_models=tuple(_about_models(source, models or {})) if followed else (),
     )
+
+
+def _about_models(source: Checkpoint, models: Mapping[str, Checkpoint]) -> list[str]:
+    whole = {n: m for n, m in models.items() if m.folder and not is_adapter(m.tensors)}
+    if not whole:
+        return []
+    from surgeon.model_folder.other_models import differences
+
+    return differences(source, config_of(source), {n: (m, config_of(m)) for n, m in whole.items()})
 
 
 def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan, carry: Carry) -> FolderFiles:

@@ -11,10 +11,9 @@ from typing import Any
 
 from surgeon.base.errors import listed
 from surgeon.draft import Tensors
-from surgeon.model_folder.architectures import Architecture, architecture_of
+from surgeon.model_folder.architectures import architecture_of
 from surgeon.model_folder.becomes import becomes
-from surgeon.model_folder.case import Case, Json, matching
-from surgeon.model_folder.families import COMMON
+from surgeon.model_folder.case import Case, Json, listed
 from surgeon.model_folder.general import (
     require_counts,
     require_enough_experts,
@@ -25,15 +24,14 @@ from surgeon.model_folder.labels import follow_labels
 from surgeon.model_folder.layers import follow_layers
 from surgeon.model_folder.quantisation import follow_quantisation, numbers_only
 from surgeon.model_folder.said import meaning_of
+from surgeon.model_folder.shared_heads import require_same_pairs
 from surgeon.model_folder.sizes import follow_sizes
+from surgeon.model_folder.ties import follow_ties
 from surgeon.model_folder.token_ids import follow_token_ids, followed_generation
 from surgeon.model_folder.whole_layers import require_whole_layers
 from surgeon.numeric.dtypes import DTYPES, dtype_named
 
 __all__ = ["Followed", "changes_of", "follow"]
-
-# Parts of the names of input embeddings that are tied to one another: of encoder and decoder.
-_INPUTS = ("embed_tokens", "embed_in", "word_embeddings", "wte")
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,9 @@ def follow(
     if config:
         meaning = meaning_of(case)
         follow_sizes(case, meaning)
+        require_same_pairs(case, meaning)
         follow_labels(case, meaning)
-        _follow_ties(case)
+        follow_ties(case)
         _follow_dtype(case)
         follow_quantisation(case)
         follow_layers(case)
@@ -119,46 +118,6 @@ def _new_values(old: Json, new: Json) -> tuple[Json, ...]:
     )
 
 
-def _follow_ties(case: Case) -> None:
-    """Follow whether the output embedding is the tensor of the input embedding."""
-    key = "tie_word_embeddings"
-    was, is_tied = _is_tied(case, case.before), _is_tied(case, case.after)
-    if is_tied is None:
-        return
-    if is_tied is not was:
-        case.follow(key, is_tied)
-    if key in case.stated and case.stated[key] is not is_tied:
-        case.contradiction(
-            f"output.config.{key} is {json.dumps(case.stated[key])}, but input and output "
-            f"embedding are {'one tensor' if is_tied else 'two tensors'}"
-        )
-
-
-def _is_tied(case: Case, tensors: Tensors) -> bool | None:
-    """Return whether input and output embedding are one; None where there are not both."""
-    if case.architecture is not None and case.architecture.ties:
-        return _is_tied_as_known(case.architecture, tensors)
-    embeddings = {id(tensors[name]) for name in matching(COMMON.embedding, tensors)}
-    outputs = {id(tensors[name]) for name in matching(COMMON.output, tensors)}
-    return bool(embeddings & outputs) if embeddings and outputs else None
-
-
-def _is_tied_as_known(known: Architecture, tensors: Tensors) -> bool | None:
-    """Return whether a head that the class may tie to the input embedding is that tensor."""
-    names = {known.inside(name): name for name in tensors}
-    found = [
-        tensors[names[target]] is tensors[names[source]]
-        for target, source in known.ties.items()
-        if target in names and source in names and is_head(target)
-    ]
-    return any(found) if found else None
-
-
-def is_head(name: str) -> bool:
-    """Return whether a tied tensor is an output embedding, rather than another input one."""
-    return name.endswith(".weight") and not any(part in name for part in _INPUTS)
-
-
 def _follow_dtype(case: Case) -> None:
     """Follow the dtype that the model is loaded into: one in which nothing is lost."""
     keys = [key for key in ("dtype", "torch_dtype") if key in case.new]
@@ -194,15 +153,17 @@ def _floats(tensors: Tensors) -> set[str]:
 
 def _note_narrowed(case: Case) -> None:
     """Name the tensors that lose digits though the class computes with them in float32."""
-    parts = case.architecture.float32 if case.architecture else ()
+    known = case.architecture
+    parts = (
+        {"BF16": known.float32, "F16": known.float32 + known.float32_of_float16} if known else {}
+    )
     names = [
         name
         for name, tensor in case.after.items()
-        if parts
-        and tensor.spec.dtype in ("BF16", "F16")
+        if tensor.spec.dtype in parts
         and name in case.before
         and case.before[name].spec.dtype in ("F32", "F64")
-        and any(re.search(part, name) for part in parts)
+        and any(re.search(part, name) for part in parts[tensor.spec.dtype])
     ]
     if names:
         case.notes.append(

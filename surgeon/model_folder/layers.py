@@ -258,7 +258,12 @@ def _require_same_kinds(case: Case, count: str, sources: Sources) -> None:
             try:
                 old = [_holds(case, case.old, rule, n, old_count) for n in range(old_count)]
                 new = [_holds(case, case.new, rule, n, len(sources)) for n in range(len(sources))]
-            except UnknownRuleError:
+            except UnknownRuleError as error:
+                if sources != list(range(old_count)):
+                    case.contradiction(
+                        f"{error}, and what a layer is by its number goes by it; state "
+                        f"{_settles(keys)}"
+                    )
                 continue
             if len({*old, *new}) <= 1:
                 continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from surgeon.base.errors import PlanError
 from surgeon.base.indices import SCHEMA, Indices, Ranges, chosen, runs
@@ -49,6 +50,18 @@ def narrow(
         str | list[Consumer] | None,
         ConsumersSchema("columns for each index (default: the step's block)", {}),
     ] = None,
+    shared: Annotated[
+        dict[str, Any] | None,
+        "what `by` indices share, such as the key and value heads of query heads; goes with them",
+        {
+            "properties": {
+                "target": {"type": ["string", "array"], "items": {"type": "string"}},
+                "by": {"type": "integer", "minimum": 1},
+            },
+            "required": ["target", "by"],
+            "additionalProperties": False,
+        },
+    ] = None,
 ) -> None:
     """Keep some of a layer's rows by index and range; consumers follow.
 
@@ -61,6 +74,10 @@ def narrow(
     as `block`. Where each head has its own q, k and v (GPT-NeoX), `block` is three heads' sizes,
     and the consumer's is one. Where the channels are flattened between a convolution and a linear
     layer, the consumer's `block` is the number of positions. What is kept keeps its bits.
+
+    Query heads that share keys and values: `"shared": {"target": "**.(k|v)_proj", "by": 4}`, where
+    four heads share one, has those go along whose heads all go, and refuses what would pair the
+    others anew.
     """
     found = outputs(draft, target, dim)
     problems: list[str] = []
@@ -80,23 +97,51 @@ def narrow(
     if problems:
         raise PlanError(*problems)
     changes: dict[str, LazyTensor] = {}
-    shared = draft.shared()
+    tied = draft.shared()
     reading = []
     if consumers is not None and found:
         units = require_one_size(found) // (parts * block)
         reading = readers(draft, consumers, units, block)
     for layer, indices in zip(found, kept, strict=True):
         ranges = _in_each_part(indices, layer, parts, block)
-        for name, own_dim in with_tied_layers(draft, layer, dim, shared):
+        for name, own_dim in with_tied_layers(draft, layer, dim, tied):
             changes[name] = Selected(draft[name], own_dim, ranges)
     require_whole(draft, changes, [reader.name for reader in reading], has_zeros=False)
     draft.replace(changes)
+    if shared is not None and shared["target"] and kept:
+        _narrow_shared(draft, shared["target"], shared["by"], kept, block)
     draft.replace(
         {
             reader.name: Selected(draft[reader.name], reader.dim, runs(kept[0], reader.block))
             for reader in reading
         }
     )
+
+
+def _narrow_shared(
+    draft: Draft, target: str | list[str], by: int, kept: Sequence[list[int]], block: int
+) -> None:
+    """Keep what is shared by indices that are kept, such as key heads by query heads."""
+    indices = kept[0]
+    groups = [index // by for index in indices]
+    left = list(dict.fromkeys(groups))
+    if any(other != indices for other in kept) or groups != [
+        group for group in left for _ in range(len(groups) // len(left))
+    ]:
+        counts = ", ".join(f"{groups.count(group)} of group {group}" for group in left)
+        raise PlanError(
+            f"what is shared by {by} would be shared by others: {counts} are kept; keep as many of "
+            "each, or all or none of one"
+        )
+    changes: dict[str, LazyTensor] = {}
+    for layer in outputs(draft, target, 0):
+        if layer.size % block or max(left) >= layer.size // block:
+            raise PlanError(
+                f"'{layer.label}' has {layer.size} outputs, not {block} for each group of {by}"
+            )
+        for name, own_dim in with_tied_layers(draft, layer, 0, draft.shared()):
+            changes[name] = Selected(draft[name], own_dim, runs(left, block))
+    draft.replace(changes)
 
 
 def _kept(keep: Indices | None, drop: Indices | None, units: int) -> list[int]:

@@ -8,6 +8,7 @@ from surgeon.draft.registry import op
 from surgeon.initialisers import BiasInit, Init, for_sibling, fresh
 from surgeon.lazy import LazyTensor
 from surgeon.ops.shared.modules import layers, weight_of
+from surgeon.ops.shared.parametrised import require_length
 
 
 @op(group="values", example={"target": "classifier", "init": "xavier_uniform"})
@@ -25,6 +26,7 @@ def reinit(
         for name in layer.names:
             leaf = layer.leaf(name)
             chosen = for_sibling(init, bias_init, name=leaf) if layer.is_module else init
+            require_length(draft, name, chosen)
             changes[name] = fresh(
                 draft.spec(name), chosen, draft.stream(name), name=leaf, weight=weight
             )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from surgeon.base.errors import PlanError
 from surgeon.base.strict_json import MOST_BYTES
 from surgeon.draft import MODEL_WEIGHTS, Tensors, ties
+from surgeon.draft.quantised import by_name, groups
 from surgeon.formats.files import InputFile
 from surgeon.formats.safetensors import TIES, tied_names
 from surgeon.lazy import LazyTensor
@@ -89,20 +90,17 @@ def lay_out_shards(
     filling: dict[str, Tensors] = {}
     filled: dict[str, int] = {}
     home = ""
-    for tensor_name, tensor in tensors.items():
-        if tensor_name in aliases:
-            continue
+    for tensor_name, size in _units(tensors, aliases, homes).items():
         home = homes.get(tensor_name, home) if homes else home
         if file := there.get(tensor_name):
             if file.tensors[0].name == tensor_name:
                 shards.append(file)
             continue
-        size = tensor.spec.size_bytes
-        if home not in filling or filled[home] + size > shard_size:
+        if home not in filling or (size is not None and filled[home] + size > shard_size):
             filling[home], filled[home] = {}, 0
             shards.append(filling[home])
-        filling[home][tensor_name] = tensor
-        filled[home] += size
+        filling[home][tensor_name] = tensors[tensor_name]
+        filled[home] += size or 0
 
     def named(name: str, shard: Tensors | OutputFile) -> OutputFile:
         if isinstance(shard, OutputFile):
@@ -116,6 +114,28 @@ def lay_out_shards(
         named(f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors", shard)
         for number, shard in enumerate(shards, 1)
     ]
+
+
+def _units(
+    tensors: Tensors, aliases: Mapping[str, str], homes: Mapping[str, str] | None
+) -> dict[str, int | None]:
+    """Return {name: bytes} in the order of the files, a quantised weight's parts one by one.
+
+    The first of them has the bytes of all, the others None: they go where it goes.
+    """
+    parts = by_name(groups(tensors))
+    units: dict[str, int | None] = {}
+    for name in tensors:
+        if name in units or name in aliases:
+            continue
+        units[name] = None
+        beside = [other for other in (parts[name].parts.values() if name in parts else ())
+                  if other not in units and other not in aliases
+                  and (not homes or homes.get(other) == homes.get(name))]  # fmt: skip
+        for other in beside:
+            units[other] = None
+        units[name] = sum(tensors[one].spec.size_bytes for one in (name, *beside))
+    return units
 
 
 def _file(

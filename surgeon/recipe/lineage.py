@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from surgeon.base.regions import spelled
 from surgeon.draft import Draft, Tensors
-from surgeon.lazy import LazyTensor, Sharded
+from surgeon.formats.files import InMemory
+from surgeon.lazy import Fresh, LazyTensor, Sharded, Stored, TensorSpec, transplanted, walk
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -40,13 +44,13 @@ class Tracer:
 
     lineage: Lineage
     _models: Lineage = field(default_factory=dict)
-    _known: set[str] = field(default_factory=set)
+    _known: dict[str, Tensors] = field(default_factory=dict)
     _steps: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tensors: Iterable[str], models: Iterable[str]) -> Tracer:
+    def of(cls, tensors: Iterable[str], models: Mapping[str, Tensors]) -> Tracer:
         """Return the lineage before the first step."""
-        return cls(dict.fromkeys(tensors, ()), _known=set(models))
+        return cls(dict.fromkeys(tensors, ()), _known=dict(models))
 
     def trace(self, before: Tensors, draft: Draft, op: str, *, is_changed: bool) -> None:
         """Take note of what the draft's step did to the state, if anything, and kept in models.
@@ -55,7 +59,9 @@ class Tracer:
         """
         self._steps[draft.step] = len(self._steps)
         kept = [model for model in draft.models if model not in self._known]
-        if not is_changed and not kept:
+        others = [model for model, was in self._known.items()
+                  if draft.models.get(model, was) is not was]  # fmt: skip
+        if not is_changed and not kept and not others:
             return
         step = _Step(before, draft, op, self)
         models = {
@@ -63,10 +69,12 @@ class Tracer:
             for model in kept
             for name, tensor in draft.models[model].items()
         }
+        for model in others:
+            models |= step.changed(model, self._known[model], draft.models[model])
         if is_changed:
             self.lineage = {name: step.done(name, t) for name, t in draft.tensors.items()}
         self._models |= models
-        self._known.update(kept)
+        self._known |= {model: draft.models[model] for model in (*kept, *others)}
 
     def is_known(self, model: str) -> bool:
         """Say whether there was a model before the step at hand."""
@@ -76,10 +84,39 @@ class Tracer:
         """Return what the steps did to a model's tensor."""
         return self._models.get(place, ())
 
+    def finished(self, tensors: Tensors) -> Lineage:
+        """Return the lineage with everything new where it is in the result, after later steps."""
+        return {name: _in_result(name, tensors[name], changes)
+                for name, changes in self.lineage.items()}  # fmt: skip
+
     def in_order(self, changes: Iterable[Change]) -> Changes:
         """Return changes as the steps made them, each once."""
         each = {id(change): change for change in changes}
         return tuple(sorted(each.values(), key=lambda change: self._steps[change.step]))
+
+
+def _in_result(name: str, tensor: LazyTensor, changes: Changes) -> Changes:
+    made = [change.step for change in changes[:-1] if change.new]
+    if not made:
+        return changes
+    makers = {form.stream.step for form in walk(tensor) if isinstance(form, Fresh)}
+
+    def found(change: Change) -> tuple[str, ...]:
+        if change.step not in made or change.step not in makers:
+            return change.new
+        # What other steps made is not new here.
+        alone = transplanted(tensor, lambda form: (
+            form if isinstance(form, Fresh) and form.stream.step == change.step
+            else _old(form.spec)))  # fmt: skip
+        regions = alone.new_regions()
+        return tuple(spelled(name, region, tensor.spec.shape) for region in regions) or change.new
+
+    return tuple(change._replace(new=found(change)) if change.new else change for change in changes)
+
+
+def _old(spec: TensorSpec) -> LazyTensor:
+    """Return a tensor that nothing of is new; nobody reads it."""
+    return Stored(InMemory(Path("<old>"), np.empty(0, np.uint8)), 0, spec)
 
 
 class _Step:
@@ -119,6 +156,24 @@ class _Step:
         if source is not None:
             return self._tracer.lineage[source]
         return self._describe_change(name, tensor, model)
+
+    def changed(self, model: str, was: Tensors, now: Tensors) -> dict[str, Changes]:
+        """Return the lineage of the tensors of a model that the step changed in it."""
+        names = {id(tensor): name for name, tensor in was.items()}
+        made: dict[str, Changes] = {}
+        for name, tensor in now.items():
+            if was.get(name) is not tensor:
+                sources = dict.fromkeys(names[id(one)] for one in walk(tensor) if id(one) in names)
+                earlier = [c for one in sources for c in self._tracer.of_model(f"{model}:{one}")]
+                change = Change(
+                    self._draft.step,
+                    self._op,
+                    from_=tuple(f"{model}:{one}" for one in sources),
+                    parameters=tensor.about,
+                    into=model,
+                )
+                made[f"{model}:{name}"] = (*self._tracer.in_order(earlier), change)
+        return made
 
     def _describe_change(self, name: str, tensor: LazyTensor, model: str) -> Changes:
         own = self._before.get(name)

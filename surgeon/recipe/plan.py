@@ -92,7 +92,7 @@ def make(
     about_us = {"content": NO_CONTENT, "version": __version__, "recipe_sha256": recipe.sha256}
     return Plan(
         tensors=draft.tensors,
-        lineage=tracer.lineage,
+        lineage=tracer.finished(draft.tensors),
         dropped=tuple(name for name in tensors if name not in draft.tensors),
         steps=tuple(summaries),
         checks=tuple(checks),

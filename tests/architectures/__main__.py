@@ -1,7 +1,8 @@
 """Probe all model types of the installed transformers, and write what was found.
 
-`python -m tests.architectures [TYPE...] [--keep FOLDER]`: without types, all of them, written into
-the package. One process at a time does the work, so that a type that hangs can be ended.
+`python -m tests.architectures [TYPE...] [--keep FOLDER] [--merge]`: without types, all of them,
+written into the package; with --merge, those given are written among the others. One process at a
+time does the work, so that a type that hangs can be ended.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from tests.architectures.worker import Worker
 @click.argument("types", nargs=-1)
 @click.option("--keep", type=click.Path(path_type=Path), help="A folder for one file per type.")
 @click.option("--again", is_flag=True, help="Probe types that have a file there already too.")
-def main(types: tuple[str, ...], keep: Path | None, again: bool) -> None:
-    """Probe model types, and write the package's data where all are probed."""
+@click.option("--merge", is_flag=True, help="Write what is probed among the package's records.")
+def main(types: tuple[str, ...], keep: Path | None, again: bool, merge: bool) -> None:
+    """Probe model types; write the package's data where all are probed, or with --merge."""
     from tests.architectures.build import classes_of_types
     from tests.architectures.report import coverage, in_order
-    from tests.architectures.store import write
+    from tests.architectures.store import stored, write
 
     classes = classes_of_types()
     found: dict[str, Any] = {}
@@ -45,8 +47,11 @@ def main(types: tuple[str, ...], keep: Path | None, again: bool) -> None:
         if path is not None:
             path.write_text(json.dumps(found[model_type]), "utf-8")
     worker.close()
-    if not types:
-        write({name: one for name, one in found.items() if isinstance(one, dict)})
+    probed = {name: one for name, one in found.items() if isinstance(one, dict)}
+    if merge:
+        write(stored() | probed)
+    elif not types:
+        write(probed)
     print(coverage(found))
 
 

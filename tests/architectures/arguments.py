@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from tests.architectures.configs import Json
 
+_ROPE: Json = {
+    kind: {"rope_type": "default", "rope_theta": 10000.0}
+    for kind in ("full_attention", "sliding_attention")
+}
+_INDEXER: Json = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 512,
+    "indexer_compress_ratio": 4,
+}
+
 # The defaults of these config classes build no model.
 NEEDED: dict[str, Json] = {
     "autoformer": {"prediction_length": 24},
@@ -31,6 +43,23 @@ NEEDED: dict[str, Json] = {
             "num_attention_heads": 16,
         }
     },
+    "deepseek_ocr2": {
+        "text_config": {
+            "mlp_layer_types": ["dense", *["sparse"] * 11],
+            "n_group": 1,
+            "topk_group": 1,
+            "num_experts_per_tok": 6,
+        }
+    },
+    "diffusion_gemma": {
+        "text_config": {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 704}
+    },
+    "cohere_compass": {"text_config": {"rope_parameters": _ROPE}},
+    "cohere_compass_text": {"rope_parameters": _ROPE},
+    "qwen4_exp": {"text_config": _INDEXER},
+    "qwen4_exp_text": _INDEXER,
+    "led": {"attention_window": [512] * 12},
+    "longformer": {"attention_window": [512] * 12},
     "moonshine_streaming": {"num_key_value_heads": 8},
     "gemma4_assistant": {
         "text_config": {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tests.architectures import configs, expressions
 from tests.architectures.build import (
@@ -16,6 +17,7 @@ from tests.architectures.fit import (
     Sizes,
     fit,
 )  # fmt: skip
+from tests.architectures.kinds import is_positional
 from tests.architectures.subject import Subject
 
 
@@ -111,3 +113,37 @@ def heads_of(subject: Subject, primary: str, fits: Fits, used: set[str]) -> Json
                     found[path] = other
                     break
     return found
+
+
+def settings_of(subject: Subject, made: Json) -> Json:
+    """Return what rules of positions go by, where config.json does not state it.
+
+    What follows from another number, such as a list of every second layer, has no entry.
+    """
+    rules: list[Any] = [rule for one in made["kinds"] for rule in one.get("rules", ())]
+    rules += [rule for one in made["lists"].values() if isinstance(one.get("default"), list)
+              for _, rule in one["default"]]  # fmt: skip
+    found: Json = {}
+    for path in sorted({word for rule in rules for word in _words(rule)} - {*subject.links}):
+        values = []
+        for changes in ({}, *({path: n + 3} for path, n in configs.numbers(subject.base).items()
+                              if configs.is_count(path) or is_positional(path))):  # fmt: skip
+            if path in changes:
+                continue
+            config = configs.remove(configs.changed(subject.base, changes, subject.links), path)
+            try:
+                values.append(get(config_of(subject.model_type, config).to_dict(), path))
+            except NoBuildError:
+                continue
+        if values and all(value == values[0] for value in values):
+            found[path] = values[0]
+    return found
+
+
+def _words(rule: Any) -> Iterator[str]:
+    """Yield the paths of a rule."""
+    for word in rule[1:]:
+        if isinstance(word, str):
+            yield word
+        elif isinstance(word, list):
+            yield from _words(word) if word and isinstance(word[0], str) else ()

@@ -38,8 +38,10 @@ def _list_default(subject: Subject, path: str, count: str) -> Json:
     outer = path.rpartition(".")[0]
     prefix = f"{outer}." if outer else ""
 
+    others = {other: c for other, c in subject.links.items() if other != path}
+
     def derived(changes: Json) -> tuple[Json, list[Any]] | None:
-        values = configs.remove(configs.changed(subject.base, changes, {}), path)
+        values = configs.remove(configs.changed(subject.base, changes, others), path)
         try:
             config = config_of(subject.model_type, values).to_dict()
         except NoBuildError:
@@ -49,7 +51,7 @@ def _list_default(subject: Subject, path: str, count: str) -> Json:
 
     plain = derived({count: 12})
     if plain is None or len(plain[1]) != 12:
-        return {}
+        return {} if _has_no_default(subject, path, count) else {"default": "unknown"}
     near = {p: n for p, n in configs.numbers(subject.base).items() if p.rpartition(".")[0] == outer
             and p != count and n <= 64}  # fmt: skip
     # Numbers that no list says: config classes read further ones from old files.
@@ -63,6 +65,16 @@ def _list_default(subject: Subject, path: str, count: str) -> Json:
     }
     if windows:
         toggles += [{**windows, **toggle} for toggle in toggles]
+    for other in others:  # what follows from another list has no rule of its own
+        entries = get(subject.base, other)
+        turned = [entries[-1 - number % len(entries)] for number in range(12)] if entries else []
+        for toggle in toggles:
+            as_is, moved = (
+                derived({count: 12, **toggle}),
+                derived({count: 12, **toggle, other: turned}),
+            )
+            if as_is is not None and (moved is None or moved[1] != as_is[1]):
+                return {"default": "unknown", "keys": [other]}
     seen: list[tuple[Json, list[Any]]] = [plain]
     keys: set[str] = set()
     switches: set[str] = set()
@@ -98,6 +110,15 @@ def _list_default(subject: Subject, path: str, count: str) -> Json:
         if rule != ["not", ["all"]]:
             rules.append([originals[written], rule])
     return {"default": rules}
+
+
+def _has_no_default(subject: Subject, path: str, count: str) -> bool:
+    """Return whether the class does without a list that the config does not state."""
+    values = configs.remove(subject.config({count: 12}), path)
+    try:
+        return get(config_of(subject.model_type, values).to_dict(), path) is None
+    except NoBuildError:
+        return False
 
 
 def _gated_rule(

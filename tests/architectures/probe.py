@@ -10,7 +10,7 @@ from tests.architectures.build import (
 )  # fmt: skip
 from tests.architectures.classes import Class, by_pool, further_of, used_paths, write_classes
 from tests.architectures.configs import Json
-from tests.architectures.defaults import defaults_of, heads_of, null_defaults
+from tests.architectures.defaults import defaults_of, heads_of, null_defaults, settings_of
 from tests.architectures.fit import (
     fit,
 )  # fmt: skip
@@ -44,6 +44,7 @@ def probe(model_type: str, class_names: list[str]) -> Json:
         "kinds": kinds_of(subject, primary, lengths, laboratory),
     }
     write_classes(made, records, extra, subject.links)
+    made["settings"] = settings_of(subject, made)
     used = used_paths(made)
     made["defaults"] = defaults_of(subject, used) | null_defaults(subject, primary, used, fits)
     made["heads"] = heads_of(subject, primary, fits, used)

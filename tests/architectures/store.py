@@ -14,6 +14,15 @@ from surgeon.model_folder.architectures import DATA
 _VERSION = 1
 
 
+def stored(path: Path = DATA) -> dict[str, Any]:
+    """Return every record that is there."""
+    with path.open("rb") as file:
+        places = json.loads(file.readline())["types"]
+        body = file.read()
+    return {name: json.loads(zlib.decompress(body[start : start + length]))
+            for name, (start, length) in places.items()}  # fmt: skip
+
+
 def write(found: Mapping[str, Any], path: Path = DATA) -> None:
     """Write records: one line of JSON that says where each is, then the records, compressed."""
     body = b""

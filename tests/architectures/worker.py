@@ -6,7 +6,8 @@ import multiprocessing
 from multiprocessing.connection import Connection
 from typing import Any
 
-_SECONDS_PER_TYPE = 150
+# A type with models of several kinds in it takes minutes on a busy machine.
+_SECONDS_PER_TYPE = 400
 
 
 def _work(pipe: Connection) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,37 @@ DONE, REFUSED, WRONG, SKIPPED = "done", "refused", "WRONG", "-"
 _DROPPED = 1
 
 
-def outcomes(model_type: str, folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield (job, what came of it, why) for the jobs on one type."""
+def outcomes(
+    model_type: str,
+    folder: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    without: Sequence[str] = (),
+    dropped: int = _DROPPED,
+    jobs: Sequence[str] = JOBS,
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (job, what came of it, why) for jobs on one type.
+
+    `settings` are those of its config that are not the usual ones; config.json is written without
+    the keys `without`, which the class has a default for. `dropped` is the layer that goes.
+    """
     try:
-        model = tiny(model_type, 0)
-        source = saved(model, folder / "in")
+        model = tiny(model_type, 0, settings)
+        source = saved(model, folder / "in", without)
         loaded(source, model)
         before = logits(loaded(source, model))
     except Exception as error:  # no model of this type to try: nothing of ours
         yield "model", SKIPPED, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
         return
-    for job in JOBS:
+    for job in jobs:
         try:
-            yield job, *_outcome(job, model, source, folder, before)
+            yield job, *_outcome(job, model, source, folder, before, dropped)
         except Exception as error:
             yield job, WRONG, f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
 
 
 def _outcome(
-    job: str, model: Any, source: Path, folder: Path, before: torch.Tensor
+    job: str, model: Any, source: Path, folder: Path, before: torch.Tensor, dropped: int
 ) -> tuple[str, str]:
     out = folder / job
     names = shapes(source)
@@ -49,7 +61,7 @@ def _outcome(
     known = architecture_of(config, names)
     if known is None:
         return REFUSED, "not in the data"
-    steps = _steps(job, known, names, model)
+    steps = _steps(job, known, names, model, dropped)
     if not steps:
         return SKIPPED, f"nothing to {job}"
     recipe: dict[str, Any] = {"surgeon": 1, "steps": steps}
@@ -65,7 +77,7 @@ def _outcome(
         return WRONG, f"exit {result.exit_code}: {result.output.strip()[:160]}"
     dtype = torch.bfloat16 if job == "cast" else torch.float32
     try:
-        expected = _expected(job, model, source, folder, before)
+        expected = _expected(job, model, source, folder, before, dropped)
     except Exception as error:  # not even transformers runs it
         return SKIPPED, f"transformers: {type(error).__name__}: {str(error)[:80]}"
     found = logits(loaded(out, model, dtype))
@@ -79,7 +91,7 @@ def _outcome(
 
 
 def _expected(
-    job: str, model: Any, source: Path, folder: Path, before: torch.Tensor
+    job: str, model: Any, source: Path, folder: Path, before: torch.Tensor, dropped: int
 ) -> torch.Tensor:
     if job == "grow":
         return before
@@ -87,7 +99,7 @@ def _expected(
         return logits(loaded(source, model, torch.bfloat16))
     if job == "average":
         return logits(_averaged(loaded(source, model), loaded(folder / "other", model)))
-    return logits(_without_a_layer(loaded(source, model)))
+    return logits(_without_a_layer(loaded(source, model), dropped))
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -97,7 +109,7 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _steps(
-    job: str, known: Architecture, names: dict[str, tuple[int, ...]], model: Any
+    job: str, known: Architecture, names: dict[str, tuple[int, ...]], model: Any, dropped: int
 ) -> list[Any]:
     match job:
         case "average":
@@ -107,7 +119,7 @@ def _steps(
             kept = [f"!re:.*{part}.*" for part in sorted(model._keep_in_fp32_modules_strict or ())]
             return [{"op": "cast", "target": ["**", *kept], "dtype": "BF16", "optional": True}]
         case "drop":
-            take = [str(n) for n in range(LAYERS) if n != _DROPPED]
+            take = [str(n) for n in range(LAYERS) if n != dropped]
             stacks = [c for c, numbers in containers(names).items()
                       if len(numbers) == LAYERS and count_of(known, c)]  # fmt: skip
             outer = [c for c in stacks if not any(c.startswith(f"{o}.") for o in stacks)]
@@ -131,17 +143,17 @@ def _averaged(one: Any, other: Any) -> Any:
     return one
 
 
-def _without_a_layer(model: Any) -> Any:
+def _without_a_layer(model: Any, dropped: int) -> Any:
     """Take a layer out of a model that is loaded: nothing is built by its number again."""
     for module in list(model.modules()):
         for name, stack in list(module.named_children()):
             if isinstance(stack, nn.ModuleList) and len(stack) == LAYERS:
-                kept = [layer for n, layer in enumerate(stack) if n != _DROPPED]
+                kept = [layer for n, layer in enumerate(stack) if n != dropped]
                 setattr(module, name, nn.ModuleList(kept))
     config = model.config
     for key, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == LAYERS and "layer" in key:
-            setattr(config, key, [one for n, one in enumerate(value) if n != _DROPPED])
+            setattr(config, key, [one for n, one in enumerate(value) if n != dropped])
     for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers",
                 "decoder_layers", "num_decoder_layers"):  # fmt: skip
         if vars(config).get(key) == LAYERS:

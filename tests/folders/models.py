@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,15 @@ _SMALL: dict[str, int] = {
     "first_k_dense_replace": 1, "max_window_layers": 2, "num_kv_shared_layers": 0,
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
 }  # fmt: skip
+
+# What some types need besides: their defaults are null, or bound to one another.
+_OWN: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"num_key_value_heads": 4},
+    "deepseek_v3": {"num_key_value_heads": 4},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
+    "xmod": {"default_language": "en_XX"},
+}
 
 # Model types that take token ids alone.
 TYPES = (
@@ -63,8 +74,8 @@ _ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", 
              "roberta-prelayernorm")  # fmt: skip
 
 
-def tiny(model_type: str, seed: int) -> Any:
-    """Return a random model with small numbers."""
+def tiny(model_type: str, seed: int, settings: Mapping[str, Any] | None = None) -> Any:
+    """Return a random model with small numbers, and these settings."""
     values = CONFIG_MAPPING[model_type]().to_dict()
     layers = {values.get(key) for key in _SMALL if key.endswith(("layers", "layer"))}
     for key, value in list(values.items()):
@@ -72,6 +83,7 @@ def tiny(model_type: str, seed: int) -> Any:
             values[key] = value[:LAYERS]
         elif key in _SMALL and (type(value) is int or (value is None and key.endswith("dim"))):
             values[key] = _SMALL[key]
+    values |= _OWN.get(model_type, {}) | dict(settings or {})
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[model_type].from_dict(values)
     config._attn_implementation = "eager"
@@ -83,9 +95,13 @@ def tiny(model_type: str, seed: int) -> Any:
     return model
 
 
-def saved(model: Any, folder: Path) -> Path:
-    """Save a model as transformers does."""
+def saved(model: Any, folder: Path, without: Sequence[str] = ()) -> Path:
+    """Save a model as transformers does; without some keys of its config."""
     model.save_pretrained(folder)
+    if without:
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({key: v for key, v in config.items() if key not in without}))
     return folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TYPES = ("llama", "gemma2", "gpt2", "bert", "t5", "marian", "qwen3_moe", "gpt_oss")
+TYPES = ("llama", "gemma2", "gpt2", "bert", "t5", "marian", "qwen3_moe", "gpt_oss", "deepseek_v3")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from surgeon import surgery
 from surgeon.base.errors import PlanError
@@ -132,3 +133,113 @@ def test_router_chooses_no_more_experts_than_there_are(
     else:
         found = folder(config, *steps, stated=stated)
         assert found == config | {"num_local_experts": kept} | stated
+
+
+# --- Heads that share keys ------------------------------------------------------------------------
+
+QUERIES, KEYS = "model.layers.*.self_attn.q_proj", "model.layers.*.self_attn.(k|v)_proj"
+
+
+def prune(*drop: int, shared: bool = False) -> Json:
+    """Drop query heads of LLAMA: 4 of size 2, over 2."""
+    along = {"shared": {"target": KEYS, "by": 2}} if shared else {}
+    return {"op": "narrow", "target": QUERIES, "drop": list(drop), "block": 2,
+            "consumers": "model.layers.*.self_attn.o_proj", **along}  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "heads"), [
+    (prune(0, 3), (2, 2)),
+    (prune(0, 3, shared=True), (2, 2)),
+    (prune(0, 1, shared=True), (2, 1)),
+])  # fmt: skip
+def test_heads_go_on_reading_their_keys(folder: Any, step: Json, heads: tuple[int, int]) -> None:
+    found = folder(LLAMA | {"head_dim": 2}, step)
+    assert (found["num_attention_heads"], found["num_key_value_heads"]) == heads
+
+
+@pytest.mark.parametrize(("step", "problem"), [
+    (prune(2, 3), r"head 1 of '.*q_proj.weight' reads keys 0, and would read those of 1"),
+    (prune(2, shared=True), "would be shared by others: 2 of group 0, 1 of group 1 are kept"),
+])  # fmt: skip
+def test_heads_that_would_read_others_keys_are_refused(
+    folder: Any, step: Json, problem: str
+) -> None:
+    with pytest.raises(PlanError, match=problem):
+        folder(LLAMA | {"head_dim": 2}, step)
+
+
+# --- Embeddings that the config ties --------------------------------------------------------------
+
+OWN = {"architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.fixture
+def tied(folder: Any, bench: Bench) -> Any:
+    """Operate on a folder that stores the pair once; return the operated folder's tensors."""
+
+    def operate(*steps: Json) -> Json:
+        config = LLAMA | OWN | {"tie_word_embeddings": True}
+        folder(config | {"tie_word_embeddings": False})
+        (bench.folder / "input" / "config.json").write_text(json.dumps(config))
+        stored = {name: tensor for name, tensor in llama().items() if "lm_head" not in name}
+        write(bench.folder / "input" / "model.safetensors", stored)
+        bench.operate(*steps, to=bench.folder / "out")
+        return load_file(bench.folder / "out" / "model.safetensors")
+
+    return operate
+
+
+def test_two_tensors_are_not_tied(folder: Any, bench: Bench) -> None:
+    config = LLAMA | OWN | {"tie_word_embeddings": True}
+    assert folder(config)["tie_word_embeddings"] is False
+    assert any("becomes false: input and output embedding are two" in n for n in notes_of(bench))
+
+
+def test_head_of_a_pair_that_is_stored_once_is_the_pair(tied: Any, bench: Bench) -> None:
+    made = tied({"op": "scale", "target": "lm_head", "by": 3.0})
+    assert torch.equal(made["model.embed_tokens.weight"], torch.full((10, 8), 3.0))
+    assert "lm_head.weight" not in made
+    recipe = bench.recipe({"op": "scale", "target": "lm_head.weight", "by": 3.0})
+    with surgery.opened(recipe, str(bench.input), {}) as opened:
+        assert any("'lm_head.weight' is tied to 'model.embed" in note for note in opened.notes)
+
+
+@pytest.mark.parametrize(
+    ("stated", "problem"),
+    [
+        ({}, "'lm_head.weight' is gone, which the class has for itself; state tie_word_embedd"),
+        ({"tie_word_embeddings": True}, ""),
+        ({"architectures": ["LlamaModel"]}, ""),
+    ],
+)
+def test_untied_model_needs_its_head(folder: Any, stated: Json, problem: str) -> None:
+    step = {"op": "delete", "target": "lm_head"}
+    if problem:
+        with pytest.raises(PlanError, match=problem):
+            folder(LLAMA | OWN, step, stated=stated)
+    else:
+        assert folder(LLAMA | OWN, step, stated=stated) == LLAMA | OWN | stated
+
+
+# --- Tensors that the class computes in float32 ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "dtype", "is_told"),
+    [
+        ("deepseek_v3", "model.layers.0.mlp.gate.weight", "BF16", True),
+        ("deepseek_v3", "model.layers.0.self_attn.o_proj.weight", "BF16", False),
+        ("t5", "encoder.block.0.layer.1.DenseReluDense.wo.weight", "F16", True),
+        ("t5", "encoder.block.0.layer.1.DenseReluDense.wo.weight", "BF16", False),
+    ],
+)
+def test_tensors_that_the_class_keeps_in_float32_are_named(
+    bench: Bench, kind: str, name: str, dtype: str, is_told: bool
+) -> None:
+    """As `_keep_in_fp32_modules_strict` and `_keep_in_fp32_modules` of the classes say."""
+    bench.input = bench.folder / "in"
+    bench.input.mkdir()
+    write(bench.input / "model.safetensors", {name: torch.ones(4, 4)})
+    (bench.input / "config.json").write_text(json.dumps({"model_type": kind, "dtype": "float32"}))
+    notes = notes_of(bench, {"op": "cast", "target": "**", "dtype": dtype})
+    assert any(f"'{name}' lost digits" in note for note in notes) is is_told

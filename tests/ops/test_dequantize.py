@@ -196,6 +196,22 @@ def test_model_is_dequantised_before_it_is_merged(bench):
     )
     expected = ((weight.double() + codes.double()) / 2).float()
     assert_identical(made.tensors, {"q.weight": expected})
+    first, second = made.lineage("q.weight")
+    assert (first["op"], first["into"]) == ("dequantize", "other")
+    assert first["from"] == ["other:q.weight", "other:q.weight_scale"]
+    assert (second["op"], second["from"]) == ("average", ["other:q.weight"])
+
+
+def test_shards_keep_a_quantised_weight_together(bench):
+    """Codes of 64 bytes, scales of 4, in files of 150: vLLM reads one file after the other."""
+    tensors = {f"l{n}.weight": normal(8, 8, seed=n).to(FP8) for n in range(4)}
+    tensors |= {f"l{n}.weight_scale": torch.ones(1) for n in range(4)}
+    bench.given(tensors)
+    bench.operate(to=bench.folder / "out", output={"shard_size": "150 B"})
+    index = json.loads((bench.folder / "out" / "model.safetensors.index.json").read_text())
+    homes = index["weight_map"]
+    assert [homes[f"l{n}.weight"] == homes[f"l{n}.weight_scale"] for n in range(4)] == [True] * 4
+    assert len(set(homes.values())) == 2
 
 
 WRONG = [

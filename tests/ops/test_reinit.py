@@ -1,8 +1,10 @@
 """reinit: fresh values in the same shapes."""
 
+import pytest
 import torch
 from torch import nn
 
+from surgeon.base.errors import PlanError
 from tests.network import assert_identical
 
 
@@ -75,3 +77,14 @@ def test_all_of_it_is_new(bench):
     assert made.lineage("fc.weight") == [
         {"step": "0", "op": "reinit", "new": ["fc.weight"], "init": "eye"}
     ]
+
+
+@pytest.mark.parametrize("init", ["zeros", {"name": "constant", "val": 0.0}])
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore")
+def test_direction_without_length_is_an_error(bench, init, norm):
+    """torch divides by the direction's length: zeros give NaN."""
+    bench.given(state(fc=norm(nn.Linear(4, 3))))
+    with pytest.raises(PlanError, match=r"is the direction of a weight norm .* would be NaN"):
+        bench.plan(step("**.(weight_v|original1)", init=init))
+    assert bench.plan(step("**.(weight_v|original1)", init="ones"))

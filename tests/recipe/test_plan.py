@@ -37,7 +37,7 @@ def test_lineage_follows_rename_widen_rename(bench):
     plan = bench.given(FC).plan(*steps)
     assert changes(plan, "classifier.weight") == [
         {"step": "0", "op": "rename", "from": ["fc.weight"]},
-        {"step": "grow", "op": "widen", "new": ["head.weight[3:5]"], "init": "zeros"},
+        {"step": "grow", "op": "widen", "new": ["classifier.weight[3:5]"], "init": "zeros"},
         {"step": "2", "op": "rename", "from": ["head.weight"]},
     ]
     assert plan.tensors["classifier.weight"].new_regions() == (((3, 5), (0, 2)),)
@@ -247,3 +247,26 @@ def test_metadata_of_the_recipe_is_added(bench):
     assert plan.metadata["stage"] == "2"
     assert plan.metadata["format"] == "mine"
     assert json.loads(plan.metadata["surgeon"])["version"]
+
+
+def test_new_rows_are_where_they_are_in_the_result(bench):
+    """Three parts of 7 rows get a row each; as one again, rows 7, 15 and 23 are new."""
+    old = {"qkv.weight": torch.zeros(21, 2)}
+    parts = ["a.weight", "b.weight", "c.weight"]
+    plan = bench.given(old).plan(
+        {"op": "widen", "target": "qkv", "columns": 1, "init": "ones"},
+        {"op": "split", "target": "qkv.weight", "dim": 0, "parts": 3, "into": parts},
+        {"id": "grow", "op": "widen", "target": ["a", "b", "c"], "rows": 1, "init": "zeros"},
+        {"op": "concat", "from": parts, "dim": 0, "into": "qkv.weight"},
+        {"op": "narrow", "target": "qkv.weight", "keep": ["0:23", 23]},
+    )
+    made = {change["step"]: change.get("new") for change in changes(plan, "qkv.weight")}
+    assert made["grow"] == ["qkv.weight[7:8]", "qkv.weight[15:16]", "qkv.weight[23:24]"]
+
+
+def test_new_rows_that_move_are_told_where_they_went(bench):
+    plan = bench.given(FC).plan(
+        {"op": "widen", "target": "fc", "rows": 1, "init": "zeros"},
+        {"op": "narrow", "target": "fc", "keep": [3, 0, 2]},
+    )
+    assert changes(plan, "fc.weight")[0]["new"] == ["fc.weight[0:1]"]

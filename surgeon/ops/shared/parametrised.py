@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from surgeon.base.errors import PlanError
 from surgeon.draft import Draft
@@ -30,6 +31,21 @@ def require_whole(
         problems += _problems(draft, module, changed, columns, has_zeros)
     if problems:
         raise PlanError(*problems)
+
+
+def require_length(draft: Draft, name: str, init: Any) -> None:
+    """Raise PlanError where the direction of a weight norm would be zeros, which have none."""
+    word = init.get("name") if isinstance(init, dict) else init
+    value = init.get("val") if isinstance(init, dict) else None
+    if word != "zeros" and (word != "constant" or value != 0):
+        return
+    for norm, direction in _WEIGHT_NORMS:
+        other = name.removesuffix(direction) + norm
+        if name.endswith(direction) and other in draft.tensors:
+            raise PlanError(
+                f"'{name}' is the direction of a weight norm ('{other}'), and zeros have none: the "
+                "weight would be NaN; take another init"
+            )
 
 
 def _module(name: str) -> str:
