@@ -8,9 +8,10 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.lazy import Blocks, Operands
+from surgeon.lazy import Blocks, Operands, StoredBlocks
 from surgeon.merges.shared import Arithmetic, Varying
 from surgeon.merges.shared.moments import root_mean_squares
+from surgeon.numeric import compiled
 from surgeon.numeric.dtypes import Array
 
 Epsilon = Annotated[
@@ -63,7 +64,10 @@ def acting(epsilon: float, boost: Boost | None = None) -> Arithmetic:
             np.copyto(out, alone, where=together == 1)
         return np.add(blocks[0], out, out=out)
 
-    return Arithmetic(combine, find)
+    def compiled_form(blocks: StoredBlocks, statistics: _Known, dtype: str, out: Array) -> bool:
+        return compiled.acted(blocks, statistics.limits, statistics.boosts, dtype, out)
+
+    return Arithmetic(combine, find, compiled=compiled_form)
 
 
 def _changes(blocks: Blocks) -> list[Array]:
