@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import mergekit, report
@@ -118,11 +119,20 @@ def _measured(bench: Bench, job: Job) -> list[Row]:
 
 
 def _copy(bench: Bench, job: CopyJob) -> Row:
+    if job.steps:
+        for folder in (bench.data, bench.trial):
+            recipe = json.dumps({"surgeon": 1, "steps": job.steps})
+            (folder / f"{job.name}.json").write_text(recipe)
     surgeon = _surgeon(job.arguments, job.inputs)
     modules = imports(bench.trial, surgeon)
     copy = Command(["cp", "-r", "--reflink=never", job.copied, f"{OUTPUT}/copy"], [job.copied])
     copied, operated = side_by_side(bench.data, [copy, surgeon], bench.repeat)
-    return report.copy_row(job, copied, operated, modules)
+    by_numpy = None
+    if job.calculates:
+        # Once is enough to compare: it takes several times as long.
+        slow = replace(surgeon, environment={"SURGEON_KERNELS": "numpy"})
+        (by_numpy,) = side_by_side(bench.data, [slow], 1)
+    return report.copy_row(job, copied, operated, modules, by_numpy)
 
 
 def _headers(bench: Bench, job: HeaderJob) -> list[Row]:
@@ -139,7 +149,7 @@ def _headers(bench: Bench, job: HeaderJob) -> list[Row]:
         report.header_row(f"{label}, {title}", runs, modules, limit)
         for (title, _, limit), runs in zip(job.checkpoints, measured, strict=True)
     ]
-    return [*rows, report.growth_row(label, *measured)]
+    return [*rows, report.growth_row(label, *measured)] if len(rows) == 3 else rows
 
 
 def _peer(bench: Bench, job: PeerJob) -> Row:

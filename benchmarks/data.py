@@ -105,6 +105,15 @@ def _tiny(path: Path, tensors: int, *, seed: int) -> None:
     _write(path, shapes, seed=seed)
 
 
+def _distributed(path: Path, size: float) -> None:
+    """Save many small tensors as torch.distributed.checkpoint does: a chunk of each."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    state = {f"layers.{n}.weight": torch.zeros(4, 4) for n in range(max(1, round(12_000 * size)))}
+    dcp.save(state, checkpoint_id=path, no_dist=True)
+
+
 def _small_file(path: Path, size: float) -> None:
     _tiny(path, 200, seed=0)
 
@@ -127,6 +136,7 @@ _MAKERS: dict[str, Callable[[Path, float], None]] = {
     "folder-10k": partial(_tiny_folder, tensors=10_000),
     "folder-100k": partial(_tiny_folder, tensors=100_000),
     "sharded": _sharded_model,
+    "distributed": _distributed,
 }
 
 if __name__ == "__main__":

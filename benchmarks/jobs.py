@@ -16,7 +16,7 @@ FOLDER = f"{OUTPUT}/result"
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a job may take: `copies` × the copy + `seconds`; and memory, in MB."""
+    """The most that a job may take: `copies` × the flushed copy + `seconds`; and memory, in MB."""
 
     seconds: float
     copies: float = 0
@@ -25,7 +25,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class CopyJob:
-    """A command that writes a checkpoint, beside `cp` of a file or folder of the same size."""
+    """A command that writes a checkpoint, beside `cp` of a file or folder of the same size.
+
+    The recipe `NAME.json` is made where there are `steps`. What `calculates` is measured with NumPy
+    loops, too.
+    """
 
     name: str
     title: str
@@ -34,6 +38,8 @@ class CopyJob:
     copied: str
     # None: for information only.
     limit: Limit | None
+    steps: Sequence[Mapping[str, object]] = ()
+    calculates: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,44 +89,65 @@ def _copy_job(
     )
 
 
+def _merge_job(op: str, models: int, copies: float, *, megabytes: int = 100,
+               **parameters: object) -> CopyJob:  # fmt: skip
+    """Measure a merge of so many checkpoints; its title leaves out a base model."""
+    inputs = _MODELS[:models]
+    others = models - 1 if op in _WITH_BASE else models
+    settings = "".join(f", {word} {value}" for word, value in parameters.items())
+    return CopyJob(
+        f"{op}-{others}", f"{op} of {others}{settings}", _apply(f"{op}-{others}.json", *inputs),
+        inputs, _A, Limit(0, copies, megabytes), [{"op": op, "models": "*", **parameters}],
+        calculates=True,
+    )  # fmt: skip
+
+
 def _peer_job(
     method: str, models: int, *, base: bool = False, faster: float | None, **parameters: object
 ) -> PeerJob:
     return PeerJob(
         f"mergekit-{method}", f"{method} of {models}", method, _MODELS[:models], parameters, base,
-        faster, memory=0.1,
+        faster, memory=0.05,
     )  # fmt: skip
 
 
 _MODELS = _A, _B, _C, _D = tuple(f"{letter}.safetensors" for letter in "abcd")
 _TINY = tuple(f"tiny-{letter}.safetensors" for letter in "abc")
-_EDIT = Limit(0.4, 1.2, 60)
+_WITH_BASE = {"ties", "breadcrumbs", "breadcrumbs_ties", "dare_ties", "della_ties", "model_stock"}
+_EDIT = Limit(0, 0.6, 60)
 _CHECKPOINTS = (
-    ("200 tensors, one file", "small.safetensors", Limit(0.3)),
-    ("10 000 tensors, 100 shards", "folder-10k", None),
-    ("100 000 tensors, 1000 shards", "folder-100k", Limit(2)),
+    ("200 tensors, one file", "small.safetensors"),
+    ("10 000 tensors, 100 shards", "folder-10k"),
+    ("100 000 tensors, 1000 shards", "folder-100k"),
 )
 # Ten times the tensors, start-up left out, in at most so many times the time: 10 is linear,
 # 100 quadratic, and the rest is room for noise.
 GROWTH_LIMIT = 13
 
+
+def _header_job(name: str, arguments: Sequence[str], least: float, most: float) -> HeaderJob:
+    limits = (Limit(least), None, Limit(most))
+    checkpoints = [(*pair, limit) for pair, limit in zip(_CHECKPOINTS, limits, strict=True)]
+    return HeaderJob(name, ["surgeon", name, "--json", *arguments], checkpoints)
+
+
 # In the order that lets the data of earlier jobs be deleted early.
 JOBS: tuple[Job, ...] = (
+    HeaderJob("help", ["surgeon", "--help"], (), alone=Limit(0.12)),
     HeaderJob(
         "validate", ["surgeon", "validate", "--set", "layer=lm_head", "add-output-nodes"], (),
-        alone=Limit(0.3),
+        alone=Limit(0.2),
     ),
-    HeaderJob("inspect", ["surgeon", "inspect", "--json"], _CHECKPOINTS),
+    _header_job("inspect", [], 0.15, 1.0),
+    _header_job("plan", ["--set", "prefix=model", "strip-prefix"], 0.2, 1.2),
     HeaderJob(
-        "plan", ["surgeon", "plan", "--json", "--set", "prefix=model", "strip-prefix"], _CHECKPOINTS
+        "inspect-distributed", ["surgeon", "inspect", "--json"],
+        [("12 000 chunks", "distributed", Limit(1.0))],
     ),
-    _copy_job(
-        "convert", "`.pt` to safetensors", "convert-to-safetensors", "a.pt",
-        limit=Limit(0.4, 1.5, 60),
-    ),
+    _copy_job("convert", "`.pt` to safetensors", "convert-to-safetensors", "a.pt", limit=_EDIT),
     _copy_job(
         "cast", "cast float32 to bfloat16", "cast-for-export", "float32.safetensors", copied=_A,
-        limit=Limit(0.4, 1.3, 80),
+        limit=Limit(0, 0.65, 80),
     ),
     _copy_job("no-op", "a recipe without steps", "convert-to-safetensors", _A, limit=_EDIT),
     _copy_job("rename", "rename 299 tensors", "strip-prefix", _A, limit=_EDIT, prefix="model"),
@@ -132,29 +159,29 @@ JOBS: tuple[Job, ...] = (
         "link", "the same in one of eight shards, `--link`",
         ["surgeon", "apply", "add-output-nodes", "sharded", FOLDER, "--link", "--set",
          "layer=lm_head", "--set", "new=16"],
-        ["sharded"], "sharded", Limit(0, 0.4, 60),
+        ["sharded"], "sharded", Limit(0, 0.35, 60),
     ),
-    _peer_job("linear", 2, faster=5, weight=1.0),
-    _peer_job("slerp", 2, base=True, faster=None, t=0.3),
-    _peer_job("ties", 3, base=True, faster=8, weight=1.0, density=0.2),
-    _peer_job("dare_ties", 3, base=True, faster=None, weight=1.0, density=0.2),
-    _peer_job("della", 3, base=True, faster=10, weight=1.0, density=0.5, epsilon=0.1),
-    _peer_job("karcher", 3, faster=10),
-    _peer_job("model_stock", 3, base=True, faster=None),
-    _copy_job("slerp", "slerp of 2", "interpolate-two-models", _A, _B, limit=None),
+    _peer_job("linear", 2, faster=12, weight=1.0),
+    _peer_job("slerp", 2, base=True, faster=12, t=0.3),
+    _peer_job("ties", 3, base=True, faster=60, weight=1.0, density=0.2),
+    _peer_job("breadcrumbs", 3, base=True, faster=None, weight=1.0, density=0.2, gamma=0.01),
+    _peer_job("dare_ties", 3, base=True, faster=20, weight=1.0, density=0.2),
+    _peer_job("della", 3, base=True, faster=40, weight=1.0, density=0.5, epsilon=0.1),
+    _peer_job("karcher", 3, faster=None),
+    _peer_job("model_stock", 3, base=True, faster=12),
+    _peer_job("sce", 3, base=True, faster=None, select_topk=0.2),
+    _merge_job("average", 2, 0.7, megabytes=80),
+    _merge_job("slerp", 2, 1.0, t=0.3),
+    _merge_job("nuslerp", 2, 1.0),
+    _merge_job("karcher", 3, 2.0),
+    _merge_job("average", 4, 0.9, megabytes=80),
+    _merge_job("model_stock", 4, 1.3),
+    _merge_job("ties", 4, 2.0, density=0.2),
+    _merge_job("breadcrumbs", 4, 2.0, density=0.2, gamma=0.01),
+    _merge_job("dare_ties", 4, 2.5, density=0.2),
+    _merge_job("della_ties", 4, 4.0, density=0.5, epsilon=0.1),
     _copy_job(
-        "average-2", "average of 2", "average-checkpoints", _A, _B, limit=Limit(0.4, 1.4, 80)
-    ),
-    _copy_job(
-        "average-4", "average of 4", "average-checkpoints", _A, _B, _C, _D,
-        limit=Limit(0.4, 1.6, 80),
-    ),
-    _copy_job(
-        "ties", "ties of 3, density 0.2", "ties", _A, _B, _C, _D, limit=Limit(0, 11, 300),
-        density=0.2,
-    ),
-    _copy_job(
-        "tiny", "ties of 2, 16 000 tiny tensors", "ties", *_TINY, limit=Limit(10), density=0.2
+        "tiny", "ties of 2, 16 000 tiny tensors", "ties", *_TINY, limit=Limit(1.5), density=0.2
     ),
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,30 +26,36 @@ Every time is the median of whole processes' wall times, imports included; the r
 What is compared runs in turn (`cp`, surgeon, `cp`, surgeon, ...). Before each run old output is
 deleted, everything is flushed to the disk, and the inputs are read into the page cache. `cp` is
 `cp -r --reflink=never`, and returns before its bytes are on the disk; surgeon flushes its output
-before it publishes it. "cp, flushed" adds the time until the copy is on the disk as well; it is
-for information, and the targets hold against the plain copy. Memory is the most
-that was resident in the process at any moment, libraries and mapped files included, in the worst
-run (`ru_maxrss`). "torch" says whether the command imports it. The checkpoint is a Llama of 300
+before it publishes it. "Flushed" is the time until the copy is on the disk as well; targets and
+ratios hold against that. "NumPy loops" is one run with SURGEON_KERNELS=numpy. Memory is the most
+that was resident in a process at any moment, libraries and mapped files included, in the worst run
+(`ru_maxrss`). "torch" says whether the command imports it. The checkpoint is a Llama of 300
 tensors, random normals."""
 
 
-def copy_row(job: CopyJob, cp: Runs, surgeon: Runs, modules: set[str]) -> Row:
-    """Compare a command with the copy of a file."""
+def copy_row(
+    job: CopyJob, cp: Runs, surgeon: Runs, modules: set[str], by_numpy: Runs | None
+) -> Row:
+    """Compare a command with the copy of a file, and with the same by NumPy loops."""
     limit, most = job.limit, None
     if limit:
-        most = limit.copies * cp.seconds + limit.seconds
-    return {
+        most = limit.copies * cp.durable_seconds + limit.seconds
+    row = {
         "job": job.title,
         "`cp`": _spread(cp),
+        "flushed": _seconds(cp.durable_seconds),
         "surgeon": _spread(surgeon),
-        "ratio": f"{surgeon.seconds / cp.seconds:.2f} ×",
-        "`cp`, flushed": _seconds(cp.durable_seconds),
-        "ratio to that": f"{surgeon.durable_seconds / cp.durable_seconds:.2f} ×",
+        "× `cp`": f"{surgeon.seconds / cp.seconds:.2f}",
+        "× flushed": f"{surgeon.durable_seconds / cp.durable_seconds:.2f}",
         "memory": _memory(surgeon.peak_bytes),
         "torch": _yes("torch" in modules),
         "target": _target(limit, most),
         "reached": _reached(surgeon, modules, limit, most),
     }
+    if by_numpy:
+        row["NumPy loops"] = _seconds(by_numpy.seconds)
+        row["loops save"] = f"{by_numpy.seconds / surgeon.seconds:.1f} ×"
+    return row
 
 
 def header_row(title: str, runs: Runs, modules: set[str], limit: Limit | None) -> Row:
@@ -135,12 +142,18 @@ def _circumstances(size: float, repeat: int, folder: Path) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return "\n".join(
         [
-            f"- command: `{command}` (`make bench` is size 1, 5 repetitions)",
+            f"- command: `{command}` (`make bench` is size 1, 5 repetitions); loops: {_loops()}",
             f"- {len(os.sched_getaffinity(0))} cores of {_processor()}; {memory:.0f} GiB",
             f"- Linux {_number(platform.release())}, {_file_system(folder)}",
             f"- Python {platform.python_version()}, {versions}; mergekit {mergekit.VERSION}",
         ]
     )
+
+
+def _loops() -> str:
+    """Return which loops run, as surgeon says; what measures imports no NumPy."""
+    asked = [sys.executable, "-m", "surgeon", "--version"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _processor() -> str:
@@ -163,7 +176,8 @@ def _target(limit: Limit | None, most: float | None) -> str:
     if limit is None or most is None:
         return "none, for information"
     memory = f", ≤ {limit.megabytes} MB" if limit.megabytes else ""
-    return f"≤ {limit.copies:g} × + {limit.seconds:g} s = {_seconds(most)}{memory}, no torch"
+    share = f"{limit.copies:g} × flushed = {_seconds(most)}" if limit.copies else _seconds(most)
+    return f"≤ {share}{memory}, no torch"
 
 
 def _reached(runs: Runs, modules: set[str], limit: Limit | None, most: float | None) -> str:

@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from surgeon.base.errors import PlanError
-from surgeon.lazy import Blocks
+from surgeon.lazy import Blocks, StoredBlocks
 from surgeon.merges.shared import Arithmetic, TensorContext, Varying, merge
-from surgeon.merges.shared.election import election
+from surgeon.merges.shared.election import divisor_table, election, undefined
 from surgeon.merges.shared.pruning import largest
-from surgeon.merges.shared.task_vectors import Weights, weighted_changes
+from surgeon.merges.shared.task_vectors import Weights, changes_of, weighted_changes
+from surgeon.numeric import compiled
 from surgeon.numeric.dtypes import Array
 
 
@@ -66,7 +67,22 @@ def consensus(
         np.copyto(out, 0.0, where=(votes < at_least) & np.isfinite(out))
         return np.add(blocks[0], out, out=out)
 
-    return Arithmetic(combine, pruning.statistics, held_bytes=pruning.held_bytes)
+    divisors = divisor_table(weights, normalize=True) if mix == "ties" else None
+
+    def compiled_form(blocks: StoredBlocks, statistics: Any, dtype: str, out: Array) -> bool:
+        changes = changes_of(blocks, pruning, weights, statistics)
+        fits, defined = compiled.agreed(
+            blocks, changes, divisors, lambda_, at_least, scale, dtype, out
+        )
+        if not defined:
+            raise undefined(at, weights)
+        return fits
+
+    few = mix != "ties" or divisors is not None
+    return Arithmetic(
+        combine, pruning.statistics, held_bytes=pruning.held_bytes,
+        compiled=compiled_form if few else None,
+    )  # fmt: skip
 
 
 def _add(contributions: list[Array], out: Array) -> Array:

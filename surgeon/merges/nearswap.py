@@ -5,7 +5,9 @@ from typing import Annotated
 
 import numpy as np
 
+from surgeon.lazy import StoredBlocks
 from surgeon.merges.shared import Arithmetic, Varying, merge
+from surgeon.numeric import compiled
 from surgeon.numeric.dtypes import Array
 
 
@@ -34,5 +36,8 @@ def nearswap(
         np.copyto(out, model, where=near)
         return out
 
+    def compiled_form(blocks: StoredBlocks, statistics: None, dtype: str, out: Array) -> bool:
+        return compiled.swapped(blocks, t, dtype, out)
+
     # What is infinitely far away would change the base model by t.
-    return Arithmetic(combine, hides_operands=True)
+    return Arithmetic(combine, hides_operands=True, compiled=compiled_form)

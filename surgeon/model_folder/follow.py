@@ -13,7 +13,7 @@ from surgeon.base.errors import listed
 from surgeon.draft import Tensors
 from surgeon.model_folder.architectures import architecture_of
 from surgeon.model_folder.becomes import becomes
-from surgeon.model_folder.case import Case, Json, listed
+from surgeon.model_folder.case import Case, Json
 from surgeon.model_folder.general import (
     require_counts,
     require_enough_experts,

@@ -99,12 +99,6 @@ struct ending {
     int64_t from_zero;
 };
 
-/* Where the result is the base model's zero, it keeps its sign. */
-INLINE double keep_zero(double value, double base)
-{
-    return (value == 0) & (base == 0) ? base : value;
-}
-
 /* base - Σ (base - x), each changed. */
 CLONES EXPORT int surgeon_sum(size_t count, struct operand base, const struct change *changes,
                               size_t models, struct ending end, int64_t dtype, void *to)
@@ -255,4 +249,47 @@ CLONES EXPORT void surgeon_magnitudes(size_t count, struct operand base,
     }
     to[0] = folded(lanes[0]);
     to[1] = folded(lanes[1]);
+}
+
+/* base + scale · m, where m is the sum of the changes, or what is elected of it where there are
+ * divisors; base alone where fewer than `at_least` models need it: those whose own change exceeds
+ * `limits` of what m adds to it. Returns what `surgeon_elect` does. */
+CLONES EXPORT int surgeon_consensus(size_t count, struct operand base, const struct change *changes,
+                                    size_t models, const double *divisors, const double *limits,
+                                    size_t at_least, double scale, double *spare, int64_t dtype,
+                                    void *to)
+{
+    double own[CHUNK], none[CHUNK] = {0}, sum[CHUNK], change[CHUNK], votes[CHUNK];
+    struct election how = {changes, divisors, 1, 0, divisors ? dividing(divisors, models) : BY_NONE};
+    int flags = 0;
+    for (size_t start = 0; start < count; start += CHUNK) {
+        size_t size = least_of(CHUNK, count - start);
+        load(base, start, size, own);
+        for (size_t k = 0; k < models; k++)
+            change_of(changes + k, own, start, size, 0, spare + k * CHUNK);
+        if (divisors)
+            flags |= 2 * elect(&how, size, models, none, spare, sum);
+        else
+            memcpy(sum, spare, size * sizeof *sum);
+        for (size_t k = 1; k < models && !divisors; k++)
+            for (size_t i = 0; i < size; i++)
+                sum[i] += spare[k * CHUNK + i];
+        memset(votes, 0, sizeof votes);
+        for (size_t k = 0; k < models; k++) {
+            load(changes[k].x, start, size, change);
+            for (size_t i = 0; i < size; i++) {
+                double apart_from_base = change[i] - own[i];
+                double others = fabs(sum[i] - apart_from_base) * limits[k];
+                votes[i] += fabs(apart_from_base) > others ? 1.0 : 0.0;
+            }
+        }
+        for (size_t i = 0; i < size; i++) {
+            double merged = sum[i] * scale;
+            /* NaN and Inf stay, to be seen. */
+            int is_left_out = (votes[i] < (double)at_least) & (fabs(merged) <= 0x1.fffffffffffffp1023);
+            sum[i] = keep_zero(own[i] + (is_left_out ? 0.0 : merged), own[i]);
+        }
+        flags |= surgeon_downcast64(dtype, sum, start, size, to, 1);
+    }
+    return flags;
 }

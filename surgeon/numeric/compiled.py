@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_size_t, c_uint32, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from math import inf
@@ -19,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from surgeon.numeric.signatures import SIGNATURES, ChangeFields, EndingFields, Operand
 
 Array = NDArray[Any]
 
@@ -29,7 +30,7 @@ CODES = {name: code for code, name in enumerate(_NAMES)}
 # As in kernels.h: what a loop works on at once, and how many sums it keeps side by side.
 CHUNK, LANES = 512, 128
 # What is built says which calls it answers; a library that was left behind by others is no use.
-_INTERFACE = 3
+_INTERFACE = 4
 
 
 class Block(NamedTuple):
@@ -60,80 +61,12 @@ class Change:
     share: float = 1.0
 
 
-class _Operand(Structure):
-    _fields_ = (("data", c_void_p), ("dtype", c_int64))
-
-
-class _Change(Structure):
-    _fields_ = (
-        ("x", _Operand), ("mask", c_void_p), ("words", c_void_p), ("chances", c_void_p),
-        ("has_cut", c_int64), ("least", c_double), ("end", c_int64), ("dropped", c_double),
-        ("dropped_end", c_int64), ("divide", c_double), ("multiply", c_double),
-        ("weight", c_double), ("share", c_double),
-    )  # fmt: skip
-
-
-class _Ending(Structure):
-    _fields_ = (
-        ("divide", c_double), ("multiply", c_double), ("from_zero", c_int64),
-    )  # fmt: skip
-
-
-_POINTER, _COUNT, _FLAG, _UINT64 = c_void_p, c_size_t, c_int, ctypes.c_uint64
-# What each function takes and returns.
-_SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
-    "interface": (c_int, ()),
-    "processor": (ctypes.c_char_p, ()),
-    "upcast32": (None, (c_int64, _POINTER, _COUNT, _COUNT, _POINTER)),
-    "upcast64": (None, (c_int64, _POINTER, _COUNT, _COUNT, _POINTER)),
-    "downcast32": (_FLAG, (c_int64, _POINTER, _COUNT, _COUNT, _POINTER, _FLAG)),
-    "downcast64": (_FLAG, (c_int64, _POINTER, _COUNT, _COUNT, _POINTER, _FLAG)),
-    **{
-        f"linear{bits}": (
-            _FLAG,
-            (_COUNT, POINTER(_Operand), _COUNT, _POINTER, c_double, c_double, c_int64, _POINTER,
-             _FLAG, _FLAG),
-        )
-        for bits in (32, 64)
-    },
-    "products": (
-        None,
-        (_COUNT, _COUNT, POINTER(_Operand), _COUNT, _FLAG, _POINTER, _POINTER, _POINTER),
-    ),
-    "within": (_COUNT, (_COUNT, _Operand, _Operand, _UINT64, _UINT64, c_int64, *[_POINTER] * 3)),
-    "nth": (_COUNT, (_COUNT, _POINTER, _COUNT, _POINTER, _POINTER)),
-    "bins": (
-        None,
-        (_COUNT, _Operand, _Operand, _UINT64, _UINT64, _FLAG, _POINTER, _POINTER),
-    ),
-    "sum": (
-        _FLAG,
-        (_COUNT, _Operand, POINTER(_Change), _COUNT, _Ending, c_int64, _POINTER),
-    ),
-    "elect": (
-        _FLAG,
-        (_COUNT, _Operand, POINTER(_Change), _COUNT, _FLAG, _POINTER, c_double, _POINTER, c_int64,
-         _POINTER),
-    ),
-    "magnitudes": (None, (_COUNT, _Operand, POINTER(_Change), _POINTER)),
-    "by_rank": (
-        None,
-        (_COUNT, _COUNT, _Operand, _Operand, _POINTER, _POINTER, _POINTER, _POINTER),
-    ),
-    "extremes": (_FLAG, (_COUNT, _Operand, _POINTER)),
-    "philox": (None, (_POINTER, _UINT64, _UINT64, _COUNT, _POINTER)),
-    "crc32_begin": (None, ()),
-    "crc32": (c_uint32, (c_uint32, _POINTER, _COUNT)),
-    "crc32_joined": (c_uint32, (c_uint32, c_uint32, _UINT64)),
-}  # fmt: skip
-
-
 class Loops:
     """The functions of a library, by their names without `surgeon_`."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
-        for name, (result, arguments) in _SIGNATURES.items():
+        for name, (result, arguments) in SIGNATURES.items():
             function = getattr(library, f"surgeon_{name}")
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
@@ -183,14 +116,14 @@ def _address(array: Array | None) -> int | None:
     return found
 
 
-def _operand(block: Block | None) -> _Operand:
+def _operand(block: Block | None) -> Operand:
     if block is None:
-        return _Operand(None, 0)
-    return _Operand(_address(block.elements), CODES[block.dtype])
+        return Operand(None, 0)
+    return Operand(_address(block.elements), CODES[block.dtype])
 
 
 def _operands(blocks: Sequence[Block]) -> Any:
-    return (_Operand * len(blocks))(*map(_operand, blocks))
+    return (Operand * len(blocks))(*map(_operand, blocks))
 
 
 def upcast(block: Block, out: Array) -> Array:
@@ -298,9 +231,9 @@ def bins(
     )  # fmt: skip
 
 
-def _change(block: Block, how: Change) -> _Change:
+def _change(block: Block, how: Change) -> ChangeFields:
     least, end = how.cut or (0.0, 0)
-    return _Change(
+    return ChangeFields(
         _operand(block), _address(how.mask), _address(how.words), _address(how.chances),
         int(how.cut is not None), least, end, *how.dropped, how.divide, how.multiply, how.weight,
         how.share,
@@ -308,7 +241,7 @@ def _change(block: Block, how: Change) -> _Change:
 
 
 def _changes(blocks: Sequence[Block], changes: Sequence[Change]) -> Any:
-    return (_Change * len(blocks))(*map(_change, blocks, changes))
+    return (ChangeFields * len(blocks))(*map(_change, blocks, changes))
 
 
 @dataclass(frozen=True)
@@ -325,7 +258,7 @@ def summed(
 ) -> bool:
     """Write base - Σ (base - block), each changed, rounded once; return whether all fit."""
     base, *others = blocks
-    end = _Ending(ending.divide, ending.multiply, int(ending.from_zero))
+    end = EndingFields(ending.divide, ending.multiply, int(ending.from_zero))
     return not _loops().sum(
         len(out), _operand(base), _changes(others, changes), len(others), end, CODES[dtype],
         _address(out),
@@ -355,6 +288,58 @@ def elected(
         _address(divisors), lambda_, _address(spare), CODES[dtype], _address(out),
     )  # fmt: skip
     return not flags & 1, not flags & 2
+
+
+def agreed(
+    blocks: Sequence[Block],
+    changes: Sequence[Change],
+    divisors: Array | None,
+    limits: Sequence[float],
+    at_least: int,
+    scale: float,
+    dtype: str,
+    out: Array,
+) -> tuple[bool, bool]:
+    """Write base + scale · the sum of changes, or what `divisors` has elected of it, where needed.
+
+    That is where at least so many models' own changes exceed their limits times what the others
+    add. Returns what `elected` does.
+    """
+    base, *others = blocks
+    spare, least = np.empty(len(others) * CHUNK), np.array(limits, np.float64)
+    flags = _loops().consensus(
+        len(out), _operand(base), _changes(others, changes), len(others), _address(divisors),
+        _address(least), at_least, scale, _address(spare), CODES[dtype], _address(out),
+    )  # fmt: skip
+    return not flags & 1, not flags & 2
+
+
+def acted(
+    blocks: Sequence[Block],
+    limits: Sequence[float],
+    boosts: Sequence[float],
+    dtype: str,
+    out: Array,
+) -> bool:
+    """Write base + the mean of the changes beyond their limits; one alone times its boost."""
+    least, factors = np.array(limits, np.float64), np.array(boosts, np.float64)
+    return not _loops().act(
+        len(out), _operands(blocks), len(blocks), _address(least), _address(factors),
+        CODES[dtype], _address(out),
+    )  # fmt: skip
+
+
+def swapped(blocks: Sequence[Block], most: float, dtype: str, out: Array) -> bool:
+    """Write the first block, moved towards the second by at most so much.
+
+    Returns whether all results fit, and all operands are finite.
+    """
+    return not _loops().near(len(out), _operands(blocks), most, CODES[dtype], _address(out))
+
+
+def clamped(block: Block, low: float, high: float, dtype: str, out: Array) -> bool:
+    """Write the block's values within limits; return whether all fit."""
+    return not _loops().clamp(len(out), _operand(block), low, high, CODES[dtype], _address(out))
 
 
 def magnitudes(block: Block, base: Block, change: Change) -> tuple[float, float]:

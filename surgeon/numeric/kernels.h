@@ -91,6 +91,12 @@ INLINE double folded(double *lanes)
     return lanes[0];
 }
 
+/* Where the result is the base model's zero, it keeps its sign. */
+INLINE double keep_zero(double value, double base)
+{
+    return (value == 0) & (base == 0) ? base : value;
+}
+
 /* |x - base|, or |x| where there is no base; as bits, which are in the same order. */
 void surgeon_magnitude_keys(struct operand base, struct operand x, size_t start, size_t count,
                             uint64_t *restrict keys);

@@ -1,4 +1,4 @@
-/* Ranks of magnitudes in their rows, by sorting digit after digit. */
+/* Ranks of magnitudes in their rows: by sorting into buckets, or digit after digit. */
 #include "kernels.h"
 
 /* Sort numbers by their upper 32 bits, leaving equal ones in their order; returns where they are:
@@ -38,6 +38,55 @@ static uint64_t *sorted(size_t count, uint64_t *items, uint64_t *spare)
     return items;
 }
 
+enum { BUCKETS = 1 << 13, CROWDED = 24 };
+
+/* Sort numbers by their upper 32 bits, which are a float32 that is no negative number, and by the
+ * lower ones; returns whether that is done, in `to`. Values of about one size go into buckets of one
+ * width, a few into each; where many go into one, they are to be sorted otherwise. */
+CLONES static int sorted_by_width(size_t count, const uint64_t *restrict items,
+                                  uint64_t *restrict to)
+{
+    uint32_t starts[BUCKETS + 1], places[BUCKETS], most = 0, crowd = 0;
+    size_t buckets = BUCKETS;
+    if (count > BUCKETS)
+        return 0;
+    while (buckets / 4 >= count && buckets > 64)
+        buckets /= 2;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t key = (uint32_t)(items[i] >> 32);
+        most = key > most ? key : most;
+    }
+    float scale = (float)(buckets - 1) / float_of(most);
+    if (!(scale > 0 && scale <= 0x1.fffffep127f))
+        return 0;
+    memset(starts, 0, (buckets + 1) * sizeof *starts);
+    /* A product that is rounded is in the order of what it is made of. It may end one too far. */
+    for (size_t i = 0; i < count; i++)
+        places[i] = (uint32_t)(int32_t)(float_of((uint32_t)(items[i] >> 32)) * scale);
+    for (size_t i = 0; i < count; i++)
+        starts[places[i]]++;
+    for (size_t bucket = 0; bucket <= buckets; bucket++)
+        crowd = starts[bucket] > crowd ? starts[bucket] : crowd;
+    if (crowd > CROWDED)
+        return 0;
+    uint32_t sum = 0;
+    for (size_t bucket = 0; bucket <= buckets; bucket++) {
+        uint32_t here = starts[bucket];
+        starts[bucket] = sum;
+        sum += here;
+    }
+    for (size_t i = 0; i < count; i++)
+        to[starts[places[i]]++] = items[i];
+    for (size_t i = 1; i < count; i++) {
+        uint64_t item = to[i];
+        size_t at = i;
+        for (; at && to[at - 1] > item; at--)
+            to[at] = to[at - 1];
+        to[at] = item;
+    }
+    return 1;
+}
+
 /* For each row of magnitudes |x - base| the number that `table` has for the rank of each, from 0,
  * ascending, of equal ones the first being the lowest. `keys` has CHUNK more than a row, `items` two
  * rows. Rows have less than 2^32 elements. */
@@ -54,6 +103,11 @@ CLONES EXPORT void surgeon_by_rank(size_t rows, size_t row, struct operand base,
             items[i] = (uint64_t)bits_of(narrow) << 32 | i;
         }
         uint64_t *found = items;
+        if (!inexact && sorted_by_width(row, items, items + row)) {
+            for (size_t rank = 0; rank < row; rank++)
+                to[(uint32_t)items[row + rank]] = table[rank];
+            continue;
+        }
         if (inexact) {
             for (size_t i = 0; i < row; i++)
                 items[i] = keys[i] << 32 | i;

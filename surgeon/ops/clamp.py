@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 from typing import Annotated
 
 import numpy as np
@@ -12,6 +13,8 @@ from surgeon.base.errors import PlanError
 from surgeon.base.patterns import Target
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
+from surgeon.lazy import StoredBlocks
+from surgeon.numeric import compiled
 from surgeon.numeric.dtypes import Array
 from surgeon.ops.shared.arithmetic import Integers, NonFinite, calculated, floats
 
@@ -36,16 +39,25 @@ def clamp(
         raise PlanError("'min', 'max' or both must be given")
     if min_ is not None and max_ is not None and min_ > max_:
         raise PlanError(f"min {min_:g} is above max {max_:g}")
-    kernel = partial(_clamp, min_, max_)
+    low, high = -inf if min_ is None else min_, inf if max_ is None else max_
+    kernel, form = partial(_clamp, low, high), partial(_compiled, low, high)
     draft.replace(
         {
-            name: calculated(name, draft.spec(name), kernel, (draft[name],), nonfinite)
+            name: calculated(name, draft.spec(name), kernel, (draft[name],), nonfinite, form)
             for name in floats(draft, draft.select(target), integers)
         }
     )
 
 
-def _clamp(
-    low: float | None, high: float | None, blocks: Sequence[Array], statistics: None, out: Array
-) -> Array:
-    return np.clip(blocks[0], low, high, out=out)
+def _clamp(low: float, high: float, blocks: Sequence[Array], statistics: None, out: Array) -> Array:
+    # Not by minimum and maximum: which of two zeros these give depends on the processor.
+    np.copyto(out, blocks[0])
+    np.copyto(out, low, where=out < low)
+    np.copyto(out, high, where=out > high)
+    return out
+
+
+def _compiled(
+    low: float, high: float, blocks: StoredBlocks, statistics: None, dtype: str, out: Array
+) -> bool:
+    return compiled.clamped(blocks[0], low, high, dtype, out)

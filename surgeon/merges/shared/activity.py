@@ -8,9 +8,10 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.lazy import Blocks, Operands
+from surgeon.lazy import Blocks, Operands, StoredBlocks
 from surgeon.merges.shared import Arithmetic, Varying
-from surgeon.merges.shared.moments import root_mean_squares
+from surgeon.merges.shared.moments import changes, root_mean_squares
+from surgeon.numeric import compiled
 from surgeon.numeric.dtypes import Array
 
 Epsilon = Annotated[
@@ -39,7 +40,7 @@ def acting(epsilon: float, boost: Boost | None = None) -> Arithmetic:
     def find(operands: Operands) -> _Known:
         limits = [0.0] * (len(operands.tensors) - 1)
         if epsilon:
-            limits = [epsilon * root for root in root_mean_squares(operands, _changes)]
+            limits = [epsilon * root for root in root_mean_squares(operands, changes)]
         boosts = [1.0] * len(limits)
         if boost:
             shared, own = _count(operands, limits)
@@ -47,31 +48,30 @@ def acting(epsilon: float, boost: Boost | None = None) -> Arithmetic:
         return _Known(limits, boosts)
 
     def combine(blocks: Blocks, statistics: _Known, out: Array) -> Array:
-        changes = _changes(blocks)
-        acts = _acts(changes, statistics.limits)
+        own = changes(blocks)
+        acts = _acts(own, statistics.limits)
         together = _together(acts)
         alone = np.zeros_like(out) if boost else out
         out.fill(0.0)
-        for change, mask, factor in zip(changes, acts, statistics.boosts, strict=True):
+        for change, mask, factor in zip(own, acts, statistics.boosts, strict=True):
             change *= mask  # a product, so that NaN and Inf stay visible
             out += change
             if boost:
                 alone += np.multiply(change, factor, out=change)
-        divisors = np.array([1.0, *range(1, len(changes) + 1)])
+        divisors = np.array([1.0, *range(1, len(own) + 1)])
         out /= np.take(divisors, together)
         if boost:
             np.copyto(out, alone, where=together == 1)
         return np.add(blocks[0], out, out=out)
 
-    return Arithmetic(combine, find)
+    def compiled_form(blocks: StoredBlocks, statistics: _Known, dtype: str, out: Array) -> bool:
+        return compiled.acted(blocks, statistics.limits, statistics.boosts, dtype, out)
+
+    return Arithmetic(combine, find, compiled=compiled_form)
 
 
-def _changes(blocks: Blocks) -> list[Array]:
-    return [np.subtract(block, blocks[0]) for block in blocks[1:]]
-
-
-def _acts(changes: Sequence[Array], limits: Sequence[float]) -> list[Array]:
-    return [np.abs(change) > limit for change, limit in zip(changes, limits, strict=True)]
+def _acts(own: Sequence[Array], limits: Sequence[float]) -> list[Array]:
+    return [np.abs(change) > limit for change, limit in zip(own, limits, strict=True)]
 
 
 def _together(acts: Sequence[Array]) -> Array:
@@ -87,7 +87,7 @@ def _count(operands: Operands, limits: Sequence[float]) -> tuple[list[int], list
     shared, own = [0] * len(limits), [0] * len(limits)
     for blocks in operands.blocks(np.dtype(np.float64)):
         with np.errstate(over="ignore", invalid="ignore"):
-            acts = _acts(_changes(blocks), limits)
+            acts = _acts(changes(blocks), limits)
         is_alone = _together(acts) == 1
         for model, mask in enumerate(acts):
             alone = int(np.count_nonzero(mask & is_alone))

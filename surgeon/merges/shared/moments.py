@@ -8,6 +8,7 @@ from math import frexp, isfinite, ldexp, sqrt
 import numpy as np
 
 from surgeon.lazy import Blocks, Operands
+from surgeon.numeric import compiled
 from surgeon.numeric.dtypes import Array
 from surgeon.numeric.sums import sum_of
 
@@ -16,6 +17,11 @@ _LEAST, _MOST = 1e-200, 1e300
 
 # New arrays of values, one for each model.
 Values = Callable[[Blocks], Sequence[Array]]
+
+
+def changes(blocks: Blocks) -> list[Array]:
+    """Return the models' task vectors."""
+    return [np.subtract(block, blocks[0]) for block in blocks[1:]]
 
 
 def root_mean_squares(operands: Operands, values: Values) -> list[float]:
@@ -38,12 +44,18 @@ def _sums_of_squares(
 ) -> list[float]:
     models = len(operands.tensors) - 1
     totals = [0.0] * models
+    if values is changes and not scales and operands.are_compiled:
+        for stored in operands.stored_blocks():
+            for model, block in enumerate(stored[1:]):
+                found = compiled.products([stored[0], block], 1, relative=True)
+                totals[model] += float(found[0, 0, 0])
+        return totals
     for blocks in operands.blocks(np.dtype(np.float64)):
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            for model, found in enumerate(values(blocks)):
+            for model, array in enumerate(values(blocks)):
                 if scales:
-                    np.divide(found, scales[model], out=found)
-                totals[model] += sum_of(np.square(found, out=found))
+                    np.divide(array, scales[model], out=array)
+                totals[model] += sum_of(np.square(array, out=array))
     return totals
 
 

@@ -46,7 +46,8 @@ class Arithmetic:
     `run` is how many elements belong together, such as a row's: kernels and statistics get whole
     runs. `held_bytes` is the most that they take besides a few arrays of a block.
     `hides_operands` is for what may have a finite result although an operand is not finite: the
-    operands themselves are looked at then. `compiled` is the same arithmetic in a compiled loop.
+    operands themselves are looked at then. `compiled` is the same arithmetic in a compiled loop,
+    which looks at them by itself.
     """
 
     combine: Kernel
@@ -153,7 +154,6 @@ class Merged:
         if not found.exact_in_float32:
             kernel = _with_signs_of_base(kernel)
         if explain and found.hides_operands:
-            compiled = None
             look, unguarded = self._looked_at, kernel
 
             def kernel(blocks: Blocks, statistics: Any, out: Array) -> Array:

@@ -58,7 +58,7 @@ def add_up(
     ending = Ending(total, lambda_)
 
     def compiled_form(blocks: StoredBlocks, statistics: Any, dtype: str, out: Array) -> bool:
-        changes = _changes(blocks, pruning, weights, statistics)
+        changes = changes_of(blocks, pruning, weights, statistics)
         return compiled.summed(blocks, changes, ending, dtype, out)
 
     return Arithmetic(
@@ -67,9 +67,10 @@ def add_up(
     )  # fmt: skip
 
 
-def _changes(
+def changes_of(
     blocks: StoredBlocks, pruning: Pruning, weights: Sequence[float], statistics: Any
 ) -> list[Change]:
+    """Return what becomes of each model's task vector, for a compiled loop."""
     return [
         replace(pruning.change(model, blocks, statistics), weight=float(weight))
         for model, weight in enumerate(weights)
@@ -98,7 +99,7 @@ def elect_and_add(
 
     def compiled_form(blocks: StoredBlocks, statistics: Any, dtype: str, out: Array) -> bool:
         assert divisors is not None
-        changes = _changes(blocks, pruning, weights, statistics)
+        changes = changes_of(blocks, pruning, weights, statistics)
         fits, defined = compiled.elected(blocks, changes, divisors, lambda_, dtype, out)
         if not defined:
             raise undefined(at, weights)

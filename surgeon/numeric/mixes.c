@@ -1,0 +1,77 @@
+/* Loops of single merges and ops: of changes that act, of values that are near, of limits. */
+#include "kernels.h"
+
+/* base + the mean of those changes that are larger than their limits; one that is alone is
+ * multiplied by its boost. The first operand is the base. */
+CLONES EXPORT int surgeon_act(size_t count, const struct operand *from, size_t operands,
+                              const double *limits, const double *boosts, int64_t dtype, void *to)
+{
+    double own[CHUNK], change[CHUNK], sum[CHUNK], alone[CHUNK], together[CHUNK];
+    int beyond = 0;
+    for (size_t start = 0; start < count; start += CHUNK) {
+        size_t size = least_of(CHUNK, count - start);
+        load(from[0], start, size, own);
+        memset(sum, 0, sizeof sum);
+        memset(alone, 0, sizeof alone);
+        memset(together, 0, sizeof together);
+        for (size_t k = 1; k < operands; k++) {
+            double limit = limits[k - 1], boost = boosts[k - 1];
+            load(from[k], start, size, change);
+            for (size_t i = 0; i < size; i++) {
+                double value = change[i] - own[i], acts = fabs(value) > limit ? 1.0 : 0.0;
+                value *= acts; /* a product, so that NaN and Inf stay visible */
+                together[i] += acts;
+                sum[i] += value;
+                alone[i] += value * boost;
+            }
+        }
+        for (size_t i = 0; i < size; i++) {
+            double mean = sum[i] / (together[i] > 1 ? together[i] : 1.0);
+            sum[i] = keep_zero(own[i] + (together[i] == 1 ? alone[i] : mean), own[i]);
+        }
+        beyond |= surgeon_downcast64(dtype, sum, start, size, to, 1);
+    }
+    return beyond;
+}
+
+/* The second operand where it is no more than `most` from the first, else the first and `most`
+ * towards it. Returns, too, whether an operand is not finite. */
+CLONES EXPORT int surgeon_near(size_t count, const struct operand *from, double most, int64_t dtype,
+                               void *to)
+{
+    double own[CHUNK], other[CHUNK];
+    uint64_t odd = 0;
+    int beyond = 0;
+    for (size_t start = 0; start < count; start += CHUNK) {
+        size_t size = least_of(CHUNK, count - start);
+        load(from[0], start, size, own);
+        load(from[1], start, size, other);
+        for (size_t i = 0; i < size; i++) {
+            double change = other[i] - own[i];
+            double found = fabs(change) <= most ? other[i] : copysign(most, change) + own[i];
+            odd |= !(fabs(own[i]) <= 0x1.fffffffffffffp1023);
+            odd |= !(fabs(other[i]) <= 0x1.fffffffffffffp1023);
+            other[i] = keep_zero(found, own[i]);
+        }
+        beyond |= surgeon_downcast64(dtype, other, start, size, to, 1);
+    }
+    return beyond | (int)odd;
+}
+
+/* Values between limits. */
+CLONES EXPORT int surgeon_clamp(size_t count, struct operand from, double low, double high,
+                                int64_t dtype, void *to)
+{
+    double values[CHUNK];
+    int beyond = 0;
+    for (size_t start = 0; start < count; start += CHUNK) {
+        size_t size = least_of(CHUNK, count - start);
+        load(from, start, size, values);
+        for (size_t i = 0; i < size; i++) {
+            double value = values[i] < low ? low : values[i];
+            values[i] = value > high ? high : value;
+        }
+        beyond |= surgeon_downcast64(dtype, values, start, size, to, 1);
+    }
+    return beyond;
+}
