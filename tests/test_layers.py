@@ -33,8 +33,8 @@ MAY_IMPORT = {
     "torch": {"ops.shared.torch_module", "library.arrays", "library.opening"},
 }
 # numeric.blas looks for the library that NumPy came with.
-MAY_TOUCH_FILES = {"base.files", "formats", "output", "manifest", "recipe", "model_folder",
-                   "surgery", "numeric.blas"}  # fmt: skip
+MAY_TOUCH_FILES = {"base.files", "base.ready_made", "formats", "output", "manifest", "recipe",
+                   "model_folder", "surgery", "numeric.blas"}  # fmt: skip
 OS_CALLS = {"open", "read", "pread", "preadv", "write", "pwrite", "ftruncate", "rename", "replace",
             "remove", "unlink", "mkdir", "makedirs", "listdir", "scandir", "walk"}  # fmt: skip
 PATH_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "unlink", "mkdir",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from surgeon.base.errors import UsageError
+from surgeon.cli import completion
 from surgeon.cli.group import command, print_json, say
 from surgeon.cli.options import (
     json_option,
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @command("inspect", "surgeon inspect model.pt 'layers.*.attention' --stats")
-@click.argument("checkpoint")
-@click.argument("pattern", metavar="[PATTERN]...", nargs=-1)
+@click.argument("checkpoint", shell_complete=completion.file)
+@click.argument("pattern", metavar="[PATTERN]...", nargs=-1, shell_complete=completion.tensor)
 @click.option("--tree", is_flag=True, help="Show modules; numbered ones that are alike, once.")
 @click.option("--stats", is_flag=True, help="Read the values: range, mean, norm, zeros, NaN.")
 @json_option
@@ -46,9 +47,9 @@ def _inspect(
 
 
 @command("diff", "surgeon diff before.pt after.safetensors '!head'")
-@click.argument("a")
-@click.argument("b")
-@click.argument("pattern", metavar="[PATTERN]...", nargs=-1)
+@click.argument("a", shell_complete=completion.file)
+@click.argument("b", shell_complete=completion.file)
+@click.argument("pattern", metavar="[PATTERN]...", nargs=-1, shell_complete=completion.tensor)
 @json_option
 @click.pass_context
 def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_json: bool) -> None:
@@ -64,7 +65,9 @@ def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_jso
 
 
 @command("compare", "surgeon compare base.safetensors chat.safetensors code.safetensors")
-@click.argument("models", metavar="A B [C]...", nargs=-1, required=True)
+@click.argument(
+    "models", metavar="A B [C]...", nargs=-1, required=True, shell_complete=completion.file
+)
 @click.option(
     "--picture", metavar="FILE", type=click.Path(path_type=Path),
     help="Draw layers by modules as a heat map, into a .png or .svg file (needs matplotlib).",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from surgeon.base.errors import UsageError
+from surgeon.cli import completion
 from surgeon.cli.group import command, print_json, say
 from surgeon.cli.options import (
     allow_code_option,
@@ -52,9 +53,9 @@ def _planned(
 
 
 @command("apply", "surgeon apply grow.json model.pt grown.safetensors --set rows=1")
-@click.argument("recipe")
-@click.argument("source", metavar="INPUT")
-@click.argument("paths", metavar="[MODEL]... OUTPUT", nargs=-1)
+@click.argument("recipe", shell_complete=completion.recipe)
+@click.argument("source", metavar="INPUT", shell_complete=completion.file)
+@click.argument("paths", metavar="[MODEL]... OUTPUT", nargs=-1, shell_complete=completion.file)
 @output_option
 @model_option
 @set_option
@@ -181,9 +182,9 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 
 
 @command("plan", "surgeon plan grow.json model.pt --set rows=1")
-@click.argument("recipe")
-@click.argument("source", metavar="INPUT")
-@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.argument("recipe", shell_complete=completion.recipe)
+@click.argument("source", metavar="INPUT", shell_complete=completion.file)
+@click.argument("models", metavar="[MODEL]...", nargs=-1, shell_complete=completion.file)
 @output_option
 @force_option
 @force_any_option
@@ -227,7 +228,7 @@ def _plan(
 
 
 @command("validate", "surgeon validate grow.json --set layer=fc")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completion.recipe)
 @set_option
 def _validate(recipe: str, variables: dict[str, Any]) -> None:
     """Check RECIPE by itself: schema, variables, unknown words."""

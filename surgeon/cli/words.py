@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from surgeon.cli import completion
 from surgeon.cli.group import command, print_json, say
 from surgeon.cli.options import (
     json_option,
@@ -34,11 +35,14 @@ def _import(kind: str, config: Path) -> None:
 
 
 @command("ops", "surgeon ops widen")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.op)
 @json_option
 def _ops(name: str | None, as_json: bool) -> None:
-    """List the ops, or show the page of one."""
-    from surgeon.cli import catalogue
+    """List the ops, or show the page of one.
+
+    NAME may also be `training`, a recipe's section, or an initialisation.
+    """
+    from surgeon.cli import catalogue, word_pages
 
     if name is None:
         say([f"note: {note}" for note in catalogue.notes()])
@@ -47,9 +51,9 @@ def _ops(name: str | None, as_json: bool) -> None:
         else:
             click.echo(catalogue.table_of_ops())
     elif as_json:
-        print_json(catalogue.one_as_json(name))
+        print_json(word_pages.as_json(name))
     else:
-        click.echo(catalogue.page(name))
+        click.echo(word_pages.page(name))
 
 
 @command("schema", "surgeon schema > recipe.schema.json")
@@ -62,13 +66,27 @@ def _schema(manifest: bool) -> None:
     print_json(manifest_schema() if manifest else recipe_schema())
 
 
-@command("recipes", "surgeon recipes")
+@command("recipes", "surgeon recipes ties > mine.json")
+@click.argument("name", required=False, shell_complete=completion.recipe_name)
 @json_option
-def _recipes(as_json: bool) -> None:
-    """List the ready-made recipes, which go by their names alone."""
-    from surgeon.cli import catalogue
+def _recipes(name: str | None, as_json: bool) -> None:
+    """List the ready-made recipes, which go by their names alone, or show the page of one.
 
-    if as_json:
-        print_json(catalogue.recipes())
+    Where the page would not go to a terminal, the recipe's JSON is printed alone.
+    """
+    import sys
+
+    from surgeon.base.ready_made import source_of
+    from surgeon.cli import recipe_pages
+
+    if name is None and as_json:
+        print_json(recipe_pages.recipes())
+    elif name is None:
+        click.echo(recipe_pages.table_of_recipes())
+    elif as_json:
+        print_json(recipe_pages.as_json(name))
+    elif sys.stdout.isatty():
+        click.echo(recipe_pages.page(name))
     else:
-        click.echo(catalogue.table_of_recipes())
+        recipe_pages.text_of(name)
+        click.echo(source_of(name), nl=False)
