@@ -84,6 +84,12 @@ def _op(context: click.Context, incomplete: str) -> Iterator[CompletionItem[str]
     return _starting(names(), incomplete)
 
 
+def _schema(context: click.Context, incomplete: str) -> Iterator[CompletionItem[str]]:
+    from surgeon.cli.json_schemas import KINDS
+
+    return _starting(KINDS, incomplete)
+
+
 def _tensor(context: click.Context, incomplete: str) -> Iterator[CompletionItem[str]]:
     """Complete a pattern: the names of the first checkpoint on the line, segment by segment."""
     start = incomplete[: incomplete.startswith("!")]
@@ -183,4 +189,4 @@ def _model(context: click.Context, incomplete: str) -> Iterator[CompletionItem[s
 
 
 file, recipe, recipe_name, op = map(_items, (_file, _recipe, _recipe_name, _op))
-tensor, variable, model = map(_items, (_tensor, _variable, _model))
+tensor, variable, model, schema = map(_items, (_tensor, _variable, _model, _schema))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -78,6 +78,11 @@ def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Co
 
 def print_json(document: Any) -> None:
     click.echo(json_text(document))
+
+
+def print_document(kind: str, document: Mapping[str, Any]) -> None:
+    """Print an answer that says by which schema it is to be read: `surgeon schema KIND`."""
+    print_json({"$schema": f"urn:surgeon:{kind}:1", **document})
 
 
 def say(lines: Sequence[str]) -> None:

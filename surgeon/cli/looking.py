@@ -10,7 +10,7 @@ import click
 
 from surgeon.base.errors import UsageError
 from surgeon.cli import completion
-from surgeon.cli.group import command, print_json, say
+from surgeon.cli.group import command, print_document, say
 from surgeon.cli.options import (
     json_option,
 )
@@ -38,7 +38,7 @@ def _inspect(
     try:
         found = inspection.inspected(opened.tensors, pattern, stats=stats)
         if as_json:
-            print_json(inspection.as_json(opened, found, as_tree=tree))
+            print_document("inspect", inspection.as_json(opened, found, as_tree=tree))
         else:
             say([f"note: {note}" for note in opened.notes])
             click.echo(inspection.as_text(opened, found, as_tree=tree))
@@ -58,7 +58,7 @@ def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_jso
 
     found = diff.compare(a, b, pattern)
     if as_json:
-        print_json(found.as_json())
+        print_document("diff", found.as_json())
     else:
         click.echo(found.as_text())
     context.exit(0 if found.equal else 1)
@@ -91,7 +91,7 @@ def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None
     if picture:
         pictures.heat_map(found, picture)
     if as_json:
-        print_json(found.as_json())
+        print_document("compare", found.as_json())
     else:
         say([f"note: {note}" for note in found.notes])
         click.echo(found.as_text())
@@ -111,7 +111,7 @@ def _verify(context: click.Context, output: Path, as_json: bool) -> None:
 
     found = verify(output, default_workers())
     if as_json:
-        print_json(found.as_json())
+        print_document("verify", found.as_json())
     else:
         click.echo(found.as_text())
     context.exit(1 if found.mismatches else 0)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from surgeon.base.errors import UsageError
+from surgeon.base.tables import shown
 from surgeon.cli import completion
-from surgeon.cli.group import command, print_json, say
+from surgeon.cli.group import command, print_document, say
 from surgeon.cli.options import (
     allow_code_option,
     carry_option,
@@ -129,7 +130,7 @@ def _apply(
         if not quiet:
             say(report.applied(result, time.monotonic() - began))
         if as_json:
-            print_json(report.applied_as_json(result))
+            print_document("apply", report.applied_as_json(result))
         else:
             click.echo(os.fsencode(result.output))
             click.echo(os.fsencode(result.manifest))
@@ -221,19 +222,53 @@ def _plan(
     ) as opened:
         plan = output_plan(opened, output, force=force, force_any=force_any)
         if as_json:
-            print_json(report.planned_as_json(plan))
+            print_document("plan", report.planned_as_json(plan))
         else:
             say([f"note: {note}" for note in opened.notes])
             click.echo(report.planned(plan))
 
 
 @command("validate", "surgeon validate grow.json --set layer=fc")
-@click.argument("recipe", shell_complete=completion.recipe)
+@click.argument(
+    "recipes", metavar="RECIPE...", nargs=-1, required=True, shell_complete=completion.recipe
+)
 @set_option
-def _validate(recipe: str, variables: dict[str, Any]) -> None:
-    """Check RECIPE by itself: schema, variables, unknown words."""
+@json_option
+def _validate(recipes: Sequence[str], variables: dict[str, Any], as_json: bool) -> None:
+    """Check RECIPE by itself: schema, variables, unknown words.
+
+    Of several, or of a folder with all recipes in it, those that leave variables open are checked
+    with the values of their `example`, or as they are written.
+    """
     from surgeon.recipe import load
 
-    loaded = load(recipe, variables)
-    count = len(loaded.steps)
-    click.echo(f"{loaded.label}: valid, {count} step{'' if count == 1 else 's'}")
+    if len(recipes) > 1 or Path(recipes[0]).is_dir():
+        _validate_all(recipes, variables, as_json)
+        return
+    loaded = load(recipes[0], variables)
+    if as_json:
+        row = {"file": recipes[0], "steps": len(loaded.steps), "open": [], "problems": []}
+        print_document("validate", {"valid": True, "recipes": [row]})
+    else:
+        count = len(loaded.steps)
+        click.echo(f"{loaded.label}: valid, {count} step{'' if count == 1 else 's'}")
+
+
+def _validate_all(recipes: Sequence[str], variables: Mapping[str, Any], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from surgeon.recipe.several import checked
+
+    found = checked(recipes, variables)
+    wrong = [problem for row in found for problem in row.problems]
+    if as_json:
+        document = {"valid": not wrong, "recipes": [asdict(row) for row in found]}
+        print_document("validate", document)
+        if wrong:
+            click.get_current_context().exit(UsageError.exit_code)
+        return
+    for row in found:
+        if not row.problems:
+            click.echo(shown(row.text))
+    if wrong:
+        raise UsageError(*wrong)

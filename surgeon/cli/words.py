@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from surgeon.cli import completion
-from surgeon.cli.group import command, print_json, say
+from surgeon.cli.group import command, print_document, print_json, say
 from surgeon.cli.options import (
     json_option,
 )
@@ -51,19 +51,22 @@ def _ops(name: str | None, as_json: bool) -> None:
         else:
             click.echo(catalogue.table_of_ops())
     elif as_json:
-        print_json(word_pages.as_json(name))
+        print_document("ops-page", word_pages.as_json(name))
     else:
         click.echo(word_pages.page(name))
 
 
 @command("schema", "surgeon schema > recipe.schema.json")
+@click.argument("kind", required=False, shell_complete=completion.schema)
 @click.option("--manifest", is_flag=True, help="Print the schema of manifests instead.")
-def _schema(manifest: bool) -> None:
-    """Print the JSON Schema of recipes, for editors."""
-    from surgeon.manifest.model import manifest_schema
-    from surgeon.recipe.editor_schema import recipe_schema
+def _schema(kind: str | None, manifest: bool) -> None:
+    """Print the JSON Schema of recipes, for editors, or of what a command prints with --json.
 
-    print_json(manifest_schema() if manifest else recipe_schema())
+    KIND is `recipe`, `manifest`, or a command: `plan`, `inspect`, `diff`, ...
+    """
+    from surgeon.cli import json_schemas
+
+    print_json(json_schemas.schema("manifest" if manifest else kind or "recipe"))
 
 
 @command("recipes", "surgeon recipes ties > mine.json")
@@ -84,7 +87,7 @@ def _recipes(name: str | None, as_json: bool) -> None:
     elif name is None:
         click.echo(recipe_pages.table_of_recipes())
     elif as_json:
-        print_json(recipe_pages.as_json(name))
+        print_document("recipes-page", recipe_pages.as_json(name))
     elif sys.stdout.isatty():
         click.echo(recipe_pages.page(name))
     else:
