@@ -6,7 +6,7 @@ The library: each name is imported when it is used, and torch only where tensors
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from surgeon.base.errors import SurgeonError
