@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow attack lint docs bench exactness conformance architectures folders clean
+.PHONY: demo test slow attack lint docs site dist bench exactness conformance architectures folders clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,8 +14,15 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install -q -c constraints.txt --group frameworks
 	touch $@
 
-demo: .venv/ready
-	$(BIN)/python examples/digits_new_class/demo.py demo
+# Of its own, since it needs no development tools.
+.venv-demo/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install -q --upgrade "pip>=25.1"
+	.venv-demo/bin/python -m pip install -q -c constraints.txt --group demo -e .
+	touch $@
+
+demo: .venv-demo/ready
+	.venv-demo/bin/python examples/digits_new_class/demo.py demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2
@@ -35,6 +42,20 @@ lint: .venv/ready
 docs: .venv/ready
 	$(BIN)/python -m tests.docs
 
+# Pages that link to nothing, or from nowhere, are errors.
+.venv/site: .venv/ready
+	$(BIN)/python -m pip install -q -c constraints.txt --group site
+	touch $@
+
+site: .venv/site
+	$(BIN)/python -m tests.site
+	$(BIN)/python -m mkdocs build --strict --site-dir site
+
+# What is published: an sdist and a wheel in dist/, checked.
+dist: .venv/ready
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
 
@@ -51,4 +72,4 @@ folders: .venv/frameworks
 	$(BIN)/python -m tests.folders
 
 clean:
-	rm -rf .venv .bench demo
+	rm -rf .venv .venv-demo .bench demo site

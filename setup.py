@@ -6,6 +6,7 @@ import platform
 import sys
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 # Never -ffast-math: the loops give the bits that NumPy gives.
@@ -40,6 +41,13 @@ class BuildLoops(build_ext):
             print(f"surgeon: the loops were not compiled ({error}); NumPy loops will do")
 
 
+class Wheel(bdist_wheel):
+    """One wheel for all versions of Python: the loops use nothing of it."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     ext_modules=[
         Extension(
@@ -50,5 +58,5 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": BuildLoops},
+    cmdclass={"bdist_wheel": Wheel, "build_ext": BuildLoops},
 )

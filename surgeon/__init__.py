@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if not hasattr(os, "preadv"):
     raise ImportError("surgeon needs a POSIX system: Linux, or macOS 11; on Windows, run it in WSL")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from surgeon.base.errors import SurgeonError

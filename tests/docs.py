@@ -58,8 +58,16 @@ def _in_order() -> list[tuple[str, click.Command]]:
     return sorted(commands.commands.items(), key=lambda c: (rank.get(c[0], len(rank)), c[0]))
 
 
+# They are about one's terminal, and have their place in docs/commands.md.
+_NOT_IN_README = ("completion", "man")
+
+
 def _commands() -> str:
-    rows = [(f"`surgeon {name}`", command.get_short_help_str(200)) for name, command in _in_order()]
+    rows = [
+        (f"`surgeon {name}`", command.get_short_help_str(200))
+        for name, command in _in_order()
+        if name not in _NOT_IN_README
+    ]
     return _rows(("command", "does"), rows)
 
 

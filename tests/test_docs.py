@@ -67,6 +67,7 @@ class Reader:
             self.command("surgeon apply recipe.json in.pt out.safetensors")
         for file, _, text in self.blocks:
             if file:
+                (folder / file).parent.mkdir(exist_ok=True)
                 (folder / file).write_text(text)
                 self.is_package |= file == "pyproject.toml"
         if self.is_package:

@@ -39,8 +39,8 @@ MAY_IMPORT = {
     "transformers": {"model_folder.transformers_class"},
 }
 # numeric.blas looks for the library that NumPy came with.
-MAY_TOUCH_FILES = {"base.files", "formats", "output", "manifest", "recipe", "model_folder",
-                   "surgery", "numeric.blas"}  # fmt: skip
+MAY_TOUCH_FILES = {"base.files", "base.ready_made", "formats", "output", "manifest", "recipe",
+                   "model_folder", "surgery", "numeric.blas"}  # fmt: skip
 OS_CALLS = {"open", "read", "pread", "preadv", "write", "pwrite", "ftruncate", "rename", "replace",
             "remove", "unlink", "mkdir", "makedirs", "listdir", "scandir", "walk"}  # fmt: skip
 PATH_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "unlink", "mkdir",

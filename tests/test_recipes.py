@@ -332,3 +332,23 @@ def test_every_recipe_has_a_test_here_and_says_first_what_it_is_for() -> None:
         assert f'"{name}"' in here
         assert next(iter(text)) == "about"
         assert text["vars"]
+
+
+# They need inputs of their own; their tests above have some.
+NOT_OF_THE_NETWORK = {
+    "merge-lora-adapter",
+    "upcycle-to-experts",
+    "extract-lora-adapter",
+    "split-qkv",
+    "mixed-precision-export",
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(recipe.ready_made()) - NOT_OF_THE_NETWORK))
+def test_the_example_of_a_recipe_can_be_applied(tmp_path: Path, name: str) -> None:
+    text = json.loads(recipe.ready_made()[name].read_text())
+    three(tmp_path)
+    merges = any(step.get("models") == "*" for step in text["steps"])
+    models = OTHERS if merges else OTHERS[: len(text.get("models", ()))]
+    found, _ = applied(tmp_path, name, *models, **text.get("example", {}))
+    assert found

@@ -13,7 +13,6 @@ from surgeon.base.schema import Schema
 from surgeon.base.tables import indented, table
 from surgeon.draft.registry import OPS, OURS, Op
 from surgeon.initialisers import INITIALISERS
-from surgeon.recipe import read_json, ready_made
 
 Json = dict[str, Any]
 _GROUPS = ("structure", "size", "values", "merge", "check")
@@ -152,36 +151,3 @@ def _kind_text(kind: str, schema: Mapping[str, Any]) -> str:
     if kind == "object" and (words := schema.get("properties")):
         return "{" + ", ".join(words) + "}"
     return str(kind)
-
-
-def recipes() -> list[Json]:
-    """Return the ready-made recipes."""
-    found = []
-    for name, path in ready_made().items():
-        text = read_json(path, path.name)
-        found.append(
-            {
-                "name": name,
-                "path": str(path),
-                "vars": text.get("vars", {}),
-                "models": text.get("models", {}),
-                "about": text.get("about", ""),
-            }
-        )
-    return found
-
-
-def table_of_recipes() -> str:
-    """Return a row for every ready-made recipe."""
-    rows = [
-        (
-            row["name"],
-            ", ".join(
-                word if value is None else f"{word}={json.dumps(value)}"
-                for word, value in row["vars"].items()
-            ),
-            row["about"],
-        )
-        for row in recipes()
-    ]
-    return table(("recipe", "variables", "what it does"), rows)

@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import gc
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ _MALLOC = {_M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_THRESHOLD: 32 << 20}
 
 
 # They register themselves; each imports what is heavy when it is called.
-from surgeon.cli import looking, operating, words  # noqa: E402, F401
+from surgeon.cli import looking, operating, terminal, words  # noqa: E402, F401
 from surgeon.cli.group import commands  # noqa: E402
 
 
@@ -41,6 +42,11 @@ def main() -> None:
             mallopt(parameter, size_bytes)
     _guard()
     gc.disable()
+    if asked := os.environ.get("_SURGEON_COMPLETE"):
+        from surgeon.cli import shells
+
+        sys.stdout.write(shells.answer(asked.partition("_")[0], commands))
+        return
     # Nor at the end, where Python looks once more through everything that was imported or planned.
     atexit.register(gc.freeze)
     commands(prog_name="surgeon")

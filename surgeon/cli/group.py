@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,11 @@ def print_text(text: str) -> None:
 def print_path(path: Path) -> None:
     """Print a path: its very bytes for a script, escaped for a terminal."""
     click.echo(shown(str(path)) if sys.stdout.isatty() else os.fsencode(path))
+
+
+def print_document(kind: str, document: Mapping[str, Any]) -> None:
+    """Print an answer that says by which schema it is to be read: `surgeon schema KIND`."""
+    print_json({"$schema": f"urn:surgeon:{kind}:1", **document})
 
 
 def say(lines: Sequence[str]) -> None:

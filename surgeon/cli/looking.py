@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from surgeon.base.errors import UsageError
-from surgeon.cli.group import command, print_json, print_text, say
+from surgeon.cli import completion
+from surgeon.cli.group import command, print_document, print_text, say
 from surgeon.cli.options import (
     json_option,
 )
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @command("inspect", "surgeon inspect model.pt 'layers.*.attention' --stats")
-@click.argument("checkpoint")
-@click.argument("pattern", metavar="[PATTERN]...", nargs=-1)
+@click.argument("checkpoint", shell_complete=completion.file)
+@click.argument("pattern", metavar="[PATTERN]...", nargs=-1, shell_complete=completion.tensor)
 @click.option("--tree", is_flag=True, help="Show modules; numbered ones that are alike, once.")
 @click.option("--stats", is_flag=True, help="Read the values: range, mean, norm, zeros, NaN.")
 @json_option
@@ -37,7 +38,7 @@ def _inspect(
     try:
         found = inspection.inspected(opened.tensors, pattern, stats=stats)
         if as_json:
-            print_json(inspection.as_json(opened, found, as_tree=tree))
+            print_document("inspect", inspection.as_json(opened, found, as_tree=tree))
         else:
             say([f"note: {note}" for note in opened.notes])
             print_text(inspection.as_text(opened, found, as_tree=tree))
@@ -46,9 +47,9 @@ def _inspect(
 
 
 @command("diff", "surgeon diff before.pt after.safetensors '!head'")
-@click.argument("a")
-@click.argument("b")
-@click.argument("pattern", metavar="[PATTERN]...", nargs=-1)
+@click.argument("a", shell_complete=completion.file)
+@click.argument("b", shell_complete=completion.file)
+@click.argument("pattern", metavar="[PATTERN]...", nargs=-1, shell_complete=completion.tensor)
 @json_option
 @click.pass_context
 def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_json: bool) -> None:
@@ -57,14 +58,16 @@ def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_jso
 
     found = diff.compare(a, b, pattern)
     if as_json:
-        print_json(found.as_json())
+        print_document("diff", found.as_json())
     else:
         print_text(found.as_text())
     context.exit(0 if found.equal else 1)
 
 
 @command("compare", "surgeon compare base.safetensors chat.safetensors code.safetensors")
-@click.argument("models", metavar="A B [C]...", nargs=-1, required=True)
+@click.argument(
+    "models", metavar="A B [C]...", nargs=-1, required=True, shell_complete=completion.file
+)
 @click.option(
     "--picture", metavar="FILE", type=click.Path(path_type=Path),
     help="Draw layers by modules as a heat map, into a .png or .svg file (needs matplotlib).",
@@ -88,7 +91,7 @@ def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None
     if picture:
         pictures.heat_map(found, picture)
     if as_json:
-        print_json(found.as_json())
+        print_document("compare", found.as_json())
     else:
         say([f"note: {note}" for note in found.notes])
         print_text(found.as_text())
@@ -109,7 +112,7 @@ def _verify(context: click.Context, output: Path, as_json: bool) -> None:
     found = verify(output, default_workers())
     say([f"note: {note}" for note in found.notes])
     if as_json:
-        print_json(found.as_json())
+        print_document("verify", found.as_json())
     else:
         print_text(found.as_text())
     context.exit(1 if found.mismatches else 0)

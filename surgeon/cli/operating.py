@@ -13,7 +13,8 @@ import click
 
 from surgeon.base.errors import UsageError
 from surgeon.base.tables import shown
-from surgeon.cli.group import command, print_json, print_path, print_text, say
+from surgeon.cli import completion
+from surgeon.cli.group import command, print_document, print_path, print_text, say
 from surgeon.cli.options import (
     allow_code_option,
     carry_option,
@@ -53,9 +54,9 @@ def _planned(
 
 
 @command("apply", "surgeon apply grow.json model.pt grown.safetensors --set rows=1")
-@click.argument("recipe")
-@click.argument("source", metavar="INPUT")
-@click.argument("paths", metavar="[MODEL]... OUTPUT", nargs=-1)
+@click.argument("recipe", shell_complete=completion.recipe)
+@click.argument("source", metavar="INPUT", shell_complete=completion.file)
+@click.argument("paths", metavar="[MODEL]... OUTPUT", nargs=-1, shell_complete=completion.file)
 @output_option
 @model_option
 @set_option
@@ -129,7 +130,7 @@ def _apply(
         if not quiet:
             say(report.applied(result, time.monotonic() - began))
         if as_json:
-            print_json(report.applied_as_json(result))
+            print_document("apply", report.applied_as_json(result))
         else:
             print_path(result.output)
             print_path(result.manifest)
@@ -182,9 +183,9 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 
 
 @command("plan", "surgeon plan grow.json model.pt --set rows=1")
-@click.argument("recipe")
-@click.argument("source", metavar="INPUT")
-@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.argument("recipe", shell_complete=completion.recipe)
+@click.argument("source", metavar="INPUT", shell_complete=completion.file)
+@click.argument("models", metavar="[MODEL]...", nargs=-1, shell_complete=completion.file)
 @output_option
 @force_option
 @force_any_option
@@ -221,23 +222,53 @@ def _plan(
     ) as opened:
         plan = output_plan(opened, output, force=force, force_any=force_any)
         if as_json:
-            print_json(report.planned_as_json(plan))
+            print_document("plan", report.planned_as_json(plan))
         else:
             say([f"note: {note}" for note in opened.notes])
             print_text(report.planned(plan))
 
 
 @command("validate", "surgeon validate grow.json --set layer=fc")
-@click.argument("recipe")
+@click.argument(
+    "recipes", metavar="RECIPE...", nargs=-1, required=True, shell_complete=completion.recipe
+)
 @set_option
 @json_option
-def _validate(recipe: str, variables: dict[str, Any], as_json: bool) -> None:
-    """Check RECIPE by itself: schema, variables, unknown words."""
+def _validate(recipes: Sequence[str], variables: dict[str, Any], as_json: bool) -> None:
+    """Check RECIPE by itself: schema, variables, unknown words.
+
+    Of several, or of a folder with all recipes in it, those that leave variables open are checked
+    with the values of their `example`, or as they are written.
+    """
     from surgeon.recipe import load
 
-    loaded = load(recipe, variables)
-    count = len(loaded.steps)
+    if len(recipes) > 1 or Path(recipes[0]).is_dir():
+        _validate_all(recipes, variables, as_json)
+        return
+    loaded = load(recipes[0], variables)
     if as_json:
-        print_json({"recipe": loaded.as_json(), "steps": count, "errors": [], "exit_code": 0})
+        row = {"file": recipes[0], "steps": len(loaded.steps), "open": [], "problems": []}
+        print_document("validate", {"valid": True, "recipes": [row]})
     else:
+        count = len(loaded.steps)
         print_text(f"{shown(loaded.label)}: valid, {count} step{'' if count == 1 else 's'}")
+
+
+def _validate_all(recipes: Sequence[str], variables: Mapping[str, Any], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from surgeon.recipe.several import checked
+
+    found = checked(recipes, variables)
+    wrong = [problem for row in found for problem in row.problems]
+    if as_json:
+        document = {"valid": not wrong, "recipes": [asdict(row) for row in found]}
+        print_document("validate", document)
+        if wrong:
+            click.get_current_context().exit(UsageError.exit_code)
+        return
+    for row in found:
+        if not row.problems:
+            print_text(shown(row.text))
+    if wrong:
+        raise UsageError(*wrong)

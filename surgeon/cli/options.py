@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from surgeon.base.errors import UsageError
+from surgeon.cli import completion
 
 
 def _pairs(
@@ -61,15 +62,17 @@ def size(context: click.Context, parameter: click.Parameter, value: str | None) 
 
 set_option = click.option(
     "--set", "variables", metavar="VAR=JSON", multiple=True, callback=_json_pairs,
+    shell_complete=completion.variable,
     help="Give a variable of the recipe a value; what is not JSON is a string. A number may stand "
     "for a name, and one item for a list of one.",
 )  # fmt: skip
 model_option = click.option(
     "--model", "named", metavar="NAME=PATH", multiple=True, callback=_pairs,
+    shell_complete=completion.model,
     help="Say where a model of the recipe is.",
 )  # fmt: skip
 optimizer_option = click.option(
-    "--optimizer", metavar="FILE[#NAME]",
+    "--optimizer", metavar="FILE[#NAME]", shell_complete=completion.file,
     help="Where the optimizer's state is that is to go through the same surgery; 'none' leaves "
     "behind the one in INPUT, which is taken where a stage carries it.",
 )  # fmt: skip
@@ -89,7 +92,7 @@ carry_option = click.option(
     help="Which of INPUT's other files a folder gets: 'small' are those up to 100 MB, 1 GB in all.",
 )  # fmt: skip
 optimizer_order_option = click.option(
-    "--optimizer-order", metavar="strict|FILE",
+    "--optimizer-order", metavar="strict|FILE", shell_complete=completion.file,
     help="How a state without names is told: 'strict' refuses to go by the order of the model's "
     "parameters alone, FILE is a JSON list of names in the optimizer's order.",
 )  # fmt: skip

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from surgeon.cli.group import command, print_json, print_text, say
+from surgeon.cli import completion
+from surgeon.cli.group import command, print_document, print_json, print_text, say
 from surgeon.cli.options import (
     json_option,
 )
@@ -33,11 +34,14 @@ def _import(kind: str, config: Path) -> None:
 
 
 @command("ops", "surgeon ops widen")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completion.op)
 @json_option
 def _ops(name: str | None, as_json: bool) -> None:
-    """List the ops, or show the page of one."""
-    from surgeon.cli import catalogue
+    """List the ops, or show the page of one.
+
+    NAME may also be `training`, a recipe's section, or an initialisation.
+    """
+    from surgeon.cli import catalogue, word_pages
 
     if name is None:
         say([f"note: {note}" for note in catalogue.notes()])
@@ -46,28 +50,45 @@ def _ops(name: str | None, as_json: bool) -> None:
         else:
             print_text(catalogue.table_of_ops())
     elif as_json:
-        print_json(catalogue.one_as_json(name))
+        print_document("ops-page", word_pages.as_json(name))
     else:
-        print_text(catalogue.page(name))
+        print_text(word_pages.page(name))
 
 
 @command("schema", "surgeon schema > recipe.schema.json")
+@click.argument("kind", required=False, shell_complete=completion.schema)
 @click.option("--manifest", is_flag=True, help="Print the schema of manifests instead.")
-def _schema(manifest: bool) -> None:
-    """Print the JSON Schema of recipes, for editors."""
-    from surgeon.manifest.model import manifest_schema
-    from surgeon.recipe.editor_schema import recipe_schema
+def _schema(kind: str | None, manifest: bool) -> None:
+    """Print the JSON Schema of recipes, for editors, or of what a command prints with --json.
 
-    print_json(manifest_schema() if manifest else recipe_schema())
+    KIND is `recipe`, `manifest`, or a command: `plan`, `inspect`, `diff`, ...
+    """
+    from surgeon.cli import json_schemas
+
+    print_json(json_schemas.schema("manifest" if manifest else kind or "recipe"))
 
 
-@command("recipes", "surgeon recipes")
+@command("recipes", "surgeon recipes ties > mine.json")
+@click.argument("name", required=False, shell_complete=completion.recipe_name)
 @json_option
-def _recipes(as_json: bool) -> None:
-    """List the ready-made recipes, which go by their names alone."""
-    from surgeon.cli import catalogue
+def _recipes(name: str | None, as_json: bool) -> None:
+    """List the ready-made recipes, which go by their names alone, or show the page of one.
 
-    if as_json:
-        print_json(catalogue.recipes())
+    Where the page would not go to a terminal, the recipe's JSON is printed alone.
+    """
+    import sys
+
+    from surgeon.base.ready_made import source_of
+    from surgeon.cli import recipe_pages
+
+    if name is None and as_json:
+        print_json(recipe_pages.recipes())
+    elif name is None:
+        print_text(recipe_pages.table_of_recipes())
+    elif as_json:
+        print_document("recipes-page", recipe_pages.as_json(name))
+    elif sys.stdout.isatty():
+        print_text(recipe_pages.page(name))
     else:
-        print_text(catalogue.table_of_recipes())
+        recipe_pages.text_of(name)
+        click.echo(source_of(name), nl=False)

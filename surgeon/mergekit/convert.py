@@ -67,7 +67,7 @@ def _read(path: Path) -> Any:
         import yaml
     except ImportError:
         raise UsageError(
-            "mergekit configurations are YAML: pip install 'surgeon[mergekit]'"
+            "mergekit configurations are YAML: pip install 'surgeon-checkpoints[mergekit]'"
         ) from None
     file = InputFile(path)
     try:

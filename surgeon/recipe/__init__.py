@@ -3,7 +3,8 @@
 No tensor data is read and nothing is written.
 """
 
+from surgeon.base.ready_made import find, read_json, ready_made
 from surgeon.draft.registry import OPS
-from surgeon.recipe.recipe import Recipe, RecipeLike, find, load, read_json, ready_made
+from surgeon.recipe.recipe import Recipe, RecipeLike, load
 
 __all__ = ["OPS", "Recipe", "RecipeLike", "find", "load", "read_json", "ready_made"]

@@ -43,14 +43,17 @@ _OPTIMIZER: Schema = {
         **_TORCH_CLASS["properties"],
         "args": {
             **_TORCH_CLASS["properties"]["args"],
-            "properties": {"lr": _RATE_OR_NONE, "weight_decay": _RATE_OR_NONE},
+            "properties": {
+                "lr": {**_RATE_OR_NONE, "description": "the learning rate"},
+                "weight_decay": {**_RATE_OR_NONE, "description": "the weight decay"},
+            },
         },
     },
 }
 _DURATION: Schema = _object(
     {
-        "epochs": {"type": "integer", "minimum": 1},
-        "steps": {"type": "integer", "minimum": 1},
+        "epochs": {"type": "integer", "minimum": 1, "description": "in epochs"},
+        "steps": {"type": "integer", "minimum": 1, "description": "in optimizer steps"},
     },
     minProperties=1,
     maxProperties=1,
@@ -63,7 +66,12 @@ LAYER_DECAY: Schema = _object(
             "description": "the numbered layers, such as 'blocks'; '' where the model itself is "
             "a Sequential",
         },
-        "factor": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        "factor": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": 1,
+            "description": "per layer",
+        },
     },
     required=("container", "factor"),
     description="learning rates shrink by this factor with every layer of the container that has "
@@ -72,11 +80,11 @@ LAYER_DECAY: Schema = _object(
 GROUP: Schema = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "minLength": 1},
+        "name": {"type": "string", "minLength": 1, "description": "the group's name"},
         "params": _PATTERNS,
         "lr": {**_RATE, "description": "the learning rate itself"},
         "lr_scale": {**_RATE, "description": "times the optimizer's lr"},
-        "weight_decay": _RATE_OR_NONE,
+        "weight_decay": {**_RATE_OR_NONE, "description": "the group's own weight decay"},
         "layer_decay": LAYER_DECAY,
     },
     "required": ["name", "params"],
@@ -86,14 +94,22 @@ GROUP: Schema = {
 }
 STAGE: Schema = _object(
     {
-        "name": {"type": "string", "minLength": 1},
+        "name": {"type": "string", "minLength": 1, "description": "what `run.start` takes"},
         "duration": _DURATION,
-        "train": _PATTERNS,
-        "freeze": {**_PATTERNS, "minItems": 0},
-        "groups": {"type": "array", "items": GROUP},
+        "train": {**_PATTERNS, "description": "what trains; all else is frozen"},
+        "freeze": {**_PATTERNS, "minItems": 0, "description": "what is frozen; all else trains"},
+        "groups": {
+            "type": "array",
+            "items": GROUP,
+            "description": "optimizer groups; what no group names is in the group `default`",
+        },
         "layer_decay": LAYER_DECAY,
-        "scheduler": _TORCH_CLASS,
-        "optimizer_state": {"enum": ["reset", "carry"]},
+        "scheduler": {**_TORCH_CLASS, "description": "a scheduler of torch.optim.lr_scheduler"},
+        "optimizer_state": {
+            "enum": ["reset", "carry"],
+            "default": "reset",
+            "description": "carry: moments go on from the stage, or the run, before",
+        },
         "after": {
             "type": "array",
             "items": _object(
@@ -114,7 +130,7 @@ STAGE: Schema = _object(
 )
 TRAINING: Schema = _object(
     {
-        "optimizer": _OPTIMIZER,
+        "optimizer": {**_OPTIMIZER, "description": "the optimizer of all stages"},
         "teacher": _object(
             {
                 "model": {"type": "string", "description": "'input' or a model of the recipe"},
@@ -123,17 +139,37 @@ TRAINING: Schema = _object(
                     "items": {"type": "string"},
                     "description": "the blocks of the old outputs; default: of what was widened",
                 },
-                "temperature": {**_POSITIVE, "default": 2.0},
-                "weight": {**_POSITIVE, "default": 1.0},
+                "temperature": {
+                    **_POSITIVE,
+                    "default": 2.0,
+                    "description": "what logits are divided by",
+                },
+                "weight": {**_POSITIVE, "default": 1.0, "description": "the loss's factor"},
             },
             required=("model",),
+            description="the old model's outputs are kept up (learning without forgetting)",
         ),
-        "stages": {"type": "array", "items": STAGE, "minItems": 1},
+        "stages": {
+            "type": "array",
+            "items": STAGE,
+            "minItems": 1,
+            "description": "what the next run does, in order",
+        },
         "unfreeze": _object(
             {
-                "order": {"type": "array", "items": _PATTERNS, "minItems": 1},
-                "duration": _DURATION,
-                "lr_decay": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+                "order": {
+                    "type": "array",
+                    "items": _PATTERNS,
+                    "minItems": 1,
+                    "description": "what trains first, then what joins in each stage",
+                },
+                "duration": {**_DURATION, "description": "how long each stage lasts"},
+                "lr_decay": {
+                    "type": "number",
+                    "exclusiveMinimum": 0,
+                    "maximum": 1,
+                    "description": "what the learning rate is multiplied by from entry to entry",
+                },
             },
             required=("order",),
             description="a stage per entry, each training one more entry than the one before",
@@ -144,13 +180,22 @@ TRAINING: Schema = _object(
 
 RECIPE_SCHEMA: Schema = _object(
     {
-        "$schema": {"type": "string"},
+        "$schema": {"type": "string", "description": "where the JSON Schema is, for editors"},
         "surgeon": {"const": 1, "description": "the version of the recipe language"},
         "about": {"type": "string", "description": "what the recipe is for, in a line"},
         "vars": {
             "type": "object",
             "propertyNames": {"pattern": r"^[A-Za-z_]\w*$"},
             "description": "values for ${name}; a variable that is null must be set",
+        },
+        "help": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "what each variable is for; `surgeon recipes NAME` shows it",
+        },
+        "example": {
+            "type": "object",
+            "description": "values of variables with which the recipe is shown",
         },
         "models": {
             "type": "object",

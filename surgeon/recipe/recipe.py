@@ -15,15 +15,14 @@ from typing import Any
 import surgeon.merges
 import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
 from surgeon.base import strict_json
-from surgeon.base.errors import MissingError, SurgeonError, UsageError, did_you_mean
+from surgeon.base.errors import SurgeonError, UsageError, did_you_mean
+from surgeon.base.ready_made import MOST_BYTES, find, read_json
 from surgeon.draft.registry import COMMON, OPS
 from surgeon.recipe import torch_classes, variables
 from surgeon.recipe.frame import RECIPE_SCHEMA
 from surgeon.recipe.validation import problems_of
 from surgeon.recipe.variables import Filled, TypedNumber
 
-# Ten times the largest recipe that a program would write.
-_MOST_BYTES = 100_000_000
 # Of a checkpoint in a recipe's place: the bytes that tell.
 _STARTS_WITHIN = 16
 
@@ -85,18 +84,6 @@ class Recipe:
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
 
-def read_json(path: Path, label: str) -> Any:
-    """Read a JSON file strictly; raises UsageError, MissingError where there is none."""
-    try:
-        return strict_json.read_json(path, most_bytes=_MOST_BYTES)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingError(f"{label}: cannot be read: {error.strerror}") from None
-    except OSError as error:
-        raise UsageError(f"{label}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{label}: {error}") from None
-
-
 def load(recipe: RecipeLike, overrides: Mapping[str, Any]) -> Recipe:
     """Read, fill in and check a recipe: a path, the name of a ready-made one, or a dict.
 
@@ -144,27 +131,9 @@ def _as_json(value: Any, label: str) -> Any:
     """Return a value of Python as a JSON file would give it; raises UsageError where none can."""
     try:
         text = json.dumps(value).encode()
-        return strict_json.parse_json(text, most_bytes=_MOST_BYTES)
+        return strict_json.parse_json(text, most_bytes=MOST_BYTES)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{label}: is not JSON: {error}") from None
-
-
-def ready_made() -> dict[str, Path]:
-    """Return the recipes that come with surgeon, by name."""
-    beside = Path(__file__).parents[1] / "recipes"  # where a wheel puts them
-    folder = beside if beside.is_dir() else Path(__file__).parents[2] / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.json"))}
-
-
-def find(location: str) -> Path:
-    """Return the path of a recipe; raises UsageError where there is none."""
-    if os.path.exists(location):  # noqa: PTH110 (Path.exists raises for names that are too long)
-        return Path(location)
-    known = ready_made()
-    if location in known:
-        return known[location]
-    hint = did_you_mean(location, known)
-    raise UsageError(f"{location}: no such recipe file{hint or '; `surgeon recipes` lists ours'}")
 
 
 def _filled(text: Mapping[str, Any], overrides: Mapping[str, Any], label: str) -> Filled:

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from surgeon.base.errors import CheckpointError, PlanError, UsageError
 from surgeon.base.tables import json_text, table
-from surgeon.cli import catalogue
+from surgeon.cli import catalogue, recipe_pages
 from surgeon.draft.registry import OPS
 from surgeon.formats import open_checkpoint
 from surgeon.initialisers import INITIALISERS
@@ -366,9 +366,9 @@ def test_an_unknown_op_is_wrong_usage() -> None:
 
 
 def test_recipes_are_listed_with_their_variables() -> None:
-    rows = catalogue.recipes()
+    rows = recipe_pages.recipes()
     assert [row["name"] for row in rows] == list(ready_made())
-    assert all(row["about"] in catalogue.table_of_recipes() for row in rows)
+    assert all(row["about"] in recipe_pages.table_of_recipes() for row in rows)
 
 
 # schema

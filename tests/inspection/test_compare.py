@@ -176,7 +176,7 @@ def test_picture_that_cannot_be_drawn_is_refused_before_any_work(
     with pytest.raises(UsageError, match="there is no folder"):
         pictures.require_drawable(tmp_path / "none" / "a.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UsageError, match=r"pip install 'surgeon\[picture\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'surgeon-checkpoints\[picture\]'"):
         pictures.require_drawable(tmp_path / "a.png")
 
 

@@ -362,7 +362,7 @@ def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
 def test_without_yaml_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = given(tmp_path, merge_method="linear")
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(UsageError, match=r"pip install 'surgeon\[mergekit\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'surgeon-checkpoints\[mergekit\]'"):
         imported(path)
 
 
