@@ -141,19 +141,21 @@ def _filled(text: Mapping[str, Any], overrides: Mapping[str, Any], label: str) -
     plain = _as_json(dict(overrides), f"{label}: vars")
     typed = {name: v for name, v in overrides.items() if isinstance(v, TypedNumber)}
     filled, problems = variables.fill_in(text, {**plain, **typed}, label)
-    checked = partial(_checked, filled.text)
+    checked = partial(_checked, filled)
     if problems := [*problems, *variables.unset(filled, checked, label)]:
         raise UsageError(*problems)
     variables.fit(filled, checked)
     return filled
 
 
-def _checked(text: Mapping[str, Any]) -> Iterator[variables.Checked]:
-    """Yield the parts of a recipe, each with the schema that it has to fit."""
-    yield (), text, RECIPE_SCHEMA
-    steps = text.get("steps")
+def _checked(filled: Filled) -> Iterator[variables.Checked]:
+    """Yield the parts of a recipe that have variables, each with the schema that it has to fit."""
+    if filled.places:
+        yield (), filled.text, RECIPE_SCHEMA
+    steps = filled.text.get("steps")
+    indices = {path[1] for path in filled.places if path[0] == "steps" and len(path) > 1}
     for index, step in enumerate(steps if isinstance(steps, list) else []):
-        if isinstance(step, dict) and step.get("op") in OPS:
+        if index in indices and isinstance(step, dict) and step.get("op") in OPS:
             with suppress(SurgeonError):  # another package's op, which is an error of its own
                 yield ("steps", index), step, OPS[step["op"]].step_schema
 
