@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from surgeon.numeric.compiled import kernels
     from surgeon.recipe import Recipe
     from surgeon.training import Manifest
+    from surgeon.trials.search import search
 
 __all__ = [
     "Manifest",
@@ -30,6 +31,7 @@ __all__ = [
     "kernels",
     "open",
     "plan",
+    "search",
     "verify",
 ]
 
@@ -45,6 +47,7 @@ _HOMES = {
     "kernels": "numeric.compiled",
     "open": "library.opening",
     "plan": "library.running",
+    "search": "trials.search",
     "verify": "library.looking",
 }
 

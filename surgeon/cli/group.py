@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     pass
 
 # As a shell reports a program that ended by SIGINT, and by SIGPIPE.
-_INTERRUPTED, _PIPE_CLOSED = 130, 141
+INTERRUPTED, _PIPE_CLOSED = 130, 141
 
 
 class _Commands(click.Group):
@@ -40,7 +40,7 @@ class _Commands(click.Group):
             # run_eval_code_obj in https://github.com/python/cpython/blob/3.13/Python/pythonrun.c
             exec("")
             click.echo("interrupted", err=True)
-            ctx.exit(_INTERRUPTED)
+            ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             # Python flushes stdout once more when it ends, which must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,26 +11,26 @@ import click
 from surgeon.base.errors import UsageError
 
 
-def _pairs(
+def pairs(
     context: click.Context, parameter: click.Parameter, values: Sequence[str]
 ) -> dict[str, str]:
     """Split each NAME=VALUE."""
-    pairs: dict[str, str] = {}
+    found: dict[str, str] = {}
     for text in values:
         name, equals, value = text.partition("=")
         if not name or not equals:
             raise click.BadParameter(f"'{text}' is not {parameter.metavar}")
-        if name in pairs:
+        if name in found:
             raise click.BadParameter(f"'{name}' is given twice")
-        pairs[name] = value
-    return pairs
+        found[name] = value
+    return found
 
 
 def _json_pairs(
     context: click.Context, parameter: click.Parameter, values: Sequence[str]
 ) -> dict[str, Any]:
     """Split each NAME=JSON; what is not JSON is a string."""
-    return {n: _json_or_text(text) for n, text in _pairs(context, parameter, values).items()}
+    return {n: _json_or_text(text) for n, text in pairs(context, parameter, values).items()}
 
 
 def _json_or_text(text: str) -> Any:
@@ -56,7 +56,7 @@ set_option = click.option(
     help="Give a variable of the recipe a value; what is not JSON is a string.",
 )  # fmt: skip
 model_option = click.option(
-    "--model", "named", metavar="NAME=PATH", multiple=True, callback=_pairs,
+    "--model", "named", metavar="NAME=PATH", multiple=True, callback=pairs,
     help="Say where a model of the recipe is.",
 )  # fmt: skip
 optimizer_option = click.option(

@@ -4,6 +4,27 @@ No tensor data is read and nothing is written.
 """
 
 from surgeon.draft.registry import OPS
-from surgeon.recipe.recipe import Recipe, RecipeLike, find, load, read_json, ready_made
+from surgeon.recipe.recipe import (
+    Recipe,
+    RecipeLike,
+    Written,
+    fill_in,
+    find,
+    load,
+    read_json,
+    ready_made,
+    written,
+)
 
-__all__ = ["OPS", "Recipe", "RecipeLike", "find", "load", "read_json", "ready_made"]
+__all__ = [
+    "OPS",
+    "Recipe",
+    "RecipeLike",
+    "Written",
+    "fill_in",
+    "find",
+    "load",
+    "read_json",
+    "ready_made",
+    "written",
+]
