@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from surgeon.numeric.compiled import kernels
     from surgeon.recipe import Recipe
     from surgeon.training import Manifest
+    from surgeon.trials.search import search
 
 __all__ = [
     "Manifest",
@@ -34,6 +35,7 @@ __all__ = [
     "kernels",
     "open",
     "plan",
+    "search",
     "verify",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {
     "kernels": "numeric.compiled",
     "open": "library.opening",
     "plan": "library.running",
+    "search": "trials.search",
     "verify": "library.looking",
 }
 

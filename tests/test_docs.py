@@ -149,6 +149,8 @@ def require_known(words: list[str]) -> None:
 @pytest.fixture
 def reader(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Any) -> Reader:
     monkeypatch.chdir(tmp_path)
+    # What a page has surgeon run.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     return Reader(request.param, tmp_path)
 
 

@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 from tabulate import tabulate
 from torch import Tensor, nn
 
+import surgeon
 from surgeon.cli.commands import commands
 from surgeon.training import collect_fisher, collect_gram
 
@@ -30,6 +31,7 @@ STRENGTH = 0.3  # of the noise on the images
 LAMBDAS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # chosen by the validation split,
 DENSITIES = (0.2, 0.5, 0.9)  # and so are these
 PRUNED = {"lambda": LAMBDAS, "density": DENSITIES}
+TRIALS = 150  # of a search, whose scores are of the validation split too
 MEAN = {"normalize": (True,)}  # of the changes, so that a lambda means the same for any number
 LEARNING_RATES = (0.02, 0.05, 0.05, 0.1, 0.5)  # of the siblings; the last is too high
 SUBJECTS = ((0, 1, 2), (3, 4, 5), (6, 7, 8, 9))  # classes of the specialists
@@ -90,10 +92,14 @@ def saved(model: nn.Module, path: Path) -> Path:
     return path
 
 
-@torch.no_grad()
 def accuracy(path: Path, examples: Examples) -> float:
+    return share_right(load_file(path), examples)
+
+
+@torch.no_grad()
+def share_right(state_dict: Mapping[str, Tensor], examples: Examples) -> float:
     model = network()
-    model.load_state_dict(load_file(path), strict=True)
+    model.load_state_dict(state_dict, strict=True)
     images, classes = examples
     return (model(images).argmax(1) == classes).double().mean().item()
 
@@ -185,6 +191,19 @@ def at_its_best(
     return max(made, key=partial(accuracy, examples=validation))
 
 
+def searched(family: Family, validation: Examples) -> Path:
+    """Find by trials how much of each member's change is best for the validation split."""
+    count = len(family.members)
+    found = surgeon.search(
+        HERE / "shares.json", load_file(family.start), models=list(map(load_file, family.members)),
+        vars={"shares": [1 / count] * count}, vary={"shares.*": (0, 1)},
+        evaluate=partial(share_right, examples=validation), sampler="cmaes", trials=TRIALS,
+    )  # fmt: skip
+    recipe = family.start.with_name("searched.json")
+    recipe.write_text(json.dumps(found.recipe))
+    return merged(recipe, (family.start, *family.members), "searched")
+
+
 def model_stock(family: Family, validation: Examples) -> Path:
     return merged("model-stock", (family.start, *family.members), "model-stock")
 
@@ -224,6 +243,7 @@ MERGES: dict[str, Callable[[Family, Examples], Path]] = {
     "model_stock": model_stock,
     "fisher": fisher,
     "regmean": regmean,
+    "searched": searched,
 }
 
 

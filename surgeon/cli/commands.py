@@ -10,9 +10,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from surgeon.cli.environment import CALLERS
+
 # Results must not depend on the number of threads, and parallelism is ours. NumPy reads these when
 # it is imported, which no line above does; what is heavy is imported by the command that needs it.
-for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+for _variable in CALLERS:
     os.environ[_variable] = "1"
 
 # What glibc keeps of freed memory, and from where on an array is a mapping of its own (at most its
@@ -23,7 +25,7 @@ _MALLOC = {_M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_THRESHOLD: 32 << 20}
 
 
 # They register themselves; each imports what is heavy when it is called.
-from surgeon.cli import looking, operating, terminal, words  # noqa: E402, F401
+from surgeon.cli import looking, operating, searching, terminal, words  # noqa: E402, F401
 from surgeon.cli.group import commands  # noqa: E402
 
 

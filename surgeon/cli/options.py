@@ -12,26 +12,26 @@ from surgeon.base.errors import UsageError
 from surgeon.cli import completion
 
 
-def _pairs(
+def pairs(
     context: click.Context, parameter: click.Parameter, values: Sequence[str]
 ) -> dict[str, str]:
     """Split each NAME=VALUE."""
-    pairs: dict[str, str] = {}
+    found: dict[str, str] = {}
     for text in values:
         name, equals, value = text.partition("=")
         if not name or not equals:
             raise click.BadParameter(f"'{text}' is not {parameter.metavar}")
-        if name in pairs:
+        if name in found:
             raise click.BadParameter(f"'{name}' is given twice")
-        pairs[name] = value
-    return pairs
+        found[name] = value
+    return found
 
 
 def _json_pairs(
     context: click.Context, parameter: click.Parameter, values: Sequence[str]
 ) -> dict[str, Any]:
     """Split each NAME=JSON; what is not JSON is a string."""
-    return {n: _json_or_text(n, text) for n, text in _pairs(context, parameter, values).items()}
+    return {n: _json_or_text(n, text) for n, text in pairs(context, parameter, values).items()}
 
 
 def _json_or_text(name: str, text: str) -> Any:
@@ -67,7 +67,7 @@ set_option = click.option(
     "for a name, and one item for a list of one.",
 )  # fmt: skip
 model_option = click.option(
-    "--model", "named", metavar="NAME=PATH", multiple=True, callback=_pairs,
+    "--model", "named", metavar="NAME=PATH", multiple=True, callback=pairs,
     shell_complete=completion.model,
     help="Say where a model of the recipe is.",
 )  # fmt: skip

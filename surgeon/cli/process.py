@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO
 
 _UNWRITABLE = 5
 _SIGNALLED = 128
+INTERRUPTED = _SIGNALLED + 2  # SIGINT
 _PIPE_CLOSED = _SIGNALLED + 13  # SIGPIPE
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from surgeon.base.errors import PlanError
-from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
+from surgeon.lazy import BLOCK, LazyTensor, Scratch, rounded, upcast_blocks
 from surgeon.numeric import compiled
 from surgeon.numeric.compiled import Block
 from surgeon.numeric.dtypes import DTYPES, LARGEST, Array
@@ -20,6 +22,51 @@ def same_values(a: LazyTensor, b: LazyTensor, scratch: Scratch) -> bool:
         with scratch.scope():
             x, y = (t.elements(start, stop, scratch).view(np.uint8) for t in (a, b))
             if not np.array_equal(x, y):
+                return False
+    return True
+
+
+@dataclass(frozen=True)
+class Far:
+    """How many values are farther apart than they may be, and the farthest by how much."""
+
+    count: int
+    most: float
+
+
+def close_values(
+    a: LazyTensor, b: LazyTensor, atol: float, rtol: float, scratch: Scratch
+) -> Far | None:
+    """Return what is farther apart than atol + rtol |b|, None where nothing is.
+
+    Of two tensors of floats; equal infinities are close, and NaN is close to nothing.
+    """
+    count, most = 0, 0.0
+    for start in range(0, a.spec.count, BLOCK):
+        stop = min(start + BLOCK, a.spec.count)
+        with scratch.scope(), np.errstate(invalid="ignore", over="ignore"):
+            x, y = upcast_blocks(
+                [rounded(a), rounded(b)], start, stop, scratch, np.dtype(np.float64)
+            )
+            apart = np.where(x == y, 0.0, np.abs(x - y))
+            far = ~(apart <= atol + rtol * np.abs(y)) | (np.isinf(y) & (x != y))
+            if far.any():
+                count += int(far.sum())
+                most = max(most, float(np.max(apart[far])))
+    return Far(count, most) if count else None
+
+
+def is_zero_tensor(tensor: LazyTensor, scratch: Scratch) -> bool:
+    """Say whether a tensor holds nothing but zeros, of either sign."""
+    is_float = DTYPES[tensor.spec.dtype].kind == "float"
+    for start in range(0, tensor.spec.count, BLOCK):
+        stop = min(start + BLOCK, tensor.spec.count)
+        with scratch.scope():
+            if is_float:
+                block = upcast_blocks([rounded(tensor)], start, stop, scratch)[0]
+            else:
+                block = tensor.elements(start, stop, scratch).view(np.uint8)
+            if block.any():
                 return False
     return True
 

@@ -51,11 +51,11 @@ def apply_to(
     files, and play no part. `models` are paths, or state_dicts too.
     """
     loaded = replace(Recipe.load(recipe, vars), training=None, output={})
-    held = _Held(state_dict, "state_dict")
-    locations = _bound(loaded, models)
+    given = _Held(state_dict, "state_dict")
+    locations = checkpoints_of(loaded, models)
     with (
         telling_of_depth(),
-        surgery.opened(loaded, held.checkpoint, locations, allow_code=allow_code) as opened,
+        surgery.opened(loaded, given.checkpoint, locations, allow_code=allow_code) as opened,
     ):
         made = opened.plan
         if made.class_asked_at:
@@ -63,7 +63,7 @@ def apply_to(
                 f"{made.class_asked_at}: 'transformers' is for model folders, and these are "
                 "tensors in memory"
             )
-        held.require_kind(made.tensors)
+        given.require_kind(made.tensors)
         executor = Executor(Options(workers=1))
         layout = lay_out(made.tensors, {})
         notes = executor.check(made.checks, 0)
@@ -75,10 +75,15 @@ def apply_to(
         for name, tensor in made.tensors.items():
             if id(tensor) not in by_tensor:
                 data = read(tensor, 0, tensor.spec.count, scratch)
-                by_tensor[id(tensor)] = held.returned(name, data, tensor)
+                by_tensor[id(tensor)] = given.returned(name, data, tensor)
             found[name] = by_tensor[id(tensor)]
         found.notes = (*opened.notes, *notes)
     return found
+
+
+def held(state_dict: StateDict) -> Checkpoint:
+    """Return tensors in memory as a checkpoint; raises UsageError for what is none."""
+    return _Held(state_dict, "state_dict").checkpoint
 
 
 class _Held:
@@ -164,11 +169,11 @@ def _identity(value: Any, *, is_torch: bool) -> object:
     return (*place, tuple(value.shape), str(value.dtype)) if start else (id(value),)
 
 
-def _bound(
+def checkpoints_of(
     recipe: Recipe, models: Mapping[str, Model] | Sequence[Model] | Location
 ) -> dict[str, str | Checkpoint]:
     """Return where each model is: a path, or what is in memory."""
-    held: dict[str, Checkpoint] = {}
+    known: dict[str, Checkpoint] = {}
 
     def located(model: Model, label: str) -> Location:
         if isinstance(model, str | os.PathLike):
@@ -176,7 +181,7 @@ def _bound(
         if not isinstance(model, Mapping):
             kind = type(model).__name__
             raise UsageError(f"{label}: is {kind}, expected a path or a state_dict")
-        held[f"<{label}>"] = _Held(model, label).checkpoint
+        known[f"<{label}>"] = _Held(model, label).checkpoint
         return f"<{label}>"
 
     if isinstance(models, Mapping):
@@ -187,4 +192,4 @@ def _bound(
     else:
         several = [located(model, f"models[{number}]") for number, model in enumerate(models)]
         locations = bound(recipe, several)
-    return {name: held.get(location, location) for name, location in locations.items()}
+    return {name: known.get(location, location) for name, location in locations.items()}

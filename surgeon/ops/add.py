@@ -8,15 +8,13 @@ from typing import Annotated
 
 import numpy as np
 
-from surgeon.base.errors import Hints, PlanError
 from surgeon.base.patterns import Destinations, Names
-from surgeon.draft import Draft, Tensors
+from surgeon.draft import Draft
 from surgeon.draft.registry import op
-from surgeon.lazy import LazyTensor
 from surgeon.lazy.forms import Linear
-from surgeon.numeric.dtypes import DTYPES, Array
-from surgeon.ops.shared.arithmetic import Integers, NonFinite, calculated, floats
-from surgeon.ops.shared.moves import destinations
+from surgeon.numeric.dtypes import Array
+from surgeon.ops.shared.arithmetic import Integers, NonFinite, calculated
+from surgeon.ops.shared.pairs import pairs
 
 
 @op(group="values", example={"target": "encoder.0", "from": "encoder.1", "by": 0.5})
@@ -37,42 +35,13 @@ def add(
     floating-point dtypes may differ. Calculated in float64 and rounded once. Raises, while
     writing, where either holds NaN or Inf, or where a sum is beyond the dtype's largest value.
     """
-    others = draft.tensors if model is None else draft.model(model)
-    where = "the state" if model is None else f"model '{model}'"
-    moves = dict(destinations(draft, target, from_))
-    problems: list[str] = []
-    hint = Hints(others)
-    changes: dict[int, tuple[LazyTensor, str]] = {}
-    replaced: dict[str, LazyTensor] = {}
-    for name in floats(draft, list(moves), integers):
-        source = moves[name]
-        if problem := _problem(draft, name, source, others, where, hint):
-            problems.append(problem)
-            continue
-        ours, theirs = draft[name], others[source]
-        added, first = changes.setdefault(id(ours), (theirs, name))
-        if added is not theirs:
-            problems.append(f"'{name}' is tied to '{first}', and both would be added to; untie it")
-        elif first == name:
-            kernel = partial(_add, by)
-            replaced[name] = calculated(
-                name, ours.spec, kernel, (ours, theirs), nonfinite, Linear([1.0, by])
-            )
-    if problems:
-        raise PlanError(*problems)
-    draft.replace(replaced)
-
-
-def _problem(
-    draft: Draft, name: str, source: str, others: Tensors, where: str, hint: Hints
-) -> str | None:
-    """Say why a tensor cannot be added to another."""
-    if source not in others:
-        return f"there is no '{source}' in {where} to add to '{name}'{hint(source)}"
-    ours, theirs = draft.spec(name), others[source].spec
-    if ours.shape != theirs.shape or DTYPES[theirs.dtype].kind != "float":
-        return f"'{name}' is {ours} but '{source}' in {where} is {theirs}"
-    return None
+    kernel = partial(_add, by)
+    draft.replace(
+        {
+            name: calculated(name, ours.spec, kernel, (ours, theirs), nonfinite, Linear([1.0, by]))
+            for name, ours, theirs in pairs(draft, target, from_, model, integers, done="added to")
+        }
+    )
 
 
 def _add(by: float, blocks: Sequence[Array], statistics: None, out: Array) -> Array:

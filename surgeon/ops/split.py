@@ -6,7 +6,7 @@ from functools import partial
 from typing import Annotated
 
 from surgeon.base.errors import PlanError
-from surgeon.base.patterns import Destinations, Name
+from surgeon.base.patterns import Destinations, Names
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Selected
@@ -26,7 +26,7 @@ from surgeon.ops.shared.grouping import dimension, take_apart
 def split(
     draft: Draft,
     *,
-    target: Annotated[Name, "the tensors to cut: a tensor, a module or a pattern"],
+    target: Annotated[Names, "the tensors to cut: a tensor, a module or a pattern, or several"],
     dim: Annotated[int, "the dimension to cut; -1 is the last"],
     into: Annotated[
         Destinations, "the parts' names, or one with a capture of its own that counts them from 0"

@@ -84,6 +84,15 @@ class Recipe:
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
 
+@dataclass(frozen=True)
+class Written:
+    """A recipe's JSON before its variables are filled in; its paths lead from beside `path`."""
+
+    text: Mapping[str, Any]
+    path: Path
+    label: str
+
+
 def load(recipe: RecipeLike, overrides: Mapping[str, Any]) -> Recipe:
     """Read, fill in and check a recipe: a path, the name of a ready-made one, or a dict.
 
@@ -93,6 +102,14 @@ def load(recipe: RecipeLike, overrides: Mapping[str, Any]) -> Recipe:
         if overrides:
             raise UsageError(f"{recipe.label}: its variables have their values already")
         return recipe
+    return fill_in(written(recipe), overrides)
+
+
+def written(recipe: RecipeLike) -> Written:
+    """Return a recipe as it is written; raises UsageError where it or its variables are none."""
+    if isinstance(recipe, Recipe):
+        text = {**recipe.text, "vars": dict(recipe.variables)}
+        return Written(text, recipe.folder / recipe.label, recipe.label)
     if isinstance(recipe, Mapping):
         path, label = Path("recipe"), "recipe"
         text = _as_json(dict(recipe), label)
@@ -105,9 +122,18 @@ def load(recipe: RecipeLike, overrides: Mapping[str, Any]) -> Recipe:
         # With variables still in it, only what they are substituted with can be checked.
         frame = {"type": "object", "properties": {"vars": RECIPE_SCHEMA["properties"]["vars"]}}
         problems = [f"{label}: {problem}" for problem in problems_of(text, frame, "")]
-        if problems:
-            raise UsageError(*problems)
-        return _parse(_filled(text, overrides, label), text, path, label)
+    except RecursionError:
+        raise UsageError(f"{label}: nested too deeply") from None
+    if problems:
+        raise UsageError(*problems)
+    return Written(text, path, label)
+
+
+def fill_in(source: Written, overrides: Mapping[str, Any]) -> Recipe:
+    """Give a recipe's variables their values and check all of it; raises as `load`."""
+    text, label = source.text, source.label
+    try:
+        return _parse(_filled(text, overrides, label), text, source.path, label)
     except RecursionError:
         raise UsageError(f"{label}: nested too deeply") from None
 

@@ -65,7 +65,7 @@ def test_every_difference_is_listed(bench):
     assert [line.split(": ", 2)[2] for line in raised.value.problems] == [
         "'a' is F32 (2,) but 'a' in model 'm' is F32 (3,)",
         "'b' is F32 (2,) but 'b' in model 'm' is I64 (2,)",
-        "there is no 'c' in model 'm' to add to 'c'",
+        "there is no 'c' in model 'm' for 'c'",
     ]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surgeon.base.errors import CheckFailedError
+from surgeon.base.errors import CheckFailedError, PlanError
 from tests.network import assert_identical
 
 OLD = {
@@ -129,3 +129,96 @@ def test_equality_is_of_the_specs_too(bench):
         CheckFailedError, match="'x' is F32 \\(2,\\) here but F16 \\(2,\\) in 'other'"
     ):
         bench.plan(step("x", equal_to="other"))
+
+
+NEAR = {"x": torch.tensor([1.0, -2.0, 0.0]), "n": torch.tensor([1, 2])}
+
+
+@pytest.mark.parametrize(
+    ("other", "atol", "rtol"),
+    [
+        ([1.0, -2.0, 0.0], 0, 0),
+        ([1.01, -2.0, 0.0], 0.01, 0),
+        ([1.01, -2.0, 0.0], 0.005, 0),
+        ([1.01, -2.02, 0.0], 0, 0.01),
+        ([1.01, -2.02, 1e-9], 0, 0.01),
+        ([1.01, -2.02, 1e-9], 1e-8, 0.01),
+        ([1.0, -2.0, float("nan")], 1, 1),
+        ([1.0, float("inf"), 0.0], 1, 1),
+    ],
+)
+def test_close_is_what_torch_says_is_close(bench, other, atol, rtol):
+    theirs = torch.tensor(other)
+    bench.given(NEAR, other={**NEAR, "x": theirs})
+    is_close = torch.allclose(NEAR["x"].double(), theirs.double(), atol=atol, rtol=rtol)
+    expected = step("**", equal_to="other", atol=atol, rtol=rtol)
+    if is_close:
+        bench.operate(expected)
+    else:
+        with pytest.raises(
+            CheckFailedError, match=r"'x' to be close in model 'other' .* values are not"
+        ):
+            bench.operate(expected)
+
+
+def test_with_a_tolerance_dtypes_may_differ_and_integers_may_not(bench):
+    x = torch.randn(300_000)
+    bench.given({"x": x}, half={"x": x.bfloat16()})
+    bench.operate(step("x", equal_to="half", rtol=2**-8))
+    with pytest.raises(CheckFailedError, match="of 300000 values are not, the farthest by"):
+        bench.operate(step("x", equal_to="half", rtol=2**-12))
+    bench.given(NEAR, other={**NEAR, "n": torch.tensor([1, 3])})
+    with pytest.raises(CheckFailedError, match="'n' to be equal in model 'other'"):
+        bench.operate(step("n", equal_to="other", atol=5))
+    with pytest.raises(PlanError, match="'atol' and 'rtol' are for 'equal_to'"):
+        bench.plan(step("n", atol=5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_zeros_are_told_from_what_is_not(bench, dtype):
+    zeros = torch.zeros(300_000).to(dtype)
+    one = zeros.clone()
+    one[-1] = 1
+    bench.given({"zeros": zeros, "signed": -torch.zeros(3), "one": one, "none": torch.ones(0)})
+    bench.operate(step(["zeros", "signed", "none"], zero=True), step("one", zero=False))
+    with pytest.raises(CheckFailedError, match="expected 'one' to hold only zeros"):
+        bench.operate(step("**", zero=True))
+    with pytest.raises(CheckFailedError, match="expected 'zeros' to hold something besides zeros"):
+        bench.operate(step("zeros", zero=False))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"dimensions": 2}, None),
+        ({"dimensions": {"max": 2}, "elements": {"min": 6, "max": 6}}, None),
+        ({"size": {"min": "24", "max": "1KB"}}, None),
+        ({"dimensions": 1}, "expected 'w' to have 1 dimensions, found 2"),
+        ({"elements": {"min": 7}}, "expected 'w' to have at least 7 elements, found 6"),
+        ({"elements": {"min": 1, "max": 5}}, "at least 1 and at most 5 elements, found 6"),
+        ({"size": {"max": "20B"}}, "to have at most 20 B, found 24 B (24 bytes)"),
+    ],
+)
+def test_bounds_hold_or_stop_the_plan(bench, parameters, problem):
+    bench.given({"w": torch.ones(2, 3)}, {"v": "w"})
+    if problem is None:
+        bench.plan(step(["w", "v"], **parameters))
+    else:
+        with pytest.raises(CheckFailedError) as raised:
+            bench.plan(step(["w", "v"], **parameters))
+        assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_rank_is_the_one_that_torch_finds(bench, dtype):
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randn(9, 3, generator=generator), torch.randn(3, 7, generator=generator)
+    matrix = (factors[0] @ factors[1]).to(dtype)
+    digits = torch.finfo(dtype).eps
+    found = int(torch.linalg.matrix_rank(matrix.double(), rtol=9 * digits))
+    bench.given({"w": matrix, "v": torch.ones(2), "o": torch.zeros(3, 3)})
+    bench.operate(step("w", matrix_rank=found), step("o", matrix_rank=0))
+    with pytest.raises(CheckFailedError, match=f"'w' to have rank at least 8, found {found}"):
+        bench.operate(step("w", matrix_rank={"min": 8}))
+    with pytest.raises(CheckFailedError, match="expected 'v' to be a matrix of floats"):
+        bench.plan(step("v", matrix_rank=1))

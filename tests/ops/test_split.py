@@ -119,3 +119,21 @@ def test_a_name_that_a_part_takes_over_is_free(bench):
 def test_sizes_or_parts_must_be_given(bench, rest):
     with pytest.raises(UsageError, match="give exactly one of 'sizes', 'parts'"):
         bench.recipe(step("w", ["a", "b"], **rest))
+
+
+def test_several_patterns_are_cut_in_one_step(bench):
+    old = {"a.0.qkv": torch.randn(6, 2), "b.x.kqv": torch.randn(6), "c": torch.randn(6)}
+    into = ["{kind}.{i}.first", "{kind}.{i}.second"]
+    target = ["{kind}.{i}.qkv", "{kind}.{i}.kqv"]
+    made = bench.given(old).operate(step(target, into, parts=2)).tensors
+    expected = {
+        f"{name[:3]}.{part}": old[name].chunk(2)[number]
+        for name in ("a.0.qkv", "b.x.kqv")
+        for number, part in enumerate(("first", "second"))
+    }
+    assert_identical(made, {**expected, "c": old["c"]})
+
+
+def test_a_tensor_that_two_patterns_match_is_an_error(bench):
+    with pytest.raises(PlanError, match=r"'h.0.qkv.weight' matches both 'h\.0\.qkv' and"):
+        bench.given(QKV).plan(step(["h.0.qkv", "h.{i}.qkv"], PARTS, parts=3))

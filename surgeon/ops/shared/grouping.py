@@ -155,18 +155,21 @@ def put_together(
 
 def take_apart(
     draft: Draft,
-    source: str,
+    source: str | Sequence[str],
     into: str | Sequence[str],
     make: Callable[[str, LazyTensor], list[LazyTensor]],
 ) -> None:
-    """Bind new names in the place of each tensor that a pattern matches."""
+    """Bind new names in the place of each tensor that one of the patterns matches."""
     problems: list[str] = []
     made: dict[int, list[LazyTensor]] = {}
     parts: dict[str, Tensors] = {}
     moves: list[tuple[str, str]] = []
-    for name, captures in draft.captured(source):
+    matched: dict[str, str] = {}
+    for name, pattern, captures in _captured(draft, source):
         tensor = draft[name]
         try:
+            if matched.setdefault(name, pattern) != pattern:
+                raise PlanError(f"'{name}' matches both '{matched[name]}' and '{pattern}'")
             if id(tensor) not in made:
                 made[id(tensor)] = make(name, tensor)
             names = spread(into, captures, len(made[id(tensor)]))
@@ -183,6 +186,13 @@ def take_apart(
     for name, tensor in draft.tensors.items():
         tensors |= parts.get(name, {name: tensor})
     draft.tensors = tensors
+
+
+def _captured(
+    draft: Draft, sources: str | Sequence[str]
+) -> Iterator[tuple[str, str, patterns.Captures]]:
+    for source in as_list(sources):
+        yield from ((name, source, captures) for name, captures in draft.captured(source))
 
 
 def dimension(name: str, spec: TensorSpec, dim: int, *, after: int = 0) -> int:
