@@ -208,9 +208,13 @@ def _large(extra: bytes, *values: int) -> list[int]:
 
 def _packed(file: InputFile | Window, entry: _Entry, following: int) -> Record:
     """Return where a compressed member's bytes are."""
-    head = file.read(entry.header_offset, _LOCAL.size)
-    name_size, extra_size = _LOCAL.unpack(head)[-2:]
-    offset = entry.header_offset + _LOCAL.size + name_size + extra_size
+    head_size = _LOCAL.size + len(entry.name)
+    head = b""
+    if entry.header_offset + head_size <= following:
+        head = file.read(entry.header_offset, head_size)
+    if not head.startswith(b"PK\x03\x04") or not head.endswith(entry.name):
+        raise ValueError(f"found no local header of that name at byte {entry.header_offset}")
+    offset = entry.header_offset + head_size + _LOCAL.unpack_from(head)[-1]
     if entry.flags & _ENCRYPTED or offset + entry.stored_bytes > following:
         raise ValueError("found it encrypted, or where something else lies")
     return Record(file, offset, entry.stored_bytes, entry.crc32)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from surgeon.base.errors import CheckpointError
 from surgeon.formats import open_checkpoint
 from tests.formats.test_torch import error_of, values
 
@@ -114,3 +115,17 @@ def test_versions_that_list_no_buffers_have_all_tensors(tmp_path):
 )
 def test_code_that_lists_nothing_gives_no_weights(tmp_path, code):
     assert "found no dict of tensors" in error_of(with_code(tmp_path, code))
+
+
+def test_damaged_archives_are_refused_in_one_line_or_read(tmp_path):
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "a.pt")
+    data, random, refused = (tmp_path / "a.pt").read_bytes(), np.random.default_rng(0), 0
+    for _ in range(200):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        damaged[random.integers(len(data) // 2, len(data), 3)] = random.integers(0, 256, 3)
+        (tmp_path / "b.pt").write_bytes(damaged.tobytes())
+        try:
+            open_checkpoint(str(tmp_path / "b.pt")).close()
+        except CheckpointError:
+            refused += 1
+    assert refused > 20
