@@ -85,8 +85,9 @@ def _locked(place: Path) -> int | None:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(name, flags)
             try:
-                if not lock(descriptor):
-                    raise PermissionError  # nobody can say whether the run is over
+                # Without locks nobody can say whether the run is over; but one that is alive is
+                # between two names for an instant, and goes on as is done here.
+                lock(descriptor)
             except OSError:
                 os.close(descriptor)
                 raise
