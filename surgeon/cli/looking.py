@@ -56,6 +56,7 @@ def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_jso
     from surgeon.inspection import diff
 
     found = diff.compare(a, b, pattern)
+    say([f"note: {note}" for note in found.notes])
     if as_json:
         print_json(found.as_json())
     else:
