@@ -57,6 +57,7 @@ def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_jso
     from surgeon.inspection import diff
 
     found = diff.compare(a, b, pattern)
+    say([f"note: {note}" for note in found.notes])
     if as_json:
         print_document("diff", found.as_json())
     else:

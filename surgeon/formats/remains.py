@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from surgeon.formats.swapping import aside_of, flush, lock, mend, swap, temporar
 
 WEIGHTS_SUFFIX = ".safetensors"
 MANIFEST_SUFFIX, STATE_SUFFIX = ".manifest.json", ".optimizer.safetensors"
+_SETTLED = "a killed run was replacing it: "
 _LONGEST_MANIFEST = 250_000_000
 _DEEPEST_MANIFEST = 200
 
@@ -61,7 +62,12 @@ def settled(output: Path) -> str:
     finally:
         if held is not None:
             os.close(held)
-    return f"a killed run was replacing it: {', '.join(done)}" if done else ""
+    return f"{_SETTLED}{', '.join(done)}" if done else ""
+
+
+def told(path: Path | str, notes: Iterable[str]) -> list[str]:
+    """Return which notes of an opened checkpoint say that it was settled, with its path."""
+    return [f"{path}: {note}" for note in notes if note.startswith(_SETTLED)]
 
 
 def _remains(place: Path) -> tuple[Path, Path]:
@@ -85,8 +91,9 @@ def _locked(place: Path) -> int | None:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(name, flags)
             try:
-                if not lock(descriptor):
-                    raise PermissionError  # nobody can say whether the run is over
+                # Without locks nobody can say whether the run is over; but one that is alive is
+                # between two names for an instant, and goes on as is done here.
+                lock(descriptor)
             except OSError:
                 os.close(descriptor)
                 raise

@@ -15,6 +15,7 @@ from surgeon.base.depth import is_before_layers, layer_of
 from surgeon.base.errors import PlanError
 from surgeon.base.tables import number, shown, table
 from surgeon.formats import open_checkpoint
+from surgeon.formats.remains import told
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES, Array
@@ -183,6 +184,7 @@ def compare(locations: Sequence[str], workers: int) -> Comparison:
             stack.callback(checkpoint.close)
         models = [checkpoint.tensors for checkpoint in opened]
         names, notes = _common(models, _labels(locations))
+        notes += [line for one in opened for line in told(one.path, one.notes)]
         if not names:
             raise PlanError(*notes, "the models have no floating-point tensor in common")
         groups = [tuple(model[name] for model in models) for name in names]

@@ -11,6 +11,7 @@ import numpy as np
 
 from surgeon.base.tables import number, plural, shape_text, table
 from surgeon.formats import open_checkpoint
+from surgeon.formats.remains import told
 from surgeon.inspection.inspect import selected
 from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, upcast_blocks
 from surgeon.lazy.values import same_values
@@ -44,6 +45,7 @@ class Difference:
     removed: dict[str, TensorSpec] = field(default_factory=dict)
     reshaped: dict[str, tuple[TensorSpec, TensorSpec]] = field(default_factory=dict)
     changed: dict[str, Distance] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def equal(self) -> bool:
@@ -118,7 +120,8 @@ def compare(a: str, b: str, pattern: Sequence[str]) -> Difference:
     try:
         second = open_checkpoint(b)
         try:
-            found = Difference(a, b)
+            notes = [line for one in (first, second) for line in told(one.path, one.notes)]
+            found = Difference(a, b, notes=notes)
             _compare(first.tensors, second.tensors, pattern, found)
             return found
         finally:

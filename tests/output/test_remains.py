@@ -12,6 +12,8 @@ from surgeon.base.errors import WriteError
 from surgeon.formats import open_checkpoint, swapping
 from surgeon.formats.remains import settled
 from surgeon.formats.swapping import aside_of, temporary_beside
+from surgeon.inspection import diff
+from surgeon.inspection.compare import compare
 from surgeon.inspection.verify import verify
 from tests.network import read, write
 
@@ -84,6 +86,15 @@ def test_verify_tells_of_it(killed, name):
     found = verify(killed.folder / name, 1)
     assert found.verified
     assert "a killed run was replacing it" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    "looking", [lambda a: diff.compare(a, a, ()), lambda a: compare([a] * 2, 1)]
+)
+def test_what_compares_tells_of_it_too(killed, looking):
+    swap(killed, PARTS[0])
+    (note,) = looking(str(killed.output)).notes
+    assert note.startswith(f"{killed.output}: a killed run was replacing it")
 
 
 def test_output_that_lies_aside_comes_back(bench):
