@@ -11,7 +11,7 @@ from setuptools.command.build_ext import build_ext
 
 # Never -ffast-math: the loops give the bits that NumPy gives.
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-         "-fvisibility=hidden"]  # fmt: skip
+         "-fvisibility=hidden", "-g0"]  # fmt: skip
 # The clones for processors that have registers of 512 bits use them: half as many steps.
 if (sys.platform, platform.machine()) == ("linux", "x86_64"):
     FLAGS += ["-mprefer-vector-width=512"]

@@ -54,24 +54,17 @@ def parallel_map(work: Callable[[_In], _Out], items: Sequence[_In], workers: int
     workers = min(workers, len(items))
     if workers <= 1:
         yield from map(work, items)
-    elif sys.platform == "linux" and _has_semaphores():
+    elif sys.platform == "linux":
         yield from _forked(work, items, workers)
-    else:  # system libraries do not survive a fork, there is none, or nothing to share
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(workers) as pool:
-            yield from pool.map(work, items)
+    else:  # system libraries do not survive a fork, or there is none
+        yield from _threaded(work, items, workers)
 
 
-def _has_semaphores() -> bool:
-    """Say whether processes can wait for each other, which takes shared memory (/dev/shm)."""
-    try:
-        from multiprocessing import get_context
+def _threaded(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
+    from concurrent.futures import ThreadPoolExecutor
 
-        get_context("fork").Lock()
-    except (OSError, ImportError):
-        return False
-    return True
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(work, items)
 
 
 def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
@@ -80,6 +73,9 @@ def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> 
     from multiprocessing import active_children
 
     pool = _pool(work, items, workers)
+    if pool is None:
+        yield from _threaded(work, items, workers)
+        return
     try:
         yield from pool.map(_run, range(len(items)))
     except BrokenProcessPool:
@@ -92,16 +88,21 @@ def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> 
         pool.shutdown(cancel_futures=True)
 
 
-def _pool(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Executor:
+def _pool(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Executor | None:
+    """Fork the workers; None where semaphores cannot be made, as in a read-only /dev/shm."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     with warnings.catch_warnings():
         # Threads of NumPy's and torch's libraries, which the workers do not use.
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
-        pool = ProcessPoolExecutor(
-            workers, get_context("fork"), initializer=_begin, initargs=(work, items, os.getpid())
-        )
+        arguments = work, items, os.getpid()
+        try:
+            pool = ProcessPoolExecutor(
+                workers, get_context("fork"), initializer=_begin, initargs=arguments
+            )
+        except (OSError, ImportError):
+            return None
         pool.submit(int)  # forks them all
         return pool
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -24,6 +25,15 @@ def test_results_come_in_the_order_of_the_items(workers: int) -> None:
         return item * item
 
     assert list(parallel_map(late, range(20), workers)) == [item * item for item in range(20)]
+
+
+def test_threads_work_where_there_are_no_semaphores(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    found = list(parallel_map(lambda item: (item, os.getpid()), range(20), 2))
+    assert found == [(item, os.getpid()) for item in range(20)]
 
 
 def test_several_workers_are_several_processes(tmp_path: Path) -> None:
