@@ -7,9 +7,14 @@ import contextlib
 
 import torch
 
-# torchvision's operators are compiled for one build of torch; declared, they need not run here.
-for _operator in ("nms", "qnms"):
-    with contextlib.suppress(RuntimeError):
-        torch.library.define(
-            f"torchvision::{_operator}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor"
-        )
+# torchvision's operators are compiled for one build of torch; where it is for another, they are
+# declared, and need not run here.
+try:
+    import torchvision  # noqa: F401
+except (ImportError, OSError, RuntimeError):
+    for _operator in ("nms", "qnms"):
+        with contextlib.suppress(RuntimeError):
+            torch.library.define(
+                f"torchvision::{_operator}",
+                "(Tensor boxes, Tensor scores, float threshold) -> Tensor",
+            )
