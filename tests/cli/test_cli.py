@@ -457,6 +457,43 @@ def test_threads_of_numpy_are_pinned_before_it_is_imported() -> None:
     assert result.stdout.split() == ["False", "1"]
 
 
+MODULES = """
+import sys
+from surgeon.cli.commands import main
+sys.argv[1:] = sys.argv[1].split()
+try:
+    main()
+except SystemExit:
+    pass
+print(*sys.modules, file=sys.stderr)
+"""
+# What a command starts without, however short it is: each takes as long as Python itself.
+SLOW = {"torch", "jsonschema", "numpy", "tabulate", "difflib", "importlib.metadata", "asyncio",
+        "multiprocessing", "concurrent.futures", "email", "http", "ssl"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        ("--help", set()),
+        ("apply --help", set()),
+        ("completion bash", set()),
+        ("man", set()),
+        ("recipes ties", {"numpy"}),
+        ("validate ties", {"numpy"}),
+        ("inspect in.safetensors", {"numpy", "tabulate", "importlib.metadata", "email"}),
+    ],
+)
+def test_what_starts_a_command_is_little(words: str, allowed: set[str], tmp_path: Path) -> None:
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "in.safetensors")
+    done = subprocess.run([sys.executable, "-c", MODULES, words], cwd=tmp_path, check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    loaded = set(done.stderr.split())
+    assert not loaded & SLOW - allowed
+    ours = {name.split(".")[1] for name in loaded if name.startswith("surgeon.")}
+    assert ours <= {"cli", "base"} or allowed
+
+
 REFUSES = """
 import sys
 from importlib.abc import MetaPathFinder
