@@ -41,9 +41,10 @@ def _by_name(values: Schema) -> Schema:
 
 _SPEC = _object(dtype=_TEXT, shape=_list(_COUNT))
 _STEPS = _list(
-    _object(step=_TEXT, op=_TEXT, added=_TEXTS, changed=_TEXTS, removed=_TEXTS, notes=_TEXTS)
-)
-_FILES = _list(_object(file=_TEXT, bytes=_COUNT, header_sha256=_TEXT))
+    _object({"into": _TEXT}, step=_TEXT, op=_TEXT, added=_TEXTS, changed=_TEXTS, removed=_TEXTS,
+            notes=_TEXTS)
+)  # fmt: skip
+_FILES = _list(_object({"header_sha256": _TEXT}, file=_TEXT, bytes=_COUNT))
 _STATE: Schema = {"type": ["object", "null"]}
 _FIGURES = _object(
     {"cosines": _list(_list(_NUMBER)), "sign_conflicts": _NUMBER, "nonfinite": _COUNT},

@@ -22,7 +22,9 @@ def require_drawable(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UsageError("a picture needs matplotlib: pip install 'surgeon-checkpoints[picture]'") from None
+        raise UsageError(
+            "a picture needs matplotlib: pip install 'surgeon-checkpoints[picture]'"
+        ) from None
 
 
 def heat_map(found: Comparison, path: Path) -> None:

@@ -52,10 +52,13 @@ def require_replaceable(path: Path, opened: Opened, *, force: bool, force_any: b
     there = [place for place in places if os.path.lexists(place)]
     for place in there:
         if place.is_dir() != is_folder:
-            kind = "a folder" if place.is_dir() else "a file"
+            kind, other = ("a folder", "file") if place.is_dir() else ("a file", "folder")
             if not force and not force_any:
                 raise UsageError(f"{place}: exists; --force replaces it")
-            raise UsageError(f"{place}: is {kind} and cannot be replaced by the other")
+            raise UsageError(
+                f"{place}: is {kind}, and this output would be a {other}, which replaces none; "
+                "name another output, or remove it first"
+            )
     if not there or (force_any and not is_folder):
         return
     is_known = manifest_at(path) is not None or (is_folder and not any(path.iterdir()))

@@ -172,7 +172,8 @@ def _step_line(index: int, step: StepSummary) -> str:
     named = step.op if step.step == str(index) else f"{step.step} ({step.op})"
     counts = {"added": step.added, "changed": step.changed, "removed": step.removed}
     parts = [f"{len(names):,} {word}" for word, names in counts.items() if names]
-    return f"[{index}] {named}: {', '.join(parts) or 'no tensor changed'}"
+    kept = f"its result is the model '{shown(step.into)}'" if step.into else "no tensor changed"
+    return f"[{index}] {named}: {', '.join(parts) or kept}"
 
 
 def _steps_as_json(plan: Plan) -> list[Json]:
@@ -184,6 +185,7 @@ def _steps_as_json(plan: Plan) -> list[Json]:
             "changed": list(step.changed),
             "removed": list(step.removed),
             "notes": list(step.notes),
+            **({"into": step.into} if step.into else {}),
         }
         for step in plan.steps
     ]
@@ -227,8 +229,8 @@ def planned(output: OutputPlan) -> str:
     for place, _ in plan.checks:
         places[place] = places.get(place, 0) + 1
     if places:
-        lines = [f"  {place}: {plural(n, 'look')} at tensor values" for place, n in places.items()]
-        parts.append("\n".join(["apply checks first", *lines]))
+        lines = [f"  {place}: {plural(n, 'check')}" for place, n in places.items()]
+        parts.append("\n".join(["before it writes, apply reads values for these checks", *lines]))
     parts.append(shown(carried_line(output.carried or {})))
     if opened.state:
         parts.append(_state_line(opened))
@@ -255,7 +257,8 @@ def _changes_table(opened: Opened) -> str:
     for name, tensor in plan.tensors.items():
         if not (changes := plan.lineage[name]):
             continue
-        old = before.get(_earlier_name(name, changes))
+        earlier = _earlier_name(name, changes)
+        old = before.get(earlier) if earlier else None
         spec, was = tensor.spec, old.spec if old else tensor.spec
         what = [_change(change, name) for change in changes]
         if name in aliases:
@@ -278,11 +281,18 @@ def _before_after(before: str, after: str) -> str:
     return after if before == after else f"{before} -> {after}"
 
 
-def _earlier_name(name: str, changes: Sequence[Change]) -> str:
-    """Return what the input calls a tensor that was perhaps renamed."""
+def _earlier_name(name: str, changes: Sequence[Change]) -> str | None:
+    """Return what the input calls a tensor that was perhaps renamed, None where it was made anew.
+
+    What the input has under the name of such a one, as of a copy, is another tensor.
+    """
     for change in reversed(changes):
-        if change.op == "rename" and change.from_:
+        if not change.from_:
+            continue
+        if change.op == "rename":
             name = change.from_[0]
+        elif change.op in OPS and OPS[change.op].group == "structure" and name not in change.from_:
+            return None
     return name
 
 

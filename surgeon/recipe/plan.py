@@ -26,6 +26,8 @@ class StepSummary(NamedTuple):
     changed: tuple[str, ...]
     removed: tuple[str, ...]
     notes: tuple[str, ...]
+    # The model that its result was kept as.
+    into: str = ""
 
 
 # Bytes of a tensor: a pebibyte, which leaves room for others below what file offsets count.
@@ -78,7 +80,8 @@ def make(
         checks += [(f"{recipe.label}: {place}", check) for check in draft.checks[checked:]]
         tracer.trace(before, draft, op, is_changed=bool(added or changed or removed))
         notes = tuple(draft.notes[noted:])
-        summaries.append(StepSummary(stream, op, added, changed, removed, notes))
+        into = str(parameters.get("into", "")) if OPS[op].group == "merge" else ""
+        summaries.append(StepSummary(stream, op, added, changed, removed, notes, into))
     about_us = {"version": __version__, "recipe_sha256": recipe.sha256}
     return Plan(
         tensors=draft.tensors,
