@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from surgeon import samples
 from surgeon.cli.commands import commands
 from surgeon.cli.json_schemas import KINDS
+from surgeon.initialisers import INITIALISERS
 
 GROW = "add-output-nodes in.safetensors --set layer=fc"
 LINES = [
@@ -81,3 +82,18 @@ def test_every_command_with_json_has_a_schema() -> None:
 def test_a_schema_that_there_is_none_of_is_wrong_usage() -> None:
     found = CliRunner().invoke(commands, ["schema", "paln"])
     assert (found.exit_code, "did you mean 'plan'" in found.stderr) == (2, True)
+
+
+def test_the_recipe_schema_offers_initialisations_where_editors_look_for_them() -> None:
+    """VS Code's completion reads a place's own schema; `if` and `then` only check there."""
+    steps = run("schema recipe")["properties"]["steps"]["else"]["items"]["else"]
+    (widen,) = (branch["then"] for branch in steps["allOf"]
+                if branch["if"]["properties"]["op"]["const"] == "widen")  # fmt: skip
+    assert widen["properties"]["init"]["examples"] == [*INITIALISERS, "net2wider"]
+
+
+def test_a_recipe_names_its_schema_by_a_path_or_a_urn() -> None:
+    text = {"$schema": "recipe.schema.json", "surgeon": 1, "steps": []}
+    schema = run("schema")
+    Draft202012Validator(schema).validate(text)
+    assert Draft202012Validator(schema).is_valid({**text, "$schema": schema["$id"]})
