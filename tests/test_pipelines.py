@@ -153,7 +153,7 @@ def run_action(folder: Path, **inputs: str) -> dict[str, Done]:
     """Run the action's steps up to the one that fails; `${{ inputs.x }}` only fills variables."""
     document = action()
     values = {name: str(row.get("default", "")) for name, row in document["inputs"].items()}
-    values |= {"install": "", **inputs}
+    values |= {"install": "none", **inputs}
     done: dict[str, Done] = {}
     for step in document["runs"]["steps"]:
         if "run" not in step or step["name"] == "install":

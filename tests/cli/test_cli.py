@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
+from surgeon import __version__
 from surgeon.cli.commands import commands
 from tests.network import Bench, assert_identical, read, write_recipe
 
@@ -337,7 +338,7 @@ def test_inspect_shows_who_wrote_a_file(grow: tuple[Path, Path, Path]) -> None:
     document = json.loads(run("apply", *grow, "--json").stdout)
     manifest = json.loads(Path(document["manifest"]).read_text())
     stdout = run("inspect", document["output"]).stdout
-    assert f"surgeon: version 0.1.0, recipe {manifest['recipe']['sha256']}" in stdout
+    assert f"surgeon: version {__version__}, recipe {manifest['recipe']['sha256']}" in stdout
 
 
 def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
