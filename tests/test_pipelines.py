@@ -183,6 +183,14 @@ def test_the_action_plans_applies_and_verifies(folder: Path) -> None:
     assert (folder / "github-output").read_text() == "manifest=merged of two.manifest.json\n"
 
 
+def test_the_action_is_shown_with_inputs_that_it_has() -> None:
+    shown = (EXAMPLE / "README.md").read_text().partition("    - uses:")[2]
+    inputs = re.findall(r"^ {8}(\w+):", shown, flags=re.M)
+    known = action()["inputs"]
+    assert set(inputs) <= known.keys()
+    assert {name for name, row in known.items() if row.get("required")} <= set(inputs)
+
+
 def test_the_action_runs_nothing_that_its_inputs_say(folder: Path) -> None:
     done = run_action(folder, recipe="$(touch ran)", input="`touch ran`", output="; touch ran")
     assert list(done) == ["plan"]
