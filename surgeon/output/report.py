@@ -282,10 +282,7 @@ def _before_after(before: str, after: str) -> str:
 
 
 def _earlier_name(name: str, changes: Sequence[Change]) -> str | None:
-    """Return what the input calls a tensor that was perhaps renamed, None where it was made anew.
-
-    What the input has under the name of such a one, as of a copy, is another tensor.
-    """
+    """Return what the input calls a tensor; None where it was made anew, as a copy is."""
     for change in reversed(changes):
         if not change.from_:
             continue
