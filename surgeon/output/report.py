@@ -179,13 +179,9 @@ def _step_line(index: int, step: StepSummary) -> str:
 def _steps_as_json(plan: Plan) -> list[Json]:
     return [
         {
-            "step": step.step,
-            "op": step.op,
-            "added": list(step.added),
-            "changed": list(step.changed),
-            "removed": list(step.removed),
-            "notes": list(step.notes),
-            **({"into": step.into} if step.into else {}),
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in step._asdict().items()
+            if key != "into" or value
         }
         for step in plan.steps
     ]
@@ -257,8 +253,7 @@ def _changes_table(opened: Opened) -> str:
     for name, tensor in plan.tensors.items():
         if not (changes := plan.lineage[name]):
             continue
-        earlier = _earlier_name(name, changes)
-        old = before.get(earlier) if earlier else None
+        old = before.get(_earlier_name(name, changes) or "")
         spec, was = tensor.spec, old.spec if old else tensor.spec
         what = [_change(change, name) for change in changes]
         if name in aliases:
