@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from surgeon.cli.environment import as_called
-from surgeon.cli.group import command, print_json, say
+from surgeon.cli.group import command, print_document, print_text, say
 from surgeon.cli.options import (
     allow_code_option,
     json_option,
@@ -106,9 +106,9 @@ def _search(
 
         draw(found, picture)
     if as_json:
-        print_json(found.as_json())
+        print_document("search", found.as_json())
     else:
-        click.echo(str(found))
+        print_text(str(found))
     if found.interrupted:
         say(["interrupted; --resume goes on"])
         context.exit(INTERRUPTED)
