@@ -26,7 +26,7 @@ SITE = ROOT / ".site"
 _LINK = re.compile(r"\[([^\]]*)\]\((?!https?://|#)([^)\s]+)\)")
 # What docs/ is made into the site of, in the order in which one reads it.
 READ = {
-    "Write": ("recipes", "patterns", "ops", "merges", "commands", "library"),
+    "Write": ("recipes", "patterns", "ops", "merges", "search", "commands", "library"),
     "Read": ("reading", "model-folders"),
     "Train": ("manifest", "optimizer-state", "frameworks"),
     "Coming from elsewhere": ("coming-from",),
