@@ -46,6 +46,13 @@ def printed(*words: str) -> str:
     return CliRunner().invoke(commands, words).stdout
 
 
+def document_of(*words: object) -> Any:
+    """Return what a command prints with --json, less the name of its schema."""
+    found = json.loads(printed(*words, "--json"))
+    assert found.pop("$schema").startswith("urn:surgeon:")
+    return found
+
+
 def in_memory(seed: int = 0) -> dict[str, torch.Tensor]:
     """The example network as state_dict() gives it: tied names share storage."""
     tensors = example_tensors(seed)
@@ -54,7 +61,7 @@ def in_memory(seed: int = 0) -> dict[str, torch.Tensor]:
 
 def test_apply_writes_what_the_command_writes(folder: Path) -> None:
     words = ["in.safetensors", "other.safetensors", "cli.safetensors", "--set", "rows=2"]
-    document = json.loads(printed("apply", "recipe.json", *words, "--json"))
+    document = document_of("apply", "recipe.json", *words)
     done = surgeon.apply(
         "recipe.json", "in.safetensors", "cli.safetensors", models=["other.safetensors"],
         vars={"rows": 2}, force=True,
@@ -79,7 +86,7 @@ def test_a_dict_is_as_good_as_a_file(folder: Path) -> None:
 def test_plan_says_what_the_command_says(folder: Path) -> None:
     words = ["recipe.json", "in.safetensors", "other.safetensors"]
     planned = surgeon.plan("recipe.json", "in.safetensors", models="other.safetensors")
-    assert planned.as_json() == json.loads(printed("plan", *words, "--json"))
+    assert planned.as_json() == document_of("plan", *words)
     assert f"{planned}\n" == printed("plan", *words)
     assert planned.tensors["classifier.weight"]["shape"] == [8, 8]
 
@@ -97,7 +104,7 @@ def test_looking_says_what_the_commands_say(folder: Path) -> None:
     }  # fmt: skip
     for words, answer in answers.items():
         assert f"{answer}\n" == printed(*words), words
-        assert answer.as_json() == json.loads(printed(*words, "--json")), words
+        assert answer.as_json() == document_of(*words), words
 
 
 def test_apply_to_torch_gives_the_bits_of_apply(folder: Path) -> None:

@@ -92,10 +92,8 @@ def test_what_is_built_can_be_published_and_runs(tmp_path: Path) -> None:
         wheel.extractall(tmp_path / "installed")
     assert {f"surgeon/recipes/{name}.json" for name in ready_made()} <= names
     assert {"surgeon/py.typed", "surgeon/model_folder/architectures.bin"} <= names
-    code = "import surgeon.__main__"
-    there = {"PYTHONPATH": str(tmp_path / "installed"), "PATH": ""}
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.argv[1:] = ['validate', 'ties']; {code}"],
-        env=there, capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-m", "surgeon", "validate", "ties"], cwd=tmp_path / "installed",
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stdout == "ties.json: valid, 1 step\n", done.stderr

@@ -153,7 +153,7 @@ def run_action(folder: Path, **inputs: str) -> dict[str, Done]:
     """Run the action's steps up to the one that fails; `${{ inputs.x }}` only fills variables."""
     document = action()
     values = {name: str(row.get("default", "")) for name, row in document["inputs"].items()}
-    values |= {"install": "", **inputs}
+    values |= {"install": "none", **inputs}
     done: dict[str, Done] = {}
     for step in document["runs"]["steps"]:
         if "run" not in step or step["name"] == "install":
@@ -181,6 +181,14 @@ def test_the_action_plans_applies_and_verifies(folder: Path) -> None:
     reports = {path.name for path in (folder / "surgeon-reports").iterdir()}
     assert reports == {"plan.json", "apply.json", "verify.json", "manifest.json"}
     assert (folder / "github-output").read_text() == "manifest=merged of two.manifest.json\n"
+
+
+def test_the_action_is_shown_with_inputs_that_it_has() -> None:
+    shown = (EXAMPLE / "README.md").read_text().partition("    - uses:")[2]
+    inputs = re.findall(r"^ {8}(\w+):", shown, flags=re.M)
+    known = action()["inputs"]
+    assert set(inputs) <= known.keys()
+    assert {name for name, row in known.items() if row.get("required")} <= set(inputs)
 
 
 def test_the_action_runs_nothing_that_its_inputs_say(folder: Path) -> None:

@@ -94,7 +94,11 @@ class _Commands(click.Group):
 
 
 def _document(errors: Sequence[Located], exit_code: int) -> dict[str, Any]:
-    return {"errors": [error._asdict() for error in errors], "exit_code": exit_code}
+    return {
+        "$schema": "urn:surgeon:errors:1",
+        "errors": [error._asdict() for error in errors],
+        "exit_code": exit_code,
+    }
 
 
 def _misuse(error: click.UsageError) -> Located:

@@ -41,14 +41,17 @@ def _by_name(values: Schema) -> Schema:
 
 _SPEC = _object(dtype=_TEXT, shape=_list(_COUNT))
 _STEPS = _list(
-    _object(step=_TEXT, op=_TEXT, added=_TEXTS, changed=_TEXTS, removed=_TEXTS, notes=_TEXTS)
-)
-_FILES = _list(_object(file=_TEXT, bytes=_COUNT, header_sha256=_TEXT))
+    _object({"into": _TEXT}, step=_TEXT, op=_TEXT, added=_TEXTS, changed=_TEXTS, removed=_TEXTS,
+            notes=_TEXTS)
+)  # fmt: skip
+_FILES = _list(_object({"header_sha256": _TEXT}, file=_TEXT, bytes=_COUNT))
 _STATE: Schema = {"type": ["object", "null"]}
 _FIGURES = _object(
     {"cosines": _list(_list(_NUMBER)), "sign_conflicts": _NUMBER, "nonfinite": _COUNT},
     elements=_COUNT, norm=_NUMBER, relative_change=_list(_NUMBER), cosine=_NUMBER,
 )  # fmt: skip
+_TEXT_OR_NONE: Schema = {"type": ["string", "null"]}
+_ERRORS = _list(_object(file=_TEXT_OR_NONE, place=_TEXT_OR_NONE, message=_TEXT, hint=_TEXT_OR_NONE))
 _PARAMETERS: Schema = {"type": "object", "description": "a JSON Schema"}
 
 
@@ -74,7 +77,7 @@ def _apply() -> Schema:
 
 def _validate() -> Schema:
     row = _object(file=_TEXT, steps=_COUNT, open=_TEXTS, problems=_TEXTS)
-    return _object(valid=_YES, recipes=_list(row))
+    return _object(recipes=_list(row), errors=_ERRORS, exit_code=_COUNT)
 
 
 def _inspect() -> Schema:
@@ -140,6 +143,19 @@ def _recipes_page() -> Schema:
                    models=_ANY_OBJECT, command=_TEXT, recipe=_ANY_OBJECT)  # fmt: skip
 
 
+def _search() -> Schema:
+    trial = _object({"message": _TEXT}, trial=_COUNT, value=_NUMBER, variables=_ANY_OBJECT)
+    return _object(
+        recipe=_ANY_OBJECT, output=_TEXT_OR_NONE, value={"type": "number"}, trial=_COUNT,
+        variables=_ANY_OBJECT, trials=_list(trial), sampler=_TEXT, seed=_COUNT,
+        storage=_TEXT_OR_NONE, interrupted=_YES,
+    )  # fmt: skip
+
+
+def _errors() -> Schema:
+    return _object(errors=_ERRORS, exit_code=_COUNT)
+
+
 def _recipe() -> Schema:
     from surgeon.recipe.editor_schema import recipe_schema
 
@@ -162,6 +178,8 @@ KINDS: dict[str, Callable[[], Schema]] = {
     "diff": _diff,
     "compare": _compare,
     "verify": _verify,
+    "search": _search,
+    "errors": _errors,
     "ops": _ops,
     "ops-page": _ops_page,
     "recipes": _recipes,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from surgeon.base.errors import UsageError
+from surgeon.base.problems import located
 from surgeon.base.tables import shown
 from surgeon.cli import completion
 from surgeon.cli.group import command, print_document, print_path, print_text, say
@@ -248,7 +249,7 @@ def _validate(recipes: Sequence[str], variables: dict[str, Any], as_json: bool) 
     loaded = load(recipes[0], variables)
     if as_json:
         row = {"file": recipes[0], "steps": len(loaded.steps), "open": [], "problems": []}
-        print_document("validate", {"valid": True, "recipes": [row]})
+        print_document("validate", {"recipes": [row], "errors": [], "exit_code": 0})
     else:
         count = len(loaded.steps)
         print_text(f"{shown(loaded.label)}: valid, {count} step{'' if count == 1 else 's'}")
@@ -262,11 +263,11 @@ def _validate_all(recipes: Sequence[str], variables: Mapping[str, Any], as_json:
     found = checked(recipes, variables)
     wrong = [problem for row in found for problem in row.problems]
     if as_json:
-        document = {"valid": not wrong, "recipes": [asdict(row) for row in found]}
-        print_document("validate", document)
-        if wrong:
-            click.get_current_context().exit(UsageError.exit_code)
-        return
+        code = UsageError.exit_code if wrong else 0
+        errors = [located(problem)._asdict() for problem in wrong]
+        rows = [asdict(row) for row in found]
+        print_document("validate", {"recipes": rows, "errors": errors, "exit_code": code})
+        click.get_current_context().exit(code)
     for row in found:
         if not row.problems:
             print_text(shown(row.text))

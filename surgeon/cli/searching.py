@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from surgeon.cli import completion
 from surgeon.cli.environment import as_called
-from surgeon.cli.group import command, print_json, say
+from surgeon.cli.group import command, print_document, print_text, say
 from surgeon.cli.options import (
     allow_code_option,
     json_option,
@@ -25,11 +26,12 @@ from surgeon.cli.process import INTERRUPTED
     "surgeon search interpolate-two-models a.safetensors b.safetensors --vary t=0:1 "
     "--evaluate 'python score.py {output}' -o best.json",
 )
-@click.argument("recipe")
-@click.argument("source", metavar="INPUT")
-@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.argument("recipe", shell_complete=completion.recipe)
+@click.argument("source", metavar="INPUT", shell_complete=completion.file)
+@click.argument("models", metavar="[MODEL]...", nargs=-1, shell_complete=completion.file)
 @click.option(
     "--vary", metavar="VAR=VALUES", multiple=True, required=True, callback=pairs,
+    shell_complete=completion.variable,
     help="Vary a variable, an item of one (weights.0), or all of its items (weights.*). VALUES are "
     "LOW:HIGH, then perhaps :STEP, :int (whole numbers), :log, or a JSON list of choices.",
 )  # fmt: skip
@@ -106,9 +108,9 @@ def _search(
 
         draw(found, picture)
     if as_json:
-        print_json(found.as_json())
+        print_document("search", found.as_json())
     else:
-        click.echo(str(found))
+        print_text(str(found))
     if found.interrupted:
         say(["interrupted; --resume goes on"])
         context.exit(INTERRUPTED)

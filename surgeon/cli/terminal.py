@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from surgeon.cli.group import command, commands
+from surgeon.cli.group import command, commands, print_text
 
 
 @command("completion", "surgeon completion bash >> ~/.bash_completion")
@@ -19,7 +19,7 @@ def _completion(shell: str) -> None:
     """
     from surgeon.cli import shells
 
-    click.echo(shells.script(shell, commands), nl=False)
+    print_text(shells.script(shell, commands).rstrip("\n"))
 
 
 @command("man", "surgeon man > surgeon.1 && man ./surgeon.1")
@@ -27,4 +27,4 @@ def _man() -> None:
     """Print the manual page, made of what --help says of each command."""
     from surgeon.cli import manual
 
-    click.echo(manual.page(commands), nl=False)
+    print_text(manual.page(commands).rstrip("\n"))

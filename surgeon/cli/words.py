@@ -91,4 +91,4 @@ def _recipes(name: str | None, as_json: bool) -> None:
         print_text(recipe_pages.page(name))
     else:
         recipe_pages.text_of(name)
-        click.echo(source_of(name), nl=False)
+        print_text(source_of(name).rstrip("\n"))

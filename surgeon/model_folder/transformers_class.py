@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-_INSTALL = 'pip install "surgeon[transformers]"'
+_INSTALL = 'pip install "surgeon-checkpoints[transformers]"'
 # The oldest transformers that loads from tensors without values.
 _OLDEST = 5
 

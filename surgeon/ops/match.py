@@ -45,8 +45,8 @@ def match(
     With `transformers`, it is the result of all steps that is compared, with the config as it will
     be written: transformers loads it, without values, into the class that `architectures` names,
     with its own conversions of names. Nothing may be missing, unexpected, of another shape or tied
-    otherwise. It takes `pip install "surgeon[transformers]"`; code of the folder's own is run with
-    --allow-code only.
+    otherwise. It takes `pip install "surgeon-checkpoints[transformers]"`; code of the folder's own
+    is run with --allow-code only.
     """
     if kwargs is not None and module is None:
         raise UsageError("'kwargs' are those of a 'module', and there is none")

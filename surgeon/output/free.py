@@ -52,10 +52,13 @@ def require_replaceable(path: Path, opened: Opened, *, force: bool, force_any: b
     there = [entry for entry in entries if os.path.lexists(entry)]
     for entry in there:
         if entry.is_dir() != is_folder:
-            kind = "a folder" if entry.is_dir() else "a file"
+            kind, other = ("a folder", "file") if entry.is_dir() else ("a file", "folder")
             if not force and not force_any:
                 raise UsageError(f"{entry}: exists; --force replaces it")
-            raise UsageError(f"{entry}: is {kind} and cannot be replaced by the other")
+            raise UsageError(
+                f"{entry}: is {kind}, and this output would be a {other}, which replaces none; "
+                "name another output, or remove it first"
+            )
     if not there or (force_any and not is_folder):
         return
     is_known = manifest_at(path) is not None or (is_folder and not any(path.iterdir()))

@@ -172,18 +172,16 @@ def _step_line(index: int, step: StepSummary) -> str:
     named = step.op if step.step == str(index) else f"{step.step} ({step.op})"
     counts = {"added": step.added, "changed": step.changed, "removed": step.removed}
     parts = [f"{len(names):,} {word}" for word, names in counts.items() if names]
-    return f"[{index}] {named}: {', '.join(parts) or 'no tensor changed'}"
+    kept = f"its result is the model '{shown(step.into)}'" if step.into else "no tensor changed"
+    return f"[{index}] {named}: {', '.join(parts) or kept}"
 
 
 def _steps_as_json(plan: Plan) -> list[Json]:
     return [
         {
-            "step": step.step,
-            "op": step.op,
-            "added": list(step.added),
-            "changed": list(step.changed),
-            "removed": list(step.removed),
-            "notes": list(step.notes),
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in step._asdict().items()
+            if key != "into" or value
         }
         for step in plan.steps
     ]
@@ -227,9 +225,8 @@ def planned(output: OutputPlan) -> str:
     for place, _ in plan.checks:
         places[place] = places.get(place, 0) + 1
     if places:
-        looks = {shown(place): plural(n, "look") for place, n in places.items()}
-        lines = [f"  {place}: {times} at tensor values" for place, times in looks.items()]
-        parts.append("\n".join(["apply checks first", *lines]))
+        lines = [f"  {shown(place)}: {plural(n, 'check')}" for place, n in places.items()]
+        parts.append("\n".join(["before it writes, apply reads values for these checks", *lines]))
     parts.append(shown(carried_line(output.carried or {})))
     if opened.state:
         parts.append(_state_line(opened))
@@ -256,7 +253,7 @@ def _changes_table(opened: Opened) -> str:
     for name, tensor in plan.tensors.items():
         if not (changes := plan.lineage[name]):
             continue
-        old = before.get(_earlier_name(name, changes))
+        old = before.get(_earlier_name(name, changes) or "")
         spec, was = tensor.spec, old.spec if old else tensor.spec
         what = [_change(change, name) for change in changes]
         if name in aliases:
@@ -279,11 +276,15 @@ def _before_after(before: str, after: str) -> str:
     return after if before == after else f"{before} -> {after}"
 
 
-def _earlier_name(name: str, changes: Sequence[Change]) -> str:
-    """Return what the input calls a tensor that was perhaps renamed."""
+def _earlier_name(name: str, changes: Sequence[Change]) -> str | None:
+    """Return what the input calls a tensor; None where it was made anew, as a copy is."""
     for change in reversed(changes):
-        if change.op == "rename" and change.from_:
+        if not change.from_:
+            continue
+        if change.op == "rename":
             name = change.from_[0]
+        elif change.op in OPS and OPS[change.op].group == "structure" and name not in change.from_:
+            return None
     return name
 
 

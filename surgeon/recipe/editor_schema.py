@@ -51,7 +51,15 @@ def _or_variable(schema: Schema) -> Schema:
     An anyOf would do too, but then an error deep in a step is one about all steps.
     """
     said: Schema = {key: schema[key] for key in ("description", "default") if key in schema}
+    # Editors look for values to offer in the first schema of a place, not in what it branches into.
+    if words := [word for branch in schema.get("allOf", ()) for word in _words(branch)]:
+        said["examples"] = words
     return {**said, "if": {"$ref": "#/$defs/variable"}, "else": schema}
+
+
+def _words(branch: Schema) -> list[str]:
+    found: list[str] = branch.get("then", {}).get("enum", [])
+    return found
 
 
 def _open(schema: Schema) -> Schema:

@@ -27,6 +27,8 @@ class StepSummary(NamedTuple):
     changed: tuple[str, ...]
     removed: tuple[str, ...]
     notes: tuple[str, ...]
+    # The model that its result was kept as.
+    into: str = ""
 
 
 # Stands where writing puts a fingerprint of a file's tensors, and stays without checksums.
@@ -88,7 +90,8 @@ def make(
             class_asked_at = f"{recipe.label}: {place}"
         tracer.trace(before, draft, op, is_changed=bool(added or changed or removed))
         notes = tuple(draft.notes[noted:])
-        summaries.append(StepSummary(stream, op, added, changed, removed, notes))
+        into = str(parameters.get("into", "")) if OPS[op].group == "merge" else ""
+        summaries.append(StepSummary(stream, op, added, changed, removed, notes, into))
     about_us = {"content": NO_CONTENT, "version": __version__, "recipe_sha256": recipe.sha256}
     return Plan(
         tensors=draft.tensors,

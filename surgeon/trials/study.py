@@ -46,7 +46,9 @@ def require(sampler: str, several: Sequence[Varied]) -> None:
         for library in ("optuna", *["cmaes"] * (sampler == "cmaes")):
             import_module(library)
     except ImportError:
-        raise UsageError("a search needs Optuna: pip install 'surgeon[search]'") from None
+        raise UsageError(
+            "a search needs Optuna: pip install 'surgeon-checkpoints[search]'"
+        ) from None
     if sampler == "cmaes":
         if choices := [one.label for one in several if isinstance(one.among, Choice)]:
             raise UsageError(

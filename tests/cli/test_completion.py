@@ -121,6 +121,7 @@ def test_shells_complete(shell: str, keys: str, made: str, folder: Path) -> None
         ("surgeon inspect tied.json ", []),
         ("surgeon apply no-such-recipe in.safetensors --set ", []),
         ("surgeon apply interpolate-two-models in.safetensors --model ", ["other="]),
+        ("surgeon search ties base.safetensors --vary den", ["density="]),
         ("surgeon apply cast-for-export in.safetensors --set dtype=F16", ["dtype=F16"]),
     ],
 )

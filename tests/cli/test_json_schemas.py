@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jsonschema import Draft202012Validator
 from surgeon import samples
 from surgeon.cli.commands import commands
 from surgeon.cli.json_schemas import KINDS
+from surgeon.initialisers import INITIALISERS
 
 GROW = "add-output-nodes in.safetensors --set layer=fc"
 LINES = [
@@ -30,6 +32,13 @@ LINES = [
     ("compare", "compare base.safetensors chat.safetensors"),
     ("compare", "compare base.safetensors chat.safetensors code.safetensors"),
     ("verify", "verify done.safetensors"),
+    (
+        "search",
+        "search interpolate-two-models base.safetensors chat.safetensors --vary t=0:1 "
+        "--evaluate 'echo {output}; echo 1' --trials 2 -o best.json",
+    ),
+    ("errors", "plan no-such-recipe in.safetensors"),
+    ("errors", "inspect no-such-file"),
     ("ops", "ops"),
     ("ops-page", "ops widen"),
     ("ops-page", "ops training"),
@@ -40,8 +49,7 @@ LINES = [
 
 
 def run(line: str) -> Any:
-    result = CliRunner().invoke(commands, line.split())
-    assert result.exit_code in (0, 1), result.stderr
+    result = CliRunner().invoke(commands, shlex.split(line))
     return json.loads(result.stdout)
 
 
@@ -81,3 +89,18 @@ def test_every_command_with_json_has_a_schema() -> None:
 def test_a_schema_that_there_is_none_of_is_wrong_usage() -> None:
     found = CliRunner().invoke(commands, ["schema", "paln"])
     assert (found.exit_code, "did you mean 'plan'" in found.stderr) == (2, True)
+
+
+def test_the_recipe_schema_offers_initialisations_where_editors_look_for_them() -> None:
+    """VS Code's completion reads a place's own schema; `if` and `then` only check there."""
+    steps = run("schema recipe")["properties"]["steps"]["else"]["items"]["else"]
+    (widen,) = (branch["then"] for branch in steps["allOf"]
+                if branch["if"]["properties"]["op"]["const"] == "widen")  # fmt: skip
+    assert widen["properties"]["init"]["examples"] == [*INITIALISERS, "net2wider"]
+
+
+def test_a_recipe_names_its_schema_by_a_path_or_a_urn() -> None:
+    text = {"$schema": "recipe.schema.json", "surgeon": 1, "steps": []}
+    schema = run("schema")
+    Draft202012Validator(schema).validate(text)
+    assert Draft202012Validator(schema).is_valid({**text, "$schema": schema["$id"]})

@@ -197,7 +197,26 @@ def test_plan_sums_up_what_stays(example: Bench) -> None:
 
 def test_plan_names_the_checks_that_apply_will_make(example: Bench) -> None:
     lines = plan_text(example, {"op": "expect", "target": "classifier", "finite": True})
-    assert "  recipe.json: steps[0] (expect): 2 looks at tensor values" in lines
+    assert "  recipe.json: steps[0] (expect): 2 checks" in lines
+
+
+def test_plan_does_not_compare_a_copy_with_what_had_its_name(example: Bench) -> None:
+    """The name is one that was renamed away: what the input has there is another tensor."""
+    away = {"op": "rename", "from": "classifier.{x}", "to": "old.{x}"}
+    anew = {"op": "copy", "from": "encoder.0.{x}", "to": "classifier.{x}"}
+    rows = [line.split() for line in plan_text(example, away, anew)]
+    (row,) = (row for row in rows if row[:1] == ["classifier.weight"])
+    assert "->" not in row
+
+
+def test_plan_and_apply_say_where_a_result_went_that_is_no_output(example: Bench) -> None:
+    step = {"op": "average", "models": ["other"], "into": "mean"}
+    last = {"op": "slerp", "models": ["mean"], "t": 0.5}
+    recipe = load(str(write_recipe(example.folder, step, last)), {})
+    with opened(recipe, str(example.input), example.models) as found:
+        assert report.planned_as_json(output_plan(found, None))["steps"][0]["into"] == "mean"
+        done = write_output(found, example.output, Options(), force=True)
+    assert "[0] average: its result is the model 'mean'" in report.applied(done, 1.0)
 
 
 # diff

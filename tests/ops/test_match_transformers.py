@@ -135,7 +135,9 @@ def test_code_of_the_folder_is_run_where_that_is_allowed(planned, bench, monkeyp
 
 def test_missing_library_says_how_to_install_it(planned, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(UsageError, match=r'install it: pip install "surgeon\[transformers\]"'):
+    with pytest.raises(
+        UsageError, match=r'install it: pip install "surgeon-checkpoints\[transformers\]"'
+    ):
         planned("llama")
 
 

@@ -157,7 +157,7 @@ def test_missing_folder_is_one_line(example, kind):
 @pytest.mark.parametrize(("kind", "made"), [("out.safetensors", Path.mkdir), ("model", Path.touch)])
 def test_wrong_kind_of_output_is_refused(example, kind, made):
     made(example.folder / kind)
-    with pytest.raises(UsageError, match="cannot be replaced by the other"):
+    with pytest.raises(UsageError, match="which replaces none; name another output"):
         example.operate(to=example.folder / kind)
 
 

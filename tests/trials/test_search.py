@@ -270,7 +270,7 @@ def test_an_input_of_a_file_keeps_its_ties(folder: Path) -> None:
 
 def test_without_optuna_it_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(surgeon.SurgeonError, match=r"pip install 'surgeon\[search\]'"):
+    with pytest.raises(surgeon.SurgeonError, match=r"pip install 'surgeon-checkpoints\[search\]'"):
         mixed()
 
 
