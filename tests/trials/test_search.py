@@ -236,7 +236,8 @@ def test_two_processes_share_their_trials(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupt_ends_the_search_and_keeps_what_was_done(folder: Path) -> None:
-    command = "if [ $(ls scratch | grep -vc surgeon) -gt 4 ]; then sleep 60; fi; touch scratch/$$; " + SIZE
+    count = "$(ls scratch | grep -vc surgeon)"
+    command = f"if [ {count} -gt 4 ]; then sleep 60; fi; touch scratch/$$; {SIZE}"
     words = ["search", "recipe.json", "in.safetensors", "--vary", "rows=1:9:int", "-o", "best.json"]
     environ = {**os.environ, "TMPDIR": str(folder / "scratch"), "PYTHONUNBUFFERED": "1"}
     begun = subprocess.Popen(
