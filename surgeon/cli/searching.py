@@ -80,8 +80,8 @@ def _search(
 ) -> None:  # fmt: skip
     """Find the values of RECIPE's variables that a command scores best, by trials.
 
-    Each trial applies RECIPE to INPUT into a scratch folder, runs the command there and removes
-    what was written. Needs Optuna.
+    Each trial applies RECIPE to INPUT into a scratch folder, runs the command in the current one,
+    and removes what was written. Needs Optuna.
     """
     from tempfile import TemporaryDirectory
 

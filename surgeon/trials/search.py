@@ -175,11 +175,11 @@ def run(
         "models": {name: checkpoint for name, (_, checkpoint) in kept.items()},
     }
     storage = _storage(settings)
-    _require_free(settings, storage)
+    _require_free(settings, searched.source.path)
     name = settings.output.stem if settings.output else "search"
     with study.opened(
         name, storage, about, searched.varied, searched.starts, sampler=settings.sampler,
-        seed=settings.seed, resume=settings.resume, force=settings.force,
+        seed=settings.seed, resume=settings.resume, force=settings.force, output=settings.output,
     ) as trials:  # fmt: skip
         interrupted = _search(trials, searched, score, settings, best_text)
         done = trials.done()
@@ -319,8 +319,8 @@ def _storage(settings: Settings) -> str | Path | None:
     return settings.output.absolute().with_suffix(".trials.sqlite")
 
 
-def _require_free(settings: Settings, storage: str | Path | None) -> None:
-    """Raise UsageError where the output may not be written; make way where it is to begin anew."""
+def _require_free(settings: Settings, recipe: Path) -> None:
+    """Raise UsageError where the best recipe may not be written."""
     output = settings.output
     if output is None:
         return
@@ -328,6 +328,8 @@ def _require_free(settings: Settings, storage: str | Path | None) -> None:
         raise UsageError(f"{output}: the best recipe is a .json file")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"{output}: there is no folder {output.absolute().parent}")
+    if output.resolve() == recipe.resolve():
+        raise UsageError(f"{output}: is the recipe itself; name another file for the best one")
     if os.path.lexists(output) and not (settings.resume or settings.force):
         raise UsageError(f"{output}: exists; --resume goes on with it, --force begins anew")
 

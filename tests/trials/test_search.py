@@ -124,6 +124,7 @@ def test_a_search_without_a_number_is_an_answer_of_no(folder: Path) -> None:
         (["--sampler", "cmaes"], 2, "sampler cmaes: varies two numbers or more"),
         (["-o", "best.txt"], 2, "the best recipe is a .json file"),
         (["-o", "none/best.json"], 2, "there is no folder"),
+        (["-o", "recipe.json", "--force"], 2, "recipe.json: is the recipe itself"),
         (["--evaluate", "true"], 2, "has no {output}"),
         (["--storage", "nothing://x"], 2, "nothing://x: cannot be used to keep trials"),
         (["--set", "layer=fc"], 2, "declares no variable of that name"),
@@ -156,6 +157,17 @@ def test_trials_that_are_there_are_not_mixed_with_others(folder: Path) -> None:
     assert "its trials had another command" in other.stderr
     assert len(json.loads(run("--trials", "3", "--resume", "--json").stdout)["trials"]) == 3
     assert len(json.loads(run("--trials", "2", "--force", "--json").stdout)["trials"]) == 2
+
+
+@pytest.mark.slow
+def test_what_is_of_no_search_is_not_replaced_by_going_on(folder: Path) -> None:
+    Path("best.json").write_text("precious")
+    for _ in range(2):
+        found = run("--trials", "2", "--resume")
+        assert found.exit_code == 2
+        assert "best.json: exists, and" in found.stderr
+        assert Path("best.json").read_text() == "precious"
+    assert run("--trials", "2", "--force").exit_code == 0
 
 
 @pytest.mark.slow
