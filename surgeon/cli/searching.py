@@ -83,6 +83,7 @@ def _search(
     Each trial applies RECIPE to INPUT into a scratch folder, runs the command in the current one,
     and removes what was written. Needs Optuna.
     """
+    import gc
     from tempfile import TemporaryDirectory
 
     from surgeon.inspection.pictures import require_drawable
@@ -90,6 +91,8 @@ def _search(
     from surgeon.trials import scores
     from surgeon.trials.search import Settings, prepared, run
 
+    # Other commands are over before what they leave behind matters; hundreds of plans would add up.
+    gc.enable()
     if picture:
         require_drawable(picture)
     scores.require_place(evaluate)
