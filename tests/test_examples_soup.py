@@ -98,3 +98,15 @@ def test_every_merge_of_the_table_is_a_network_of_its_own(
     made = [merge(specialists, data.validation) for merge in others.values()]
     files = {path.read_bytes() for path in (specialists.start, *specialists.members, *made)}
     assert len(files) == 1 + len(specialists.members) + len(others)
+
+
+def test_a_searched_soup_is_no_worse_than_where_it_began_and_good_beyond(
+    soup: ModuleType, data: Any, families: Any
+) -> None:
+    siblings, _ = families
+    made = soup.searched(siblings, data.validation)
+    average = soup.average(siblings, data.validation)
+    assert soup.accuracy(made, data.validation) > soup.accuracy(average, data.validation)
+    # Of 600 images that the search did not see: no worse than the best by hand, but for chance.
+    greedy = soup.accuracy(soup.greedy_soup(siblings, data.validation), data.test)
+    assert soup.accuracy(made, data.test) >= greedy - 0.02

@@ -341,6 +341,7 @@ NOT_OF_THE_NETWORK = {
     "extract-lora-adapter",
     "split-qkv",
     "mixed-precision-export",
+    "rotate-residual-stream",
 }
 
 
@@ -352,3 +353,52 @@ def test_the_example_of_a_recipe_can_be_applied(tmp_path: Path, name: str) -> No
     models = OTHERS if merges else OTHERS[: len(text.get("models", ()))]
     found, _ = applied(tmp_path, name, *models, **text.get("example", {}))
     assert found
+
+
+def residual_network(found: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of a network with a residual stream; products stand for attention."""
+    from torch.nn.functional import linear, rms_norm, silu
+
+    def normed(name: str) -> torch.Tensor:
+        return rms_norm(stream, stream.shape[-1:], found[f"{name}.weight"])
+
+    stream = found["model.embed_tokens.weight"][tokens]
+    for layer in range(2):
+        own = f"model.layers.{layer}"
+        x = normed(f"{own}.input_layernorm")
+        q, k, v = (linear(x, found[f"{own}.self_attn.{part}_proj.weight"]) for part in "qkv")
+        stream = stream + linear(q * k + v, found[f"{own}.self_attn.o_proj.weight"])
+        x = normed(f"{own}.post_attention_layernorm")
+        gate, up = (linear(x, found[f"{own}.mlp.{part}_proj.weight"]) for part in ("gate", "up"))
+        stream = stream + linear(silu(gate) * up, found[f"{own}.mlp.down_proj.weight"])
+    return linear(normed("model.norm"), found["lm_head.weight"])
+
+
+def residual_tensors() -> Tensors:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"model.embed_tokens": (11, 6), "model.norm": (6,), "lm_head": (11, 6)}
+    for layer in range(2):
+        own = f"model.layers.{layer}"
+        shapes |= {f"{own}.input_layernorm": (6,), f"{own}.post_attention_layernorm": (6,)}
+        shapes |= {f"{own}.self_attn.{part}_proj": (6, 6) for part in "qkvo"}
+        shapes |= {f"{own}.mlp.{part}_proj": (9, 6) for part in ("gate", "up")}
+        shapes[f"{own}.mlp.down_proj"] = (6, 9)
+    made = {n: torch.randn(shape, generator=generator) for n, shape in shapes.items()}
+    made["model.embed_tokens"][:, 2] *= 50  # an outlier
+    return {f"{name}.weight": tensor for name, tensor in made.items()}
+
+
+def test_rotate_residual_stream_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+    old, tokens = residual_tensors(), torch.arange(11)
+    save_file(old, tmp_path / "in.safetensors")
+    found = reapplied(tmp_path, "rotate-residual-stream", hidden_size=6)
+    assert found.keys() == old.keys()
+    assert found["model.norm.weight"].eq(1).all()
+    expected = residual_network(old, tokens)
+    torch.testing.assert_close(residual_network(found, tokens), expected, rtol=1e-3, atol=1e-3)
+    most, most_before = (
+        tensors["model.embed_tokens.weight"].abs().amax(0).max()
+        / tensors["model.embed_tokens.weight"].abs().amax(0).median()
+        for tensors in (found, old)
+    )
+    assert most < most_before / 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from surgeon.cli.options import (
     set_option,
 )
 from surgeon.cli.process import INTERRUPTED
+
+if TYPE_CHECKING:
+    from surgeon.recipe import Recipe
 
 
 @command(
@@ -80,29 +83,39 @@ def _search(
 ) -> None:  # fmt: skip
     """Find the values of RECIPE's variables that a command scores best, by trials.
 
-    Each trial applies RECIPE to INPUT into a scratch folder, runs the command there and removes
-    what was written. Needs Optuna.
+    Each trial applies RECIPE to INPUT into a scratch folder, runs the command in the current one,
+    and removes what was written. Needs Optuna.
     """
+    import gc
+    from tempfile import TemporaryDirectory
+
     from surgeon.inspection.pictures import require_drawable
     from surgeon.recipe.locations import bind_models
     from surgeon.trials import scores
     from surgeon.trials.search import Settings, prepared, run
 
+    # Other commands are over before what they leave behind matters; hundreds of plans would add up.
+    gc.enable()
     if picture:
         require_drawable(picture)
     scores.require_place(evaluate)
     searched = prepared(recipe, variables, vary)
-    locations = bind_models(searched.recipe(searched.first), models, named)
+
+    def bind(recipe: Recipe) -> dict[str, str]:
+        return bind_models(recipe, models, named)
+
     score = scores.Command(
-        evaluate, source, locations, scores.is_folder(source), allow_code, as_called()
+        evaluate, source, bind, scores.is_folder(source), allow_code, as_called()
     )
     settings = Settings(
         trials, sampler, seed, output, storage, resume, force,
         progress=None if quiet else lambda line: say([line]),
     )  # fmt: skip
-    found = run(
-        searched, source, locations, score, settings, command=evaluate, allow_code=allow_code
-    )
+    with TemporaryDirectory(prefix="surgeon-search-") as scratch:
+        found = run(
+            searched, source, bind, score, settings, command=evaluate,
+            target=score.output_in(scratch), allow_code=allow_code,
+        )  # fmt: skip
     if picture:
         from surgeon.trials.pictures import draw
 

@@ -14,12 +14,15 @@ import numpy as np
 
 from surgeon.numeric.dtypes import Array
 
-Mode = Literal["nearest", "nearest-exact", "linear", "bilinear", "bicubic"]
+Mode = Literal["nearest", "nearest-exact", "linear", "bilinear", "bicubic", "geometric"]
 SMOOTH = ("linear", "bilinear", "bicubic")
 
 # Of the cubic convolution kernel (Keys 1981): what torch takes, and what it takes with antialias,
 # which is PIL's.
 _CUBIC, _CUBIC_ANTIALIAS = -0.75, -0.5
+# Of the factor by which steps between offsets grow: BEiT's and timm's limits, and how near it is
+# found.
+_SLOWEST, _FASTEST, _NEAR = 1.01, 1.5, 1e-6
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ def taps(
 ) -> Taps:
     """Return the taps of a dimension that goes from `source` to `target` positions."""
     position = np.arange(target)
+    if mode == "geometric":
+        return _geometric(source, target)
     if mode not in SMOOTH:
         return _nearest(mode, source, target)
     if align_corners:
@@ -54,6 +59,31 @@ def taps(
     offset = np.arange(-1, 3)
     weight = _cubic(part[:, None] - offset, _CUBIC)
     return Taps(np.clip(first[:, None] + offset, 0, source - 1), weight)
+
+
+def _geometric(source: int, target: int) -> Taps:
+    """Return two taps each, linear between offsets that lie farther apart the farther out they are.
+
+    Their steps grow by a factor from the middle on, for which the outermost offsets meet; what lies
+    beyond is the outermost. A side of a size that stays is left alone.
+    """
+    if source == target:
+        return Taps(np.arange(source)[:, None], np.ones((source, 1)))
+    half = source // 2
+    slow, fast = _SLOWEST, _FASTEST
+    factor = slow
+    while fast - slow > _NEAR:
+        factor = (slow + fast) / 2
+        if (1 - factor**half) / (1 - factor) > target // 2:
+            fast = factor
+        else:
+            slow = factor
+    steps = np.cumsum(factor ** np.arange(half))
+    places = np.concatenate([-steps[::-1], [0.0], steps])
+    wanted = np.clip(np.arange(target) - target // 2, places[0], places[-1])
+    right = np.clip(np.searchsorted(places, wanted), 1, source - 1)
+    part = (wanted - places[right - 1]) / (places[right] - places[right - 1])
+    return Taps(np.stack([right - 1, right], 1), np.stack([1 - part, part], 1))
 
 
 def _nearest(mode: Mode, source: int, target: int) -> Taps:

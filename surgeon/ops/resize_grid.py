@@ -25,6 +25,7 @@ _SIZES = {
     "maxItems": 2,
 }
 Grid = int | list[int]
+_FEWEST_OFFSETS = 3
 
 
 @op(
@@ -39,7 +40,11 @@ def resize_grid(
     target: Target,
     from_: Annotated[Grid, "positions now: n, or [height, width]", _SIZES],
     to: Annotated[Grid, "positions then: n, or [height, width]", _SIZES],
-    mode: Annotated[Mode, "linear for n positions, bilinear for [height, width], others for both"],
+    mode: Annotated[
+        Mode,
+        "linear for n positions, bilinear for [height, width], geometric for `relative`, others "
+        "for both",
+    ],
     align_corners: Annotated[bool, "the outermost positions stay where they are"] = False,
     antialias: Annotated[bool, "smooth before sampling fewer positions, as PIL does"] = False,
     extra: Annotated[
@@ -55,13 +60,18 @@ def resize_grid(
     Of a tensor (..., positions, features), such as (1, 197, 768) with `extra` 1, (77, 512), or with
     `relative` a Swin table (169, heads), the positions are read as a grid in row-major order.
     Values are those of torch.nn.functional.interpolate with `size`, computed in float64 and rounded
-    once; n positions are one row of an image. Entries that are no positions keep their bits.
-    Buffers that follow from the grid, such as position_ids or relative_position_index, are the new
-    model's own: delete or leave them. Raises where the sizes do not fit, and while writing for NaN,
-    Inf or results beyond the dtype's range.
+    once; n positions are one row of an image. With `geometric`, old offsets lie farther apart the
+    farther out they are, by a factor up to 1.5 for which the outermost meet, and values are linear
+    between them, as in timm's resize_rel_pos_bias_table, but for sides of a size that stays, which
+    timm resamples. Entries that are no positions keep their bits. Buffers that follow from the
+    grid, such as position_ids or relative_position_index, are the new model's own: delete or leave
+    them. Raises where the sizes do not fit, and while writing for NaN, Inf or results beyond the
+    dtype's range.
     """
     before, after = _sides(from_, relative), _sides(to, relative)
     _check_words(before, after, mode, align_corners, antialias)
+    if mode == "geometric" and (not relative or min(before) < _FEWEST_OFFSETS):
+        raise PlanError("'geometric' is for offsets within a window of 2 or more; say \"relative\"")
     along = [
         taps(mode, old, new, align_corners=align_corners, antialias=antialias)
         for old, new in zip(before, after, strict=True)

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import killpg
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -50,22 +50,29 @@ class Command:
 
     command: str
     source: str
-    locations: Mapping[str, str]
+    bind: Callable[[Recipe], Mapping[str, str]]
     is_folder: bool
     allow_code: bool
     environment: Mapping[str, str] | None
 
     def __call__(self, recipe: Recipe) -> float:
         with tempfile.TemporaryDirectory(prefix="surgeon-search-") as scratch:
-            output = Path(scratch) / ("model" if self.is_folder else "model.safetensors")
+            output = self.output_in(scratch)
+            # Of how it would be trained, a command could not tell.
+            bare = replace(recipe, training=None)
+            locations = self.bind(recipe)
             with (
                 telling_of_depth(),
                 surgery.opened(
-                    recipe, self.source, self.locations, "none", allow_code=self.allow_code
+                    bare, self.source, locations, "none", allow_code=self.allow_code
                 ) as made,
             ):
                 surgery.write(made, output, Options(default_workers(), "none"))
             return last_number(self.command, output, self.environment)
+
+    def output_in(self, folder: str) -> Path:
+        """Return where the output goes in a folder: a file, or a model folder."""
+        return Path(folder) / ("model" if self.is_folder else "model.safetensors")
 
 
 def require_place(command: str) -> None:

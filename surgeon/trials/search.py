@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from surgeon.trials.study import Trial, Trials
 from surgeon.trials.varied import Choice, Values, Varied, expand, own_value, with_values
 
 Model = Location | StateDict
+# Says where the models of a recipe are.
+Bind = Callable[[Recipe], Mapping[str, str | Checkpoint]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,9 +126,9 @@ def search(
             source = open_checkpoint(os.fspath(input))
             stack.callback(source.close)
             state_dict = scores.in_memory(source)
-        locations = checkpoints_of(searched.recipe(searched.first), models)
         score = scores.Function(evaluate, state_dict, models, allow_code)
-        return run(searched, source, locations, score, settings, allow_code=allow_code)
+        bind = partial(checkpoints_of, models=models)
+        return run(searched, source, bind, score, settings, allow_code=allow_code)
 
 
 def prepared(
@@ -145,15 +148,17 @@ def prepared(
 def run(
     searched: Searched,
     source: str | Checkpoint,
-    locations: Mapping[str, str | Checkpoint],
+    bind: Bind,
     score: Score,
     settings: Settings,
     *,
     command: str | None = None,
+    target: Path | None = None,
     allow_code: bool = False,
 ) -> Found:
     """Try values until there are enough trials; write and return the best recipe.
 
+    `bind` says where a recipe's models are, and `target` where trials write their outputs.
     Everything that does not depend on the values is checked first. Raises CheckFailedError where no
     trial gave a number, KeyboardInterrupt where none had before the search was interrupted.
     """
@@ -161,8 +166,8 @@ def run(
         raise UsageError(f"trials: {settings.trials} is not 1 or more")
     study.require(settings.sampler, searched.varied)
     first = searched.recipe(searched.first)
-    kept = _planned(first, source, locations, allow_code)
-    best_text = _movable(searched, settings.output, source, locations, kept, allow_code)
+    kept = _planned(first, source, bind(first), target, allow_code)
+    best_text = _movable(searched, settings.output, source, bind, kept, allow_code)
     about = {
         "recipe": _digest(searched),
         "ranges": {one.label: _said(one) for one in searched.varied},
@@ -170,11 +175,11 @@ def run(
         "models": {name: checkpoint for name, (_, checkpoint) in kept.items()},
     }
     storage = _storage(settings)
-    _require_free(settings, storage)
+    _require_free(settings, searched.source.path)
     name = settings.output.stem if settings.output else "search"
     with study.opened(
         name, storage, about, searched.varied, searched.starts, sampler=settings.sampler,
-        seed=settings.seed, resume=settings.resume, force=settings.force,
+        seed=settings.seed, resume=settings.resume, force=settings.force, output=settings.output,
     ) as trials:  # fmt: skip
         interrupted = _search(trials, searched, score, settings, best_text)
         done = trials.done()
@@ -205,7 +210,7 @@ def _search(
     text: Callable[[Mapping[str, Any]], Json],
 ) -> bool:  # fmt: skip
     """Try values, and keep the best recipe on the disk; return whether it was interrupted."""
-    best = _best(trials.done())
+    interrupted = False
     try:
         while len(trials.done()) < settings.trials:
             trial, values = trials.ask()
@@ -221,18 +226,17 @@ def _search(
             else:
                 trials.tell(trial, value)
                 tried = Trial(trial.number, values, value)
-            best = _best([tried, *([best] if best else [])])
-            if best is tried and settings.output:
+            best = _best(trials.done())  # of other machines too
+            if settings.output and best and best.number == tried.number:
                 _write(settings.output, text(values))
             if settings.progress:
                 settings.progress(line_of(tried, best))
     except KeyboardInterrupt:
-        return True
-    else:
-        # Of what others tried, on other machines, or of a run that was ended before it wrote.
-        if settings.output and (best := _best(trials.done())):
-            _write(settings.output, text(best.values))
-        return False
+        interrupted = True
+    # Of what other machines tried, or a run that was ended before it wrote.
+    if settings.output and (best := _best(trials.done())):
+        _write(settings.output, text(best.values))
+    return interrupted
 
 
 def _best(trials: Sequence[Trial]) -> Trial | None:
@@ -258,20 +262,21 @@ def _digest(searched: Searched) -> str:
 
 def _planned(
     recipe: Recipe, source: str | Checkpoint, locations: Mapping[str, str | Checkpoint],
-    allow_code: bool,
+    target: Path | None, allow_code: bool,
 ) -> dict[str, tuple[Path, str]]:  # fmt: skip
     """Plan a recipe; return where its checkpoints are, and the hashes of their headers, by name."""
     with (
         telling_of_depth(),
-        surgery.opened(recipe, source, locations, "none", allow_code=allow_code) as made,
+        surgery.opened(recipe, source, locations, allow_code=allow_code) as made,
     ):
-        return {name: (c.path.absolute(), c.header_sha256) for name, c in made.checkpoints.items()}
+        if target is not None:
+            surgery.output_plan(made, target)
+        return {name: (c.path.resolve(), c.header_sha256) for name, c in made.checkpoints.items()}
 
 
 def _movable(
-    searched: Searched, output: Path | None, source: str | Checkpoint,
-    locations: Mapping[str, str | Checkpoint], kept: Mapping[str, tuple[Path, str]],
-    allow_code: bool,
+    searched: Searched, output: Path | None, source: str | Checkpoint, bind: Bind,
+    kept: Mapping[str, tuple[Path, str]], allow_code: bool,
 ) -> Callable[[Mapping[str, Any]], Json]:  # fmt: skip
     """Return what gives the best recipe's JSON; its paths lead from the folder of the output.
 
@@ -293,14 +298,17 @@ def _movable(
         return {**made, "models": models} if models else made
 
     moved = replace(searched, source=Written(text(searched.first), output, output.name))
+    named = [location for location in models.values() if location is not None]
     try:
-        is_same = _planned(moved.recipe(moved.first), source, locations, allow_code) == kept
+        recipe = moved.recipe(moved.first)
+        is_same = not any("${" in location for location in named)
+        is_same = is_same and _planned(recipe, source, bind(recipe), None, allow_code) == kept
     except SurgeonError:
         is_same = False
     if not is_same:
         raise UsageError(
-            f"{output}: the steps of {searched.source.label} name files that lie beside it, in "
-            f"{folder}; write the best recipe there"
+            f"{output}: {searched.source.label} names files that lie beside it, in {folder}; write "
+            "the best recipe there"
         )
     return text
 
@@ -311,8 +319,8 @@ def _storage(settings: Settings) -> str | Path | None:
     return settings.output.absolute().with_suffix(".trials.sqlite")
 
 
-def _require_free(settings: Settings, storage: str | Path | None) -> None:
-    """Raise UsageError where the output may not be written; make way where it is to begin anew."""
+def _require_free(settings: Settings, recipe: Path) -> None:
+    """Raise UsageError where the best recipe may not be written."""
     output = settings.output
     if output is None:
         return
@@ -320,6 +328,8 @@ def _require_free(settings: Settings, storage: str | Path | None) -> None:
         raise UsageError(f"{output}: the best recipe is a .json file")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"{output}: there is no folder {output.absolute().parent}")
+    if output.resolve() == recipe.resolve():
+        raise UsageError(f"{output}: is the recipe itself; name another file for the best one")
     if os.path.lexists(output) and not (settings.resume or settings.force):
         raise UsageError(f"{output}: exists; --resume goes on with it, --force begins anew")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SAMPLERS = ("tpe", "cmaes")
+_OPENINGS, _SECONDS_BETWEEN = 8, 0.25
 # Of a trial: why it gave no number. Of a study: what its trials have in common.
 _MESSAGE, _SEARCH = "message", "surgeon"
 _INTERRUPTED = "interrupted"
@@ -148,8 +151,12 @@ def opened(
     seed: int,
     resume: bool,
     force: bool,
+    output: Path | None = None,
 ) -> Iterator[Trials]:
     """Open the trials of a search, or begin them; `storage` is a URL, a file, or memory alone.
+
+    Raises UsageError where they are none to go on with; without any, an `output` that is there is
+    not of this search.
 
     `about` is what trials must have in common with those that they are to go on from. `starts` are
     the recipe's own values, which are the first to be tried.
@@ -173,6 +180,12 @@ def opened(
                 "--force begins anew"
             ) from None
         if (before := study.user_attrs.get(_SEARCH)) is None:
+            if output and os.path.lexists(output) and not force:
+                optuna.delete_study(study_name=name, storage=kept)
+                raise UsageError(
+                    f"{output}: exists, and {storage} has no trials of it to go on with; --force "
+                    "replaces it"
+                )
             study.set_user_attr(_SEARCH, dict(about))
             if starts:
                 study.enqueue_trial(_parameters(starts, several))
@@ -213,8 +226,14 @@ def _storage(place: str | Path | None) -> Any:
     from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
     url = place if isinstance(place, str) else _sqlite(place)
-    try:
-        return optuna.storages.get_storage(url)
-    except (ArgumentError, NoSuchModuleError, DBAPIError, ImportError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{place}: cannot be used to keep trials: {reason}") from None
+    for left in reversed(range(_OPENINGS)):
+        try:
+            return optuna.storages.get_storage(url)
+        except (ArgumentError, NoSuchModuleError, DBAPIError, ImportError, ValueError) as error:
+            # Of those who begin at the same time, one makes the tables that the others trip over.
+            if isinstance(error, DBAPIError) and left:
+                time.sleep(_SECONDS_BETWEEN)
+                continue
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{place}: cannot be used to keep trials: {reason}") from None
+    raise AssertionError("the last opening returns or raises")

@@ -138,3 +138,14 @@ def test_result_does_not_depend_on_workers(bench, monkeypatch):
         bench.operate(step, options=Options(workers=n)).path.read_bytes() for n in (1, 2, 8)
     )
     assert others == [first, first]
+
+
+@pytest.mark.slow  # for what it imports
+@pytest.mark.parametrize(("weights", "is_same"), [([1.0, 1.0], True), ([1.0, 3.0], False)])
+def test_pefts_definition_is_the_same_for_equal_weights_alone(bench, weights, is_same):
+    peft = pytest.importorskip("peft.utils.merge_utils")
+    base, *models = fine_tuned(2, torch.float64)
+    made = merged(bench, [base, *models], "ties", density=0.5, weights=weights) - base
+    deltas = [model - base for model in models]
+    theirs = peft.ties(deltas, torch.tensor(weights, dtype=torch.float64), 0.5)
+    assert torch.allclose(made, theirs, rtol=0, atol=1e-12) == is_same

@@ -81,6 +81,65 @@ def test_extra_entries_keep_their_bits(bench, dtype, where, kept, grid):
     torch.testing.assert_close(made.double(), expected, rtol=0, atol=tolerance)
 
 
+def growing(source, target):
+    """Where BEiT's fine-tuning code has the offsets: steps grow by q, found by halving."""
+    slow, fast = 1.01, 1.5
+    while fast - slow > 1e-6:
+        q = (slow + fast) / 2
+        too_far = (1 - q ** (source // 2)) / (1 - q) > target // 2
+        slow, fast = (slow, q) if too_far else (q, fast)
+    steps = [sum(q**k for k in range(n + 1)) for n in range(source // 2)]
+    return [*(-step for step in reversed(steps)), 0, *steps]
+
+
+def between(places, values, at):
+    """Linear between unevenly spaced places, and the outermost value beyond, in plain Python."""
+    if at <= places[0] or at >= places[-1]:
+        return values[0 if at <= places[0] else -1]
+    right = next(i for i, place in enumerate(places) if place > at)
+    part = (at - places[right - 1]) / (places[right] - places[right - 1])
+    return values[right - 1] * (1 - part) + values[right] * part
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((7, 7), (12, 12)), ((4, 7), (9, 8)), ((6, 6), (5, 4)), ((2, 5), (14, 9))],
+)
+def test_offsets_of_a_window_lie_farther_apart_farther_out(bench, before, after):
+    old, new = ([2 * n - 1 for n in window] for window in (before, after))
+    table = embedding(old[0] * old[1], 3)
+    expected = table.reshape(*old, 3)
+    for axis in range(2):
+        places, lines = growing(old[axis], new[axis]), expected.movedim(axis, 0)
+        wanted = range(-(new[axis] // 2), new[axis] // 2 + 1)
+        made = torch.stack([between(places, lines, at) for at in wanted])
+        expected = made.movedim(0, axis)
+    words = {"mode": "geometric", "relative": True}
+    made = bench.given({"pos": table}).operate(step(list(before), list(after), **words))
+    torch.testing.assert_close(made["pos"], expected.reshape(-1, 3), rtol=1e-12, atol=1e-12)
+
+
+def test_a_side_that_stays_is_left_alone(bench):
+    table = embedding(13 * 5, 2)
+    bench.given({"pos": table})
+    made = bench.operate(step([7, 3], [9, 3], "geometric", relative=True))["pos"]
+    torch.testing.assert_close(made[8 * 5 : 9 * 5], table[6 * 5 : 7 * 5], rtol=0, atol=0)
+    torch.testing.assert_close(made[:5], table[:5], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("before", "words", "what"),
+    [
+        (13, {}, "'geometric' is for offsets within a window"),
+        (7, {"relative": True, "antialias": True}, "'antialias' has no meaning for 'geometric'"),
+        (1, {"relative": True}, "within a window of 2 or more"),
+    ],
+)
+def test_geometric_is_for_offsets_alone(bench, before, words, what):
+    bench.given({"pos": embedding(13, 2)})
+    assert what in problem(bench, step(before, 9, "geometric", **words))
+
+
 def test_relative_tables_of_a_window(bench):
     table = embedding(13 * 13, 4)
     made = bench.given({"pos": table}).operate(step([7, 7], [12, 12], relative=True))

@@ -128,6 +128,7 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "narrow-channels": {"drop": [1, 2]},
     "prune-heads": {"heads": [1], "head_size": 2},
     "replace-head": {"classes": 3},
+    "rotate-residual-stream": {"hidden_size": 4},
     "resize-positions": {"from": [2, 2], "to": [3, 3]},
     "split-qkv": {"sizes": [4, 2, 2]},
     "up-scale-depth": {"lower": "0:3", "upper": "1:4"},

@@ -124,6 +124,7 @@ def test_a_search_without_a_number_is_an_answer_of_no(folder: Path) -> None:
         (["--sampler", "cmaes"], 2, "sampler cmaes: varies two numbers or more"),
         (["-o", "best.txt"], 2, "the best recipe is a .json file"),
         (["-o", "none/best.json"], 2, "there is no folder"),
+        (["-o", "recipe.json", "--force"], 2, "recipe.json: is the recipe itself"),
         (["--evaluate", "true"], 2, "has no {output}"),
         (["--storage", "nothing://x"], 2, "nothing://x: cannot be used to keep trials"),
         (["--set", "layer=fc"], 2, "declares no variable of that name"),
@@ -159,6 +160,17 @@ def test_trials_that_are_there_are_not_mixed_with_others(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_is_of_no_search_is_not_replaced_by_going_on(folder: Path) -> None:
+    Path("best.json").write_text("precious")
+    for _ in range(2):
+        found = run("--trials", "2", "--resume")
+        assert found.exit_code == 2
+        assert "best.json: exists, and" in found.stderr
+        assert Path("best.json").read_text() == "precious"
+    assert run("--trials", "2", "--force").exit_code == 0
+
+
+@pytest.mark.slow
 def test_a_best_recipe_elsewhere_finds_its_models(folder: Path) -> None:
     step = {"op": "average", "models": ["b"], "weights": ["${rows}", 1]}
     shutil.copy("in.safetensors", "b.safetensors")
@@ -180,9 +192,64 @@ def test_the_command_gets_the_callers_number_of_threads(
     assert json.loads(found.stdout)["value"] == 13007
 
 
+def test_a_model_may_be_what_is_varied(folder: Path) -> None:
+    for name, size in (("b", 4), ("c", 2)):
+        write(folder / f"{name}.safetensors", {"x": torch.ones(size)})
+    step = {"op": "copy", "from": "x", "to": "x", "model": "m"}
+    vars = {"file": "b.safetensors"}
+    write_recipe(folder, step, vars=vars, models={"m": "${file}"})
+    vary = ["--vary", 'file=["c.safetensors", "b.safetensors"]', "--trials", "6", "--json"]
+    words = ["recipe.json", "in.safetensors", "--evaluate", SIZE, "-o", "best.json", *vary]
+    found = json.loads(CliRunner().invoke(commands, ["search", *words]).stdout)
+    by_file: dict[str, set[float]] = {}
+    for trial in found["trials"]:
+        by_file.setdefault(trial["variables"]["file"], set()).add(trial["value"])
+    assert found["variables"] == {"file": "b.safetensors"}
+    assert by_file.keys() == {"b.safetensors", "c.safetensors"}
+    assert by_file["b.safetensors"] == {max(by_file["c.safetensors"]) + 8}
+
+
+def test_what_only_a_folder_has_is_told_before_any_trial(folder: Path) -> None:
+    write_recipe(folder, GROW, vars={"rows": 1}, output={"shard_size": "1GB"})
+    found = run()
+    assert found.exit_code == 2
+    assert "output.shard_size is for model folders" in found.stderr
+
+
+@pytest.mark.slow
+def test_a_folder_gives_the_command_a_folder(folder: Path) -> None:
+    (folder / "model").mkdir()
+    shutil.copy("in.safetensors", "model/model.safetensors")
+    Path("model/config.json").write_text('{"a": 1}')
+    words = ["recipe.json", "model", "--vary", "rows=1:3:int", "-o", "best.json", "--trials", "3"]
+    command = "test -f {output}/config.json && wc -c < {output}/model.safetensors"
+    found = CliRunner().invoke(commands, ["search", *words, "--evaluate", command])
+    assert found.exit_code == 0, found.stderr
+    assert "failed" not in found.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_share_their_trials(folder: Path) -> None:
+    words = ["search", "recipe.json", "in.safetensors", "--vary", "rows=1:9:int", "-o", "best.json"]
+    words += ["--trials", "12", "--resume", "--quiet", "--evaluate", f"sleep 0.1; {SIZE}", "--json"]
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-m", "surgeon", *words, "--seed", seed],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for seed in "12"
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120) for process in begun]
+    assert [process.returncode for process in begun] == [0, 0], said
+    found = [json.loads(out) for out, _ in said]
+    assert all(12 <= len(one["trials"]) <= 13 for one in found)
+    assert json.loads(Path("best.json").read_text())["vars"] == found[0]["variables"]
+
+
 @pytest.mark.slow
 def test_an_interrupt_ends_the_search_and_keeps_what_was_done(folder: Path) -> None:
-    command = "if [ $(ls scratch | wc -l) -gt 5 ]; then sleep 60; fi; touch scratch/$$; " + SIZE
+    count = "$(ls scratch | grep -vc surgeon)"
+    command = f"if [ {count} -gt 4 ]; then sleep 60; fi; touch scratch/$$; {SIZE}"
     words = ["search", "recipe.json", "in.safetensors", "--vary", "rows=1:9:int", "-o", "best.json"]
     environ = {**os.environ, "TMPDIR": str(folder / "scratch"), "PYTHONUNBUFFERED": "1"}
     begun = subprocess.Popen(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
@@ -92,6 +92,11 @@ Models = Annotated[
     {"items": {**_ADAPTED, "type": ["string", "object"]}, "minItems": 1},
 ]
 MergeTarget = Annotated[Target, "the tensors to merge; the rest stays as it is"]
+Base = Annotated[
+    str | None,
+    "the model that is the base model; default the state, which has no part where one is named",
+    {"minLength": 1},
+]
 Into = Annotated[
     str | None,
     "keep the result as a model of this name instead of replacing the base model",
@@ -102,7 +107,7 @@ Into = Annotated[
 def merge(
     *,
     example: Mapping[str, Any],
-    paper: str,
+    paper: str | None,
     models: int | tuple[int, int | None] | None = None,
     prepare: Prepare | None = None,
 ) -> Callable[[Maker], Maker]:
@@ -188,6 +193,7 @@ def _merge(
     *,
     models: Models,
     target: MergeTarget = "**",
+    base: Base = None,
     into: Into = None,
     missing: Missing = "error",
     integers: Integers = "first",
@@ -196,32 +202,33 @@ def _merge(
 ) -> None:
     """Replace the target's tensors by merged ones, or keep them as a model."""
     own = dict(draft.models)
-    others = list(draft.models) if models == "*" else [_folded(draft, entry) for entry in models]
-    _check_models(draft, others, expected)
-    selected = draft.select(target)
-    for model in (draft.tensors, *(draft.model(other) for other in others)):
+    on = draft if base is None else _with_base(draft, base, target)
+    everyone = [name for name in draft.models if name != base]
+    others = everyone if models == "*" else [_folded(on, entry) for entry in models]
+    _check_models(on, others, expected)
+    selected = on.select(target)
+    for model in (on.tensors, *(on.model(other) for other in others)):
         require_numbers(model, [name for name in selected if name in model])
         if is_adapter(model):
             raise PlanError(
                 "adapters are no models: A and B apart are no task vectors; lora_combine makes one "
                 'of several, and {"model": ..., "adapter": ...} a model of one'
             )
-    names = common_names(draft, others, target, missing)
-    resolver = _Resolver(draft, declared, parameters, len(others))
+    names = common_names(on, others, target, missing)
+    resolver = _Resolver(on, declared, parameters, len(others))
     theirs = [
-        prepare(draft, names, other, parameters) if prepare else draft.model(other)
-        for other in others
+        prepare(on, names, other, parameters) if prepare else on.model(other) for other in others
     ]
     merged: Tensors = {}
     made: dict[tuple[Any, ...], LazyTensor] = {}
     for name in names:
-        tensors = (draft[name], *(model[name] for model in theirs))
+        tensors = (on[name], *(model[name] for model in theirs))
         auxiliary = resolver.auxiliary(name)
         values = resolver.values(name)
         # Tied names stay tied where all operands, and what is asked for them, agree.
         key = (*map(id, tensors), *map(id, auxiliary), repr(values))
         if key not in made:
-            labels = [None, *others, *(resolver.auxiliary_models if auxiliary else ())]
+            labels = [base, *others, *(resolver.auxiliary_models if auxiliary else ())]
             about = {
                 parameter_name(word): value
                 for word, value in {**declared.defaults, **values}.items()
@@ -233,11 +240,32 @@ def _merge(
                 values[declared.at] = TensorContext(
                     name, tensors[0].spec.shape, streams, bool(auxiliary)
                 )
-            made[key] = operands.tensor(draft, partial(maker, **values))
+            made[key] = operands.tensor(on, partial(maker, **values))
         merged[name] = made[key]
     resolver.report_without_auxiliary()
     draft.models = own
     _put(draft, merged, into)
+
+
+def _with_base(draft: Draft, base: str, target: str | list[str]) -> Draft:
+    """Return a draft with a model's tensors in the place of the state's; notes and checks are ours.
+
+    Raises PlanError where the model lacks one of the target, or has it otherwise.
+    """
+    tensors = draft.model(base)
+    names = draft.select(target)
+    problems = [
+        f"'{name}' is not in model '{base}', which is the base"
+        if name not in tensors
+        else f"'{name}' is {draft.spec(name)} here but {tensors[name].spec} in model '{base}', "
+        "which is the base"
+        for name in names
+        if name not in tensors or tensors[name].spec != draft.spec(name)
+    ]
+    if problems:
+        raise PlanError(*problems)
+    there = {name: tensors[name] for name in draft.tensors if name in tensors}
+    return replace(draft, tensors=there)
 
 
 def _folded(draft: Draft, entry: str | dict[str, Any]) -> str:

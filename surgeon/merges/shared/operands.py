@@ -113,7 +113,7 @@ def _alike(here: Any, there: Any) -> bool:
 
 @dataclass(frozen=True)
 class Merged:
-    """The operands of one name, their models (None: the base model), what to do about oddities."""
+    """The operands of one name, their models (None: the state), what to do about oddities."""
 
     name: str
     tensors: tuple[LazyTensor, ...]
@@ -133,7 +133,7 @@ class Merged:
             return Blockwise(spec, _largest, self.tensors)
         # Complex values and formats that are only copied have no policy: they must agree.
         policy = self.integers if kind in ("int", "bool") else "error"
-        others = [model for model in self.models if model]
+        others = [model for model in self.models[1 : len(self.tensors)] if model]
         draft.check(partial(_agreement, self.name, self.tensors, others, policy))
         return self.tensors[0]
 
