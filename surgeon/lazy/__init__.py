@@ -29,6 +29,7 @@ from surgeon.lazy.blockwise import (
 )
 from surgeon.lazy.evaluate import Form
 from surgeon.lazy.joined import Joined, Selected
+from surgeon.lazy.made import makers, regions_made_by
 from surgeon.lazy.product import Product, is_product
 from surgeon.lazy.rearranged import Rearranged
 from surgeon.lazy.recoded import Recoded, is_recoded, moved_from
@@ -75,7 +76,9 @@ __all__ = [
     "is_product",
     "is_recoded",
     "is_stored",
+    "makers",
     "moved_from",
+    "regions_made_by",
     "rounded",
     "step_of",
     "stored_blocks",

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from surgeon.base.regions import spelled
 from surgeon.draft import Draft, Tensors
-from surgeon.formats.files import InMemory
-from surgeon.lazy import Fresh, LazyTensor, Sharded, Stored, TensorSpec, transplanted, walk
+from surgeon.lazy import LazyTensor, Sharded, makers, regions_made_by, walk
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -99,24 +95,15 @@ def _in_result(name: str, tensor: LazyTensor, changes: Changes) -> Changes:
     made = [change.step for change in changes[:-1] if change.new]
     if not made:
         return changes
-    makers = {form.stream.step for form in walk(tensor) if isinstance(form, Fresh)}
+    known = makers(tensor)
 
     def found(change: Change) -> tuple[str, ...]:
-        if change.step not in made or change.step not in makers:
+        if change.step not in made or change.step not in known:
             return change.new
-        # What other steps made is not new here.
-        alone = transplanted(tensor, lambda form: (
-            form if isinstance(form, Fresh) and form.stream.step == change.step
-            else _old(form.spec)))  # fmt: skip
-        regions = alone.new_regions()
+        regions = regions_made_by(change.step, tensor)
         return tuple(spelled(name, region, tensor.spec.shape) for region in regions) or change.new
 
     return tuple(change._replace(new=found(change)) if change.new else change for change in changes)
-
-
-def _old(spec: TensorSpec) -> LazyTensor:
-    """Return a tensor that nothing of is new; nobody reads it."""
-    return Stored(InMemory(Path("<old>"), np.empty(0, np.uint8)), 0, spec)
 
 
 class _Step:

@@ -185,7 +185,7 @@ def test_failure_leaves_the_old_output_and_no_debris(
 @pytest.mark.parametrize("force", [True, False])
 def test_kernel_that_fails_halfway_leaves_nothing(big, monkeypatch, workers, force):
     error = PlanError("the kernel failed")
-    fail(monkeypatch, lazy.Blockwise, "elements", 5, error)
+    fail(monkeypatch, lazy.Blockwise, "elements", 2, error)
     with pytest.raises(PlanError, match="the kernel failed"):
         big.operate(AVERAGE, options=Options(workers=workers), force=force)
     assert sorted(path.name for path in big.folder.iterdir()) == [
