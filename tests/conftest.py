@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.network import Bench, example_bench
@@ -13,6 +14,9 @@ from tests.network import Bench, example_bench
 # Machines are busy: how long an example takes says nothing of it.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# The runs beside this one have the other cores; threads that wait for each other take the most.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

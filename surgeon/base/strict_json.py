@@ -135,7 +135,10 @@ def _require_shallow(text: bytes, deepest: int) -> None:
     for _ in range(deepest):
         if not brackets:
             return
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        fewer = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if len(fewer) == len(brackets):
+            break
+        brackets = fewer
     if brackets and _is_deeper(text, deepest):
         raise ValueError("nested too deeply")
 

@@ -31,12 +31,9 @@ def dequantized(bench, tensors, dtype="float32", config=None, target="**"):
 
 
 def spread(scale, shape, block):
-    """Each element's scale, one by one."""
-    made = torch.empty(shape)
-    for index in product(*map(range, shape)):
-        *stack, row, column = index
-        made[index] = scale[(*stack, row // block[0], column // block[1])]
-    return made
+    """Each element's scale."""
+    rows = scale.repeat_interleave(block[0], -2)
+    return rows.repeat_interleave(block[1], -1)[..., : shape[-2], : shape[-1]]
 
 
 @pytest.mark.parametrize("suffix", ["weight_scale_inv", "weight_scale"])
