@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,56 +18,22 @@ from surgeon.base.tables import shown
 from surgeon.cli import completion
 from surgeon.cli.group import command, print_document, print_path, print_text, say
 from surgeon.cli.options import (
-    allow_code_option,
-    carry_option,
-    force_any_option,
-    force_option,
+    job_options,
     json_option,
-    model_option,
-    optimizer_option,
-    optimizer_order_option,
-    output_option,
+    output_options,
     set_option,
     size,
 )
 
 if TYPE_CHECKING:
-    from surgeon.model_folder.carried import Carry
-    from surgeon.output.opened import Opened
-
-
-@contextmanager
-def _planned(
-    recipe: str, source: str, extra: Sequence[str], named: Mapping[str, str],
-    variables: Mapping[str, Any], optimizer: str | None, optimizer_order: str | None, *,
-    allow_code: bool, carry: Carry,
-) -> Iterator[Opened]:  # fmt: skip
-    from surgeon.recipe import load
-    from surgeon.recipe.locations import bind_models
-    from surgeon.surgery import opened
-
-    loaded = load(recipe, variables)
-    locations = bind_models(loaded, extra, named)
-    with opened(
-        loaded, source, locations, optimizer, optimizer_order=optimizer_order,
-        allow_code=allow_code, carry_files=carry,
-    ) as made:  # fmt: skip
-        yield made
+    from surgeon.library.running import Job
+    from surgeon.output.checksums import Algorithm
 
 
 @command("apply", "surgeon apply grow.json model.pt grown.safetensors --set rows=1")
-@click.argument("recipe", shell_complete=completion.recipe)
-@click.argument("source", metavar="INPUT", shell_complete=completion.file)
+@job_options
 @click.argument("paths", metavar="[MODEL]... OUTPUT", nargs=-1, shell_complete=completion.file)
-@output_option
-@model_option
-@set_option
-@optimizer_option
-@optimizer_order_option
-@allow_code_option
-@force_option
-@force_any_option
-@carry_option
+@output_options
 @click.option(
     "--link", is_flag=True,
     help="Into a folder: share the input's shards that nothing touches (reflinks, else hard links)",
@@ -85,76 +52,56 @@ def _planned(
     help="Use fewer workers where they would need more scratch, such as 512MB.",
 )  # fmt: skip
 def _apply(
-    recipe: str, source: str, paths: Sequence[str], output: Path | None, named: dict[str, str],
-    variables: dict[str, Any], optimizer: str | None,
-    optimizer_order: str | None, allow_code: bool, force: bool, force_any: bool, carry: Carry,
-    link: bool, as_json: bool, quiet: bool, checksums: Literal["crc32", "sha256", "none"],
-    workers: int | None, max_memory: int | None,
+    job: Job, paths: Sequence[str], output: Path | None, force: bool, force_any: bool, link: bool,
+    as_json: bool, quiet: bool, checksums: Algorithm, workers: int | None, max_memory: int | None,
 ) -> None:  # fmt: skip
     """Apply RECIPE to the checkpoint INPUT and write OUTPUT with its manifest.
 
     OUTPUT is a .safetensors file, or else a model folder. MODELs fill the models that the recipe
     leaves open, in order. With -o, no path but that is the output.
     """
-    import time
-
+    from surgeon.library.running import applied
     from surgeon.output import report
-    from surgeon.output.execute import Options
-    from surgeon.output.memory import workers_within
-    from surgeon.output.workers import default_workers
-    from surgeon.surgery import write
 
-    models, target = _models_and_output(source, paths, output)
-    began = time.monotonic()
-    forgotten = "" if output else _forgotten(recipe, source, models, target)
+    models, target = _models_and_output(job, paths, output)
+    job = replace(job, models=models)
     with (
-        _hinting(target, forgotten),
-        _planned(
-            recipe,
-            source,
-            models,
-            named,
-            variables,
-            optimizer,
-            optimizer_order,
-            allow_code=allow_code,
-            carry=carry,
-        ) as opened,
+        _hinting(target, "" if output else _forgotten(job, models, target)),
+        job.opened() as opened,
     ):
-        count = workers or default_workers()
-        if max_memory is not None:
-            count = workers_within(max_memory, opened.written_tensors, count)
         total = report.written_bytes(opened.written_tensors)
         with _progress(total, silent=quiet) as progress:
-            options = Options(count, checksums, progress)
-            result = write(opened, target, options, force=force, force_any=force_any, link=link)
-        if not quiet:
-            say(report.applied(result, time.monotonic() - began))
-        if as_json:
-            print_document("apply", report.applied_as_json(result))
-        else:
-            print_path(result.output)
-            print_path(result.manifest)
+            found = applied(
+                opened, target, force=force, force_any=force_any, link=link, workers=workers,
+                max_memory=max_memory, checksums=checksums, progress=progress,
+            )  # fmt: skip
+    if not quiet:
+        say(found.text.splitlines())
+    if as_json:
+        print_document("apply", found.as_json())
+    else:
+        print_path(found.output)
+        print_path(found.manifest)
 
 
 def _models_and_output(
-    source: str, paths: Sequence[str], output: Path | None
+    job: Job, paths: Sequence[str], output: Path | None
 ) -> tuple[Sequence[str], Path]:
     """Tell the output from the models; raises UsageError where it can only have been forgotten."""
     if output is not None:
         return paths, output
     if not paths:
-        raise UsageError(f"OUTPUT is missing: after the input {source}, or as -o OUTPUT")
+        raise UsageError(f"OUTPUT is missing: after the input {job.input!s}, or as -o OUTPUT")
     return paths[:-1], Path(paths[-1])
 
 
-def _forgotten(recipe: str, source: str, models: Sequence[str], target: Path) -> str:
+def _forgotten(job: Job, models: Sequence[str], target: Path) -> str:
     """Say what the last path was taken for, where it may have been meant as an input."""
     if not os.path.lexists(target):
         return ""
-    inputs = " and ".join((source, *models))
+    inputs = " and ".join((str(job.input), *models))
     return (
-        f"the last path is OUTPUT, so {recipe} of {inputs} would be written into {target}; "
+        f"the last path is OUTPUT, so {job.recipe} of {inputs} would be written into {target}; "
         "-o OUTPUT names the output apart, and every other path is an input"
     )
 
@@ -184,49 +131,28 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 
 
 @command("plan", "surgeon plan grow.json model.pt --set rows=1")
-@click.argument("recipe", shell_complete=completion.recipe)
-@click.argument("source", metavar="INPUT", shell_complete=completion.file)
+@job_options
 @click.argument("models", metavar="[MODEL]...", nargs=-1, shell_complete=completion.file)
-@output_option
-@force_option
-@force_any_option
-@carry_option
-@model_option
-@set_option
-@optimizer_option
-@optimizer_order_option
-@allow_code_option
+@output_options
 @json_option
 def _plan(
-    recipe: str, source: str, models: Sequence[str], output: Path | None, force: bool,
-    force_any: bool, carry: Carry, named: dict[str, str], variables: dict[str, Any],
-    optimizer: str | None, optimizer_order: str | None, allow_code: bool, as_json: bool,
+    job: Job, models: Sequence[str], output: Path | None, force: bool, force_any: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Say what RECIPE would make of INPUT; reads no tensor data.
 
     With -o OUTPUT, finds everything that `apply` would refuse. Without it, one file is assumed, or
     a model folder where the recipe's `output` is for one only.
     """
-    from surgeon.output import report
-    from surgeon.surgery import output_plan
+    from surgeon.library.running import planned
 
-    with _planned(
-        recipe,
-        source,
-        models,
-        named,
-        variables,
-        optimizer,
-        optimizer_order,
-        allow_code=allow_code,
-        carry=carry,
-    ) as opened:
-        plan = output_plan(opened, output, force=force, force_any=force_any)
+    with replace(job, models=models).opened() as opened:
+        found = planned(opened, output, force=force, force_any=force_any, link=False)
         if as_json:
-            print_document("plan", report.planned_as_json(plan))
+            print_document("plan", found.as_json())
         else:
             say([f"note: {note}" for note in opened.notes])
-            print_text(report.planned(plan))
+            print_text(found.text)
 
 
 @command("validate", "surgeon validate grow.json --set layer=fc")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from surgeon.base.errors import UsageError
 from surgeon.cli import completion
+
+if TYPE_CHECKING:
+    from surgeon.model_folder.carried import Carry
 
 
 def pairs(
@@ -104,3 +108,42 @@ allow_code_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document, on failure too."
 )
+
+
+def job_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Take RECIPE, INPUT and all that says how they are read, as one `job`."""
+
+    @wraps(function)
+    def with_job(
+        recipe: str, source: str, named: Mapping[str, str], variables: Mapping[str, Any],
+        optimizer: str | None, optimizer_order: str | None, allow_code: bool, carry: Carry,
+        **others: Any,
+    ) -> None:  # fmt: skip
+        from surgeon.library.running import Job
+
+        job = Job(recipe, source, (), named, variables, optimizer, optimizer_order,
+                  allow_code=allow_code, carry=carry)  # fmt: skip
+        function(job=job, **others)
+
+    return _with(
+        with_job,
+        click.argument("recipe", shell_complete=completion.recipe),
+        click.argument("source", metavar="INPUT", shell_complete=completion.file),
+        model_option,
+        set_option,
+        optimizer_option,
+        optimizer_order_option,
+        allow_code_option,
+        carry_option,
+    )
+
+
+def output_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Take where the output goes, and what it may replace."""
+    return _with(function, output_option, force_option, force_any_option)
+
+
+def _with(function: Callable[..., None], *options: Callable[..., Any]) -> Callable[..., None]:
+    for option in reversed(options):
+        function = option(function)
+    return function

@@ -6,14 +6,18 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 from surgeon import surgery
 from surgeon.base.errors import PlanError, UsageError
 from surgeon.base.units import parse_size
 from surgeon.library.answers import Applied, Planned
+from surgeon.model_folder.carried import Carry
 from surgeon.output import report
+from surgeon.output.checksums import Algorithm
 from surgeon.output.execute import Options
 from surgeon.output.memory import workers_within
 from surgeon.output.opened import Opened
@@ -24,6 +28,7 @@ from surgeon.recipe.locations import bind_models
 Location = str | os.PathLike[str]
 # By the names that the recipe has for them, or in the order in which it leaves them open.
 Models = Mapping[str, Location] | Sequence[Location] | Location
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def plan(
@@ -36,7 +41,9 @@ def plan(
     optimizer: Location | None = None,
     optimizer_order: Location | None = None,
     allow_code: bool = False,
+    carry: Carry = "small",
     force: bool = False,
+    force_any: bool = False,
     link: bool = False,
 ) -> Planned:
     """Say what a recipe would make of an input; reads no tensor data.
@@ -44,12 +51,10 @@ def plan(
     With `output`, whatever `apply` would refuse raises SurgeonError here. The options are those of
     `apply`.
     """
-    with _opened(
-        recipe, input, models, vars, optimizer, optimizer_order, allow_code=allow_code
-    ) as opened:
-        target = None if output is None else Path(output)
-        made = surgery.output_plan(opened, target, force=force, link=link)
-        return Planned(report.planned(made), **report.planned_as_json(made))
+    job = Job(recipe, input, models, _NOTHING, vars or {}, optimizer, optimizer_order,
+              allow_code=allow_code, carry=carry)  # fmt: skip
+    with job.opened() as opened:
+        return planned(opened, output, force=force, force_any=force_any, link=link)
 
 
 def apply(
@@ -62,70 +67,115 @@ def apply(
     optimizer: Location | None = None,
     optimizer_order: Location | None = None,
     allow_code: bool = False,
+    carry: Carry = "small",
     force: bool = False,
+    force_any: bool = False,
     link: bool = False,
     workers: int | None = None,
     max_memory: int | str | None = None,
-    checksums: Literal["crc32", "sha256", "none"] = "crc32",
+    checksums: Algorithm = "crc32",
     progress: Callable[[int], None] | None = None,
 ) -> Applied:
     """Apply a recipe to a checkpoint; writes the output and its manifest, or nothing.
 
     `output` is a .safetensors file, or else a model folder. `optimizer` is where the state is that
     goes through the same surgery; "none" leaves one behind that the input holds. `force` replaces
-    an output that exists, `link` shares untouched shards with the input, and `allow_code` lets
-    `match` import a module. `optimizer_order` is "strict", or where a JSON list of names is for a
-    state without them. `progress` is told of bytes as they are written.
+    an output that surgeon wrote, `force_any` any that nothing reads; `carry` says which other files
+    of the input a folder gets ("none", "small", "all"), `link` shares untouched shards with it, and
+    `allow_code` lets `match` import a module. `optimizer_order` is "strict", or where a JSON list
+    of names is for a state without them. `progress` is told of bytes as they are written.
     """
+    job = Job(recipe, input, models, _NOTHING, vars or {}, optimizer, optimizer_order,
+              allow_code=allow_code, carry=carry)  # fmt: skip
+    with job.opened() as opened:
+        return applied(
+            opened, output, force=force, force_any=force_any, link=link, workers=workers,
+            max_memory=max_memory, checksums=checksums, progress=progress,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe, and everything that it is to be run on."""
+
+    recipe: RecipeLike
+    input: Location
+    models: Models
+    named: Mapping[str, Location]
+    variables: Mapping[str, Any]
+    optimizer: Location | None
+    optimizer_order: Location | None
+    allow_code: bool
+    carry: Carry
+
+    @contextmanager
+    def opened(self) -> Iterator[Opened]:
+        """Open all checkpoints and plan; reads headers only."""
+        loaded = Recipe.load(self.recipe, self.variables)
+        state, order = (
+            None if path is None else os.fspath(path)
+            for path in (self.optimizer, self.optimizer_order)
+        )
+        with (
+            telling_of_depth(),
+            surgery.opened(
+                loaded, os.fspath(self.input), bound(loaded, self.models, self.named), state,
+                optimizer_order=order, allow_code=self.allow_code, carry_files=self.carry,
+            ) as opened,
+        ):  # fmt: skip
+            yield opened
+
+
+def planned(
+    opened: Opened, output: Location | None, *, force: bool, force_any: bool, link: bool
+) -> Planned:
+    """Say what a job would write."""
+    target = None if output is None else Path(output)
+    made = surgery.output_plan(opened, target, force=force, force_any=force_any, link=link)
+    return Planned(report.planned(made), **report.planned_as_json(made))
+
+
+def applied(
+    opened: Opened,
+    output: Location,
+    *,
+    force: bool,
+    force_any: bool,
+    link: bool,
+    workers: int | None,
+    max_memory: int | str | None,
+    checksums: Algorithm,
+    progress: Callable[[int], None] | None,
+) -> Applied:
+    """Write the output of a job."""
     if workers is not None and workers < 1:
         raise UsageError(f"workers: {workers} is not 1 or more")
     if checksums not in ("crc32", "sha256", "none"):
         raise UsageError(f"checksums: '{checksums}' is none of crc32, sha256, none")
     began = time.monotonic()
-    with _opened(
-        recipe, input, models, vars, optimizer, optimizer_order, allow_code=allow_code
-    ) as opened:
-        count = workers or default_workers()
-        if max_memory is not None:
-            most = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
-            count = workers_within(most, opened.written_tensors, count)
-        options = Options(count, checksums, progress)
-        result = surgery.write(opened, Path(output), options, force=force, link=link)
-        said = report.applied(result, time.monotonic() - began)
-        document = report.applied_as_json(result)
+    count = workers or default_workers()
+    if max_memory is not None:
+        most = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
+        count = workers_within(most, opened.written_tensors, count)
+    options = Options(count, checksums, progress)
+    result = surgery.write(
+        opened, Path(output), options, force=force, force_any=force_any, link=link
+    )
+    said = report.applied(result, time.monotonic() - began)
     places = {"output": result.output, "manifest": result.manifest}
-    return Applied("\n".join(said), **{**document, **places})
+    return Applied("\n".join(said), **{**report.applied_as_json(result), **places})
 
 
-@contextmanager
-def _opened(
-    recipe: RecipeLike,
-    input: Location,
-    models: Models,
-    variables: Mapping[str, Any] | None,
-    optimizer: Location | None,
-    order: Location | None,
-    *,
-    allow_code: bool,
-) -> Iterator[Opened]:
-    loaded = Recipe.load(recipe, variables)
-    state, names = (None if path is None else os.fspath(path) for path in (optimizer, order))
-    with (
-        telling_of_depth(),
-        surgery.opened(
-            loaded, os.fspath(input), bound(loaded, models), state,
-            optimizer_order=names, allow_code=allow_code,
-        ) as opened,
-    ):  # fmt: skip
-        yield opened
-
-
-def bound(recipe: Recipe, models: Models) -> dict[str, str]:
+def bound(
+    recipe: Recipe, models: Models, named: Mapping[str, Location] = _NOTHING
+) -> dict[str, str]:
     """Return where each model of a recipe is; raises UsageError where one is missing."""
+    by_name = {name: os.fspath(path) for name, path in named.items()}
     if isinstance(models, Mapping):
-        return bind_models(recipe, (), {name: os.fspath(path) for name, path in models.items()})
+        by_name |= {name: os.fspath(path) for name, path in models.items()}
+        return bind_models(recipe, (), by_name)
     several = [models] if isinstance(models, str | os.PathLike) else models
-    return bind_models(recipe, [os.fspath(path) for path in several], {})
+    return bind_models(recipe, [os.fspath(path) for path in several], by_name)
 
 
 @contextmanager
