@@ -19,7 +19,11 @@ _UNWRITABLE = 5
 _SIGNALLED = 128
 INTERRUPTED = _SIGNALLED + 2  # SIGINT
 _PIPE_CLOSED = _SIGNALLED + 13  # SIGPIPE
-_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_WORDS = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "hung up",  # the terminal, or the connection to it, went away
+}
 
 
 class Signalled(KeyboardInterrupt):

@@ -77,9 +77,12 @@ class InputFile:
         is_same = (status.st_size, status.st_mtime_ns) == (self.size_bytes, self._modified)
         if is_same and (not self._again or (status.st_dev, status.st_ino) == self._identity):
             return
+        sizes = f"it had {self.size_bytes} bytes, and has {status.st_size}"
+        if status.st_size == self.size_bytes:
+            sizes = "its bytes, or when they were written, are others than before"
         raise CheckpointError(
-            f"{self.path}: was changed while it was read: it had {self.size_bytes} bytes, and has "
-            f"{status.st_size}; run again once nothing writes to it"
+            f"{self.path}: was changed while it was read: {sizes}; run again once nothing writes "
+            "to it"
         )
 
     def read_into(self, offset: int, buffer: memoryview) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_UNFINISHED, _REPLACED = ".surgeon-unfinished", ".surgeon-replaced"
 # What file systems without locks answer; EBADF is NFS's for a folder.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
 # What file systems answer that do not flush folders.
@@ -19,12 +20,17 @@ _NO_FLUSHING = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 def temporary_beside(path: Path) -> Path:
     """Return where an output is written before it is complete, and its predecessor goes."""
-    return path.with_name(f".{path.name}.surgeon-unfinished")
+    return path.with_name(f".{path.name}{_UNFINISHED}")
 
 
 def aside_of(path: Path) -> Path:
     """Return where a predecessor lies for a moment where two names cannot change in one step."""
-    return path.with_name(f".{path.name}.surgeon-replaced")
+    return path.with_name(f".{path.name}{_REPLACED}")
+
+
+def is_remains(path: Path) -> bool:
+    """Say whether a name is one that `temporary_beside` or `aside_of` gives."""
+    return path.name.startswith(".") and path.name.endswith((_UNFINISHED, _REPLACED))
 
 
 def flush(path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from surgeon.base.errors import SurgeonError, UsageError
 from surgeon.formats import Checkpoint
+from surgeon.formats.swapping import is_remains
 from surgeon.manifest.model import Manifest, read
 from surgeon.manifest.names import manifest_of, optimizer_of
 from surgeon.output.opened import Opened
@@ -27,6 +28,8 @@ def require_apart(path: Path, opened: Opened) -> None:
     """
     if path.name in ("", ".."):
         raise UsageError(f"'{path}': is no name for an output; name a file or a folder")
+    if is_remains(path):
+        raise UsageError(f"{path}: is a name of what a killed run leaves, which goes; name another")
     real, source = real_path(path), real_path(opened.input.path)
     is_folder = path.suffix != ".safetensors"
     entries = (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -40,6 +42,20 @@ def keep(old: Path, new: Path, ours: Collection[str]) -> None:
             if not (new / parent).is_dir():
                 _like(old / parent, new / parent)
         _keep_one(old / name, new / name)
+
+
+def keep_rights(old: Path, new: int | Path) -> None:
+    """Let others do with what replaces a file or a folder what they could do with that.
+
+    The owner's rights are the umask's. What has other names too, such as a linked shard, is left.
+    """
+    with suppress(OSError):  # there is no old one, or the file system knows no rights
+        found, made = old.stat(), os.stat(new)  # noqa: PTH116 (it may be a descriptor)
+        if stat.S_IFMT(found.st_mode) == stat.S_IFMT(made.st_mode) and (
+            made.st_nlink == 1 or stat.S_ISDIR(made.st_mode)
+        ):
+            mode = made.st_mode & 0o700 | found.st_mode & 0o077
+            os.chmod(new, mode)  # noqa: PTH101 (it may be a descriptor)
 
 
 def _keep_one(old: Path, new: Path) -> None:

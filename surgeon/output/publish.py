@@ -23,7 +23,7 @@ from surgeon.base.errors import WriteError
 from surgeon.formats.files import InputFile
 from surgeon.formats.remains import places_of
 from surgeon.formats.swapping import flush, mend, swap, temporary_beside
-from surgeon.output.keeping import keep
+from surgeon.output.keeping import keep, keep_rights
 from surgeon.output.temporaries import empty, hold, locked, open_file, open_folder, require_ours
 
 _FICLONE = 0x40049409
@@ -121,9 +121,11 @@ class _Files:
 
         Everything is flushed before; where a swap fails, those before it are undone.
         """
-        for _, written in self._written:
-            os.fsync(written)
         weights, *others = self._written
+        for place, written in self._written:
+            # A manifest or a state that is new is as private as the weights are.
+            keep_rights(place if place.exists() else weights[0], written)
+            os.fsync(written)
         places: list[tuple[Path, int | None]] = [*reversed(others), weights]
         if obsolete and os.path.lexists(obsolete):
             places.insert(-1, (Path(os.path.realpath(obsolete)), None))
@@ -284,7 +286,9 @@ def _folder(path: Path, replaced: Collection[str]) -> Iterator[_Folder]:
     def publish() -> None:
         nonlocal is_stuck
         for item in temporary.rglob("*"):
+            keep_rights(path / item.relative_to(temporary), item)
             flush(item)
+        keep_rights(path, temporary)
         if path.exists():
             keep(path, temporary, replaced)
             hold(path, stack)

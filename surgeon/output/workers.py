@@ -72,7 +72,15 @@ def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> 
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import active_children
 
-    pool = _pool(work, items, workers)
+    others = set(active_children())  # of a program that uses the library
+    try:
+        pool = _pool(work, items, workers)
+    except (OSError, RuntimeError):  # the system gives no more processes, threads or memory
+        for child in set(active_children()) - others:
+            child.kill()  # it would wait for work, and Python's end for it
+            child.join()
+        yield from map(work, items)
+        return
     if pool is None:
         yield from _threaded(work, items, workers)
         return
@@ -81,7 +89,7 @@ def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> 
     except BrokenProcessPool:
         raise WriteError("a worker was killed; --workers 1 takes the least memory") from None
     except BaseException:
-        for child in active_children():
+        for child in set(active_children()) - others:
             child.terminate()
         raise
     finally:

@@ -137,6 +137,27 @@ def test_modes_are_those_that_the_umask_gives(example, umask, kind):
         assert stat.S_IMODE(path.stat().st_mode) == full & ~umask
 
 
+def modes(*paths):
+    return [stat.S_IMODE(path.stat().st_mode) for path in paths]
+
+
+def test_private_files_stay_private_where_they_are_replaced(example):
+    example.input.chmod(0o600)
+    made = example.operate(to=example.input, force=True).path
+    assert modes(made, made.with_suffix(".manifest.json")) == [0o600, 0o600]
+    made.chmod(0o640)
+    example.operate(to=made, force=True)
+    assert modes(made, made.with_suffix(".manifest.json")) == [0o640, 0o600]
+
+
+def test_private_folders_stay_private_where_they_are_replaced(example):
+    made = example.operate(to=example.folder / "model").path
+    (made / "model.safetensors").chmod(0o600)
+    made.chmod(0o700)
+    example.operate(to=made, force=True)
+    assert modes(made, made / "model.safetensors") == [0o700, 0o600]
+
+
 def test_link_is_followed_and_stays_a_link(example):
     real = example.folder / "real.safetensors"
     real.write_bytes(b"old")

@@ -54,6 +54,13 @@ def test_a_path_without_a_name_is_refused(example, monkeypatch, place):
     assert listing(example.folder).keys() - before.keys() == {"recipe.json"}
 
 
+@pytest.mark.parametrize("name", [".m.surgeon-unfinished", ".m.safetensors.surgeon-replaced"])
+def test_a_name_that_a_later_run_would_clear_is_refused(example, name):
+    with pytest.raises(UsageError, match="is a name of what a killed run leaves"):
+        example.operate(STEP, to=example.folder / name, force_any=True)
+    assert not (example.folder / name).exists()
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +36,33 @@ def test_threads_work_where_there_are_no_semaphores(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
     found = list(parallel_map(lambda item: (item, os.getpid()), range(20), 2))
     assert found == [(item, os.getpid()) for item in range(20)]
+
+
+def test_work_is_done_where_no_worker_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With little address space, processes are forked, and no thread looks after them."""
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    other.start()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("threading.Thread.start", refuse)
+        found = list(parallel_map(lambda item: (item, os.getpid()), range(20), 2))
+    assert found == [(item, os.getpid()) for item in range(20)]
+    assert multiprocessing.active_children() == [other]
+    other.kill()
+    other.join()
+
+
+def test_a_failure_ends_no_process_of_the_caller() -> None:
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    other.start()
+    with pytest.raises(ZeroDivisionError):
+        list(parallel_map(lambda item: 1 // item, range(20), 2))
+    assert multiprocessing.active_children() == [other]
+    other.kill()
+    other.join()
 
 
 def test_several_workers_are_several_processes(tmp_path: Path) -> None:
