@@ -76,7 +76,7 @@ def _apply() -> Schema:
 
 
 def _validate() -> Schema:
-    row = _object(file=_TEXT, steps=_COUNT, open=_TEXTS, problems=_TEXTS)
+    row = _object({"notes": _TEXTS}, file=_TEXT, steps=_COUNT, open=_TEXTS, problems=_TEXTS)
     return _object(recipes=_list(row), errors=_ERRORS, exit_code=_COUNT)
 
 

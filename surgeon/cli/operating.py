@@ -168,16 +168,19 @@ def _validate(recipes: Sequence[str], variables: dict[str, Any], as_json: bool) 
     with the values of their `example`, or as they are written.
     """
     from surgeon.recipe import load
+    from surgeon.recipe.several import unchecked
 
     if len(recipes) > 1 or Path(recipes[0]).is_dir():
         _validate_all(recipes, variables, as_json)
         return
     loaded = load(recipes[0], variables)
     if as_json:
-        row = {"file": recipes[0], "steps": len(loaded.steps), "open": [], "problems": []}
+        row = {"file": recipes[0], "steps": len(loaded.steps), "open": [], "problems": [],
+               "notes": unchecked(loaded)}  # fmt: skip
         print_document("validate", {"recipes": [row], "errors": [], "exit_code": 0})
     else:
         count = len(loaded.steps)
+        say([f"note: {note}" for note in unchecked(loaded)])
         print_text(f"{shown(loaded.label)}: valid, {count} step{'' if count == 1 else 's'}")
 
 
@@ -196,6 +199,7 @@ def _validate_all(recipes: Sequence[str], variables: Mapping[str, Any], as_json:
         click.get_current_context().exit(code)
     for row in found:
         if not row.problems:
+            say([f"note: {row.file}: {note}" for note in row.notes])
             print_text(shown(row.text))
     if wrong:
         raise UsageError(*wrong)

@@ -80,6 +80,11 @@ class ScriptWorld(TorchWorld):
     def left(self) -> tuple[str, ...]:
         """Say what is no part of a state_dict; raises ValueError for weights that would be lost."""
         weights = {id(item) for value, _ in self._built for item in _own(value)}
+        if not weights and self._archive.has_constants:
+            raise ValueError(
+                "this is a TorchScript archive without parameters, whose weights are constants of "
+                "its code, as torch.jit.freeze leaves them; save the model before it is frozen"
+            )
         left: list[str] = []
         for value, others in self._built:
             for name, item in others.items():

@@ -52,6 +52,11 @@ class Archive:
         """Say whether torch.jit.save wrote it."""
         return bool(self.code) or "constants.pkl" in self.members
 
+    @property
+    def has_constants(self) -> bool:
+        """Say whether code holds tensors of its own, as frozen modules do."""
+        return any(name.startswith("constants/") for name in self.members)
+
     def read(self, name: str) -> bytes:
         """Return a small member whole, its checksum verified."""
         record = self.members[name]

@@ -55,12 +55,13 @@ def carry(
             order=order,
         )  # fmt: skip
         notes += about
-    if is_needed and state is None:
-        raise PlanError(
-            f"{recipe.label}: training: stage '{first.name}' carries an optimizer's state, "
-            "and there is none; --optimizer FILE says where it is"
-        )
     beside = state_beside(checkpoint.path)
+    if is_needed and state is None:
+        lies = f"none but {beside}, which nobody asked for; --optimizer {beside} takes it along"
+        raise PlanError(
+            f"{recipe.label}: training: stage '{first.name}' carries an optimizer's state, and "
+            f"there is {lies if beside else 'none; --optimizer FILE says where it is'}"
+        )
     if not beside or optimizer is not None or state is not None:
         return Carried(state, tuple(notes), None)
     notes = [*notes, f"{beside} is not carried; --optimizer {beside} does that"]

@@ -93,8 +93,8 @@ def _matched(saved: SavedState, tensors: Tensors, order: Order) -> Matched:
             f"has {len(saved.groups)} groups of parameters without names, and several parameters "
             f"of one shape: which is which cannot be told{_trainers(saved, order)}; {_WITH_NAMES}"
         )
-    if not names and (not order.is_kept or _is_sorted(tensors)):
-        reason = "its names were sorted" if order.is_kept else "only a torch file keeps it"
+    reason = _moved(tensors) if order.is_kept else "only a torch file keeps it"
+    if not names and reason:
         raise PlanError(
             "holds no names, several parameters have one shape, and the input does not have the "
             f"order of the model's parameters ({reason}); {_WITH_NAMES}"
@@ -136,12 +136,29 @@ def _trainers(saved: SavedState, order: Order) -> str:
     )
 
 
-def _is_sorted(tensors: Tensors) -> bool:
-    """Say whether names were sorted: torch's layers have their weight before their bias."""
+def _moved(tensors: Tensors) -> str:
+    """Say by what names show that they are not in the order of a model; empty where nothing does.
+
+    torch's layers have their weight before their bias, and containers number what they hold in
+    its order; as words, 10 comes before 2.
+    """
     names = list(tensors)
     biases = [name for name in names if name.rpartition(".")[2] == "bias"]
     has_weight = any(f"{name.removesuffix('bias')}weight" in tensors for name in biases)
-    return has_weight and names == sorted(names)
+    if has_weight and names == sorted(names):
+        return "its names were sorted"
+    last: dict[tuple[str, ...], int] = {}
+    for name in names:
+        segments = tuple(name.split("."))
+        for place, segment in enumerate(segments):
+            if segment.isdecimal():
+                number = int(segment)
+                before = last.setdefault(segments[:place], number)
+                if number < before:
+                    where = ".".join((*segments[:place], ""))
+                    return f"it has '{where}{before}' before '{where}{number}'"
+                last[segments[:place]] = number
+    return ""
 
 
 def fits(saved: SavedState, tensors: Tensors) -> bool:

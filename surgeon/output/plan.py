@@ -23,7 +23,10 @@ from surgeon.output.opened import Opened
 
 DEFAULT_SHARD_SIZE = "5GB"
 # Suffixes of files that surgeon does not write, and that nobody means a folder by.
-_OTHER_FORMATS = {".pt", ".pth", ".ckpt", ".bin", ".gguf", ".npz", ".h5", ".onnx", ".msgpack"}
+_OTHER_FORMATS = {
+    ".pt", ".pth", ".ckpt", ".bin", ".jit", ".pkl", ".pickle", ".npz", ".npy", ".h5", ".hdf5",
+    ".keras", ".onnx", ".gguf", ".msgpack",
+}  # fmt: skip
 # What only a model folder has, among the keys of a recipe's `output`.
 _FOLDER_KEYS = ("shard_size", "config")
 

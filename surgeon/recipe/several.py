@@ -14,8 +14,9 @@ from typing import Any
 
 from surgeon.base.errors import UsageError
 from surgeon.base.ready_made import find, read_json
+from surgeon.recipe import torch_classes
 from surgeon.recipe.editor_schema import recipe_schema
-from surgeon.recipe.recipe import load
+from surgeon.recipe.recipe import Recipe, load
 from surgeon.recipe.validation import problems_of
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
@@ -25,12 +26,16 @@ _FILLED = ("models", "seed", "steps", "training", "output")
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in one file; `open` are variables that a run has to give."""
+    """What was found in one file; `open` are variables that a run has to give.
+
+    `notes` say what only the training run can check.
+    """
 
     file: str
     problems: tuple[str, ...]
     steps: int = 0
     open: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -97,11 +102,17 @@ def _check(
     try:
         if all(name in shown for name in still):
             values = {k: v for k, v in shown.items() if k in declared}
-            return Checked(file, (), len(load(text, values).steps), tuple(still))
+            loaded = load(text, values)
+            return Checked(file, (), len(loaded.steps), tuple(still), unchecked(loaded))
     except UsageError as error:
         return Checked(file, tuple(_named(problem, file) for problem in error.problems))
     wrong = [f"{file}: {problem}" for problem in _problems_as_written(text)]
     return Checked(file, tuple(wrong), len(text.get("steps", ())), tuple(still))
+
+
+def unchecked(recipe: Recipe) -> tuple[str, ...]:
+    """Say which classes of a recipe only the training run can check."""
+    return tuple(torch_classes.notes(recipe.training or {}))
 
 
 def _named(problem: str, file: str) -> str:

@@ -59,6 +59,11 @@ def archive(request, tmp_path_factory):
         return path, torch.jit.load(path).state_dict()
 
 
+def saved(module, path):
+    torch.jit.save(module, path)
+    return path
+
+
 def test_weights_are_those_of_the_state_dict(archive):
     path, expected = archive
     checkpoint = open_checkpoint(str(path))
@@ -86,6 +91,12 @@ def test_packed_weights_are_refused_and_not_lost(tmp_path):
     quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     torch.jit.save(torch.jit.script(quantised), tmp_path / "a.pt")
     assert "which are packed or quantised" in error_of(tmp_path / "a.pt")
+
+
+def test_a_frozen_module_is_refused_as_what_it_is(tmp_path):
+    frozen = torch.jit.freeze(torch.jit.script(nn.Linear(4, 2).eval()))
+    assert not torch.jit.load(saved(frozen, tmp_path / "a.pt")).state_dict()
+    assert "constants of its code, as torch.jit.freeze leaves them" in error_of(tmp_path / "a.pt")
 
 
 @pytest.mark.slow

@@ -167,6 +167,18 @@ def test_a_file_of_other_names_is_refused(tmp_path: Path, names: Any, problem: s
     assert problem in refused(tmp_path, source, None, str(tmp_path / "order.json"))
 
 
+@pytest.mark.parametrize(
+    ("moved", "words"),
+    [(sorted, "it has '11' before '2'"), (reversed, "it has '11' before '10'")],
+)
+def test_numbers_that_do_not_ascend_are_no_order(tmp_path: Path, moved: Any, words: str) -> None:
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(12)))
+    optimizer = stepped(model, model.parameters()).state_dict()
+    state = {name: model.state_dict()[name] for name in moved(model.state_dict())}
+    torch.save({"model": state, "optimizer": optimizer}, tmp_path / "in.pt")
+    assert words in refused(tmp_path, str(tmp_path / "in.pt"))
+
+
 def test_sorted_names_are_no_order(tmp_path: Path) -> None:
     model = twins()
     state = dict(sorted(model.state_dict().items()))

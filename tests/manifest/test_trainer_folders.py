@@ -82,3 +82,10 @@ def test_what_does_not_tell_is_refused(
     trained(tmp_path / "in", groups, **changes)
     state = str(tmp_path / "in" / "optimizer.pt")
     assert words in refused(tmp_path, str(tmp_path / "in"), state, order)
+
+
+def test_a_stage_that_carries_is_told_of_the_state_in_the_folder(tmp_path: Path) -> None:
+    trained(tmp_path / "in", [ORDER])
+    place = tmp_path / "in" / "optimizer.pt"
+    message = refused(tmp_path, str(tmp_path / "in"), None, None)
+    assert f"there is none but {place}, which nobody asked for; --optimizer {place}" in message

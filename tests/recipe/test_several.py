@@ -86,3 +86,15 @@ def test_as_json_every_file_has_its_problems(tmp_path: Path) -> None:
     document = json.loads(found.stdout)
     assert (found.exit_code, document["exit_code"], len(document["errors"])) == (2, 2, 1)
     assert [bool(row["problems"]) for row in document["recipes"]] == [False, True]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_class_that_only_the_training_run_can_check_is_noted(
+    tmp_path: Path, several: bool
+) -> None:
+    training = {"optimizer": {"class": "lion.Lion"}, "stages": [{"name": "a"}]}
+    write(tmp_path / "a.json", steps=[{**STEP, "target": "fc"}], training=training)
+    place = tmp_path if several else tmp_path / "a.json"
+    assert "lion.Lion is none of torch.optim's classes" in validate(place).stderr
+    (row,) = json.loads(validate(place, "--json").stdout)["recipes"]
+    assert row["notes"][0].startswith("lion.Lion is none")
