@@ -180,6 +180,15 @@ def test_names_that_the_input_had_already_are_a_note(folder: Any, bench: Bench) 
                       to=bench.folder / "third")  # fmt: skip
 
 
+def test_placeholders_of_zero_3_are_named(folder: Any, bench: Bench) -> None:
+    folder(LLAMA)
+    name = "model.layers.0.mlp.up_proj.weight"
+    write(bench.folder / "input" / "model.safetensors", llama() | {name: torch.zeros(0)})
+    (note,) = [note for note in notes_of(bench) if "(0,)" in note]
+    assert f"'{name}' is of shape (0,)" in note
+    assert "zero_to_fp32.py" in note
+
+
 # --- Experts --------------------------------------------------------------------------------------
 
 
