@@ -86,6 +86,7 @@ def follow(
         made = followed_generation(generation or {}, rows, case)
         _note_narrowed(case)
         _note_unexplained(case)
+        _note_placeholders(case)
     problems = tuple(dict.fromkeys(f"config.json: {problem}" for problem in case.problems))
     notes = tuple(dict.fromkeys(f"config.json: {note}" for note in case.notes))
     return Followed(case.new, changes_of(config, case.new), notes, problems, made)
@@ -172,6 +173,17 @@ def _note_narrowed(case: Case) -> None:
         )
 
 
+def _note_placeholders(case: Case) -> None:
+    """Name parameters that have no values, in a folder that no class loads therefore."""
+    empty = [name for name, tensor in case.after.items()
+             if tensor.spec.shape == (0,) and name.endswith(("weight", "bias"))]  # fmt: skip
+    if empty:
+        case.notes.append(
+            f"{listed(empty)} is of shape (0,), as DeepSpeed's ZeRO-3 leaves a parameter that "
+            "nothing gathered, and does not load; run zero_to_fp32.py"
+        )
+
+
 def _note_unexplained(case: Case) -> None:
     """Say which new shapes no rule knows the meaning of."""
 
@@ -180,7 +192,9 @@ def _note_unexplained(case: Case) -> None:
         changed = [dim for dim, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
         return len(old) == len(new) and all((name, dim) in case.explained for dim in changed)
 
-    names = [name for name in case.after if name in case.before and not is_explained(name)]
+    names = [name for name in case.after if name in case.before and not is_explained(name)
+             and (0,) not in (case.before[name].spec.shape, case.after[name].spec.shape)
+             ]  # fmt: skip
     if names:
         case.notes.append(
             f"no rule says what the new shape of {listed(names)} means; output.config can state it"

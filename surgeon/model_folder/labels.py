@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from math import prod
+from collections.abc import Sequence
 
-import numpy as np
-
-from surgeon.initialisers.parts import Bound
-from surgeon.lazy import Fresh, LazyTensor, Scratch, Stream, TensorSpec, transplanted
+from surgeon.lazy import LazyTensor
 from surgeon.model_folder.case import LABELS, Case, Json
+from surgeon.model_folder.rows import COPY, UNKNOWN, row_numbers
 from surgeon.model_folder.said import Meaning
-from surgeon.numeric.dtypes import Array
 
 # Where a config names neither labels nor their number, transformers takes this for granted.
 _DEFAULT_LABELS = 2
-# In the place of a row's number: it was created, nobody knows what it was, or it is a copy.
-NEW, UNKNOWN, COPY = -1, -2, -3
-_ANY = Stream(0, "", "")
 
 
 def follow_labels(case: Case, meaning: Meaning) -> None:
@@ -87,35 +79,6 @@ def _old_rows(tensor: LazyTensor, old: LazyTensor) -> list[int | None] | None:
     if UNKNOWN in origins or (COPY in origins and max(origins) < 0):
         return None
     return [None if origin < 0 else origin for origin in origins]
-
-
-def row_numbers(tensor: LazyTensor, old: LazyTensor) -> Callable[[int], int]:
-    """Return what tells which row of `old` a row is; `NEW`, `UNKNOWN` or `COPY` for others."""
-
-    def numbers(form: LazyTensor) -> LazyTensor:
-        spec = TensorSpec("I64", form.spec.shape)
-        if form.byte_origin == old.byte_origin:
-            return Fresh(spec, Bound("rows", partial(_rows_at, prod(spec.shape[1:]))), _ANY)
-        number = UNKNOWN if form.initialisers is None else NEW if form.initialisers else COPY
-        return Fresh(spec, Bound("rows", partial(_all_alike, number)), _ANY)
-
-    found, scratch = transplanted(tensor, numbers), Scratch()
-    row = prod(tensor.spec.shape[1:])
-
-    def number_of(number: int) -> int:
-        with scratch.scope():
-            (origin,) = found.elements(number * row, number * row + 1, scratch).tolist()
-        return int(origin)
-
-    return number_of
-
-
-def _rows_at(row: int, start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
-    return np.arange(start, stop) // row
-
-
-def _all_alike(number: int, start: int, stop: int, stream: Stream, scratch: Scratch) -> Array:
-    return np.full(stop - start, number)
 
 
 def _followed(labels: Sequence[str], rows: Sequence[int | None]) -> list[str]:

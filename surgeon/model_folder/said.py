@@ -59,7 +59,8 @@ def meaning_of(case: Case) -> Meaning:
     origins: dict[object, str] | None = None
     after: dict[str, Dims] = {}
     for name, tensor in case.after.items():
-        kinds = list(used.get(_normal(name), {}))
+        rank = len(tensor.spec.shape)
+        kinds = [dims for dims in used.get(_normal(name), {}) if len(dims) == rank]
         if len(kinds) == 1:
             after[name] = kinds[0]
         elif not kinds:

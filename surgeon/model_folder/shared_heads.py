@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from surgeon.draft import Tensors
 from surgeon.model_folder.case import Case
 from surgeon.model_folder.expressions import parsed
-from surgeon.model_folder.labels import NEW, row_numbers
+from surgeon.model_folder.rows import NEW, row_numbers
 from surgeon.model_folder.said import Meaning
 
 _KEYS = ("key_value", "kv")
+_COUNT = re.compile(r".*heads")
 
 
 def require_same_pairs(case: Case, meaning: Meaning) -> None:
@@ -20,6 +23,11 @@ def require_same_pairs(case: Case, meaning: Meaning) -> None:
     keys = {name: found for name, dims in meaning.after.items()
             if (found := _heads(dims[:1])) and any(word in found[0] for word in _KEYS)}  # fmt: skip
     for name, dims in meaning.after.items():
+        if name in case.before and (
+            problem := _repaired_within(case, name, dims[0] if dims else "")
+        ):
+            _report(case, problem)
+            return
         found = _heads(dims[:1])
         if found is None or any(word in found[0] for word in _KEYS) or name not in case.before:
             continue
@@ -34,11 +42,15 @@ def require_same_pairs(case: Case, meaning: Meaning) -> None:
             filter(None, (_repaired(case, name, other, int(width)) for other in beside)), ""
         )
         if problem:
-            case.contradiction(
-                f"{query}: {problem}; keep as many heads of each group, or let whole groups go "
-                "with their keys and values (narrow, shared)"
-            )
+            _report(case, f"{query}: {problem}")
             return
+
+
+def _report(case: Case, problem: str) -> None:
+    case.contradiction(
+        f"{problem}; keep as many heads of each group, or let whole groups go with their keys "
+        "and values (narrow, shared)"
+    )
 
 
 def _heads(dims: tuple[str, ...]) -> tuple[str, str] | None:
@@ -80,6 +92,38 @@ def _repaired(case: Case, query: str, key: str, width: int) -> str:
                 f"head {head // width} of '{query}' reads keys {wanted}, and would read {what}, "
                 f"with {now[0]} heads over {now[1]}"
             )
+    return ""
+
+
+def _repaired_within(case: Case, name: str, text: str) -> str:
+    """Return what is wrong in a projection that holds queries, then keys, then values."""
+    found = parsed(text) if "+" in text and not text.startswith("?") else None
+    keys = [key for key in found[0].keys if _COUNT.fullmatch(key)] if found else []
+    shared = [key for key in keys if any(word in key for word in _KEYS)]
+    if len(keys) != 2 or len(shared) != 1:
+        return ""
+    query = next(key for key in keys if key not in shared)
+    old, new = ([int(case.value(config, key) or 0) for key in (query, *shared)]
+                for config in (case.old, case.new))  # fmt: skip
+    tensor, before = case.after[name], case.before[name]
+    width, rest = divmod(before.spec.shape[0], (old[0] + 2 * old[1]) or 1)
+    if rest or not all((*old, *new)) or old[0] % old[1] or new[0] % new[1]:
+        return ""
+    if tensor.spec.shape[0] != (new[0] + 2 * new[1]) * width:
+        return ""
+    heads = row_numbers(tensor, before)
+    for number in range(new[0]):
+        if (head := heads(number * width) // width) < 0:
+            continue
+        wanted = head // (old[0] // old[1])
+        for what, part in (("keys", 0), ("values", 1)):
+            place = new[0] + part * new[1] + number // (new[0] // new[1])
+            row = heads(place * width)
+            if row == NEW or (row >= 0 and row // width - old[0] - part * old[1] != wanted):
+                return (
+                    f"{query}: head {head} of '{name}' reads {what} {wanted}, and would read "
+                    f"others, with {new[0]} heads over {new[1]}"
+                )
     return ""
 
 

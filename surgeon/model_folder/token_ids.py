@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from surgeon.base.errors import listed
 from surgeon.lazy import LazyTensor
 from surgeon.model_folder.case import Case, Json, get, put
-from surgeon.model_folder.labels import COPY, NEW, UNKNOWN, row_numbers
+from surgeon.model_folder.rows import COPY, UNKNOWN, Run, row_numbers, row_runs
 from surgeon.model_folder.said import Meaning
 
 _SIZE = re.compile(r"(.*\.)?(\w+_)?vocab_size")
@@ -63,13 +64,12 @@ class Rows:
 def follow_token_ids(case: Case, meaning: Meaning) -> dict[str, Rows]:
     """Follow ids in the config; return {number of rows in the config: the rows that changed}."""
     found: dict[str, Rows] = {}
-    for name, dims in meaning.before.items():
-        path = dims[0] if dims else ""
-        old, new = case.before[name], case.after.get(name)
-        if not _SIZE.fullmatch(path) or path in found or new is None:
+    for path, names in _vocabularies(case, meaning).items():
+        if all(case.before[name].byte_origin == case.after[name].byte_origin for name in names):
             continue
-        if len(old.spec.shape) == len(new.spec.shape) == 2 and old.byte_origin != new.byte_origin:
-            found[path] = _rows(old, new)
+        name = next(n for n in names if case.before[n].byte_origin != case.after[n].byte_origin)
+        found[path] = _rows(case.before[name], case.after[name])
+        _require_same_rows(case, path, names)
     for place, rows in found.items():
         outer = place.rpartition(".")[0]
         owned = {path: value for path, value in _ids(case.old)
@@ -95,11 +95,52 @@ def followed_generation(config: Json, rows: Mapping[str, Rows], case: Case) -> J
     return made if made != config else None
 
 
+def _vocabularies(case: Case, meaning: Meaning) -> dict[str, list[str]]:
+    """Return {number of rows in the config: the tensors with a row for each token}."""
+    found: dict[str, list[str]] = {}
+    for name, dims in meaning.before.items():
+        old, new = case.before[name], case.after.get(name)
+        if new is None or not dims or not _SIZE.fullmatch(dims[0]):
+            continue
+        if len(old.spec.shape) == len(new.spec.shape) == 2:
+            found.setdefault(dims[0], []).append(name)
+    return found
+
+
+def _require_same_rows(case: Case, path: str, names: Sequence[str]) -> None:
+    """Refuse tensors of one vocabulary whose rows are no longer those of the same tokens."""
+    first, *others = names
+    sizes = {t[first].spec.shape[0] for t in (case.before, case.after)}
+    for other in others:
+        if {t[other].spec.shape[0] for t in (case.before, case.after)} != sizes:
+            continue  # refused elsewhere, or of another size from the start
+        for number, one, two in _pairs(*(row_runs(case.after[n], case.before[n])
+                                         for n in (first, other))):  # fmt: skip
+            if one != two and min(one, two) >= 0:
+                case.contradiction(
+                    f"{path}: row {number} of '{first}' was row {one}, and row {number} of "
+                    f"'{other}' was row {two}, of another token; change them alike"
+                )
+                return
+
+
+def _pairs(one: Sequence[Run], other: Sequence[Run]) -> Iterator[tuple[int, int, int]]:
+    """Yield (number, what it is in one, what it is in the other) of rows where runs begin."""
+    starts = [dict(zip(accumulate((n for _, n in runs), initial=0), runs, strict=False))
+              for runs in (one, other)]  # fmt: skip
+    began = [0, 0]
+    for number in sorted({*starts[0], *starts[1]}):
+        began = [number if number in some else at for some, at in zip(starts, began, strict=True)]
+        firsts = [some[at][0] for some, at in zip(starts, began, strict=True)]
+        a, b = (first if first < 0 else first + number - at
+                for first, at in zip(firsts, began, strict=True))  # fmt: skip
+        yield number, a, b
+
+
 def _rows(old: LazyTensor, new: LazyTensor) -> Rows:
-    source_of = row_numbers(new, old)
-    if not new.spec.count or source_of(0) in (NEW, UNKNOWN, COPY):  # made anew: by position
+    if all(first < 0 for first, _ in row_runs(new, old)):  # made anew: by position
         return Rows(old.spec.shape[0], new.spec.shape[0], lambda number: UNKNOWN)
-    return Rows(old.spec.shape[0], new.spec.shape[0], source_of)
+    return Rows(old.spec.shape[0], new.spec.shape[0], row_numbers(new, old))
 
 
 def _ids(config: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from surgeon.draft.registry import op
 from surgeon.initialisers import BiasInit, Init, for_sibling, fresh
 from surgeon.lazy import LazyTensor
 from surgeon.ops.shared.modules import layers, weight_of
-from surgeon.ops.shared.parametrised import require_length
+from surgeon.ops.shared.parametrised import require_length, require_no_vectors
 
 
 @op(group="values", example={"target": "classifier", "init": "xavier_uniform"})
@@ -27,6 +27,7 @@ def reinit(
             leaf = layer.leaf(name)
             chosen = for_sibling(init, bias_init, name=leaf) if layer.is_module else init
             require_length(draft, name, chosen)
+            require_no_vectors(draft, name)
             changes[name] = fresh(
                 draft.spec(name), chosen, draft.stream(name), name=leaf, weight=weight
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +16,20 @@ from tests.model_folder.test_follow import EMBED, LLAMA, Json, llama, take, wide
 from tests.network import Bench, write
 
 VOCABULARY = [EMBED, "lm_head"]
+PHI3 = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "vocab_size": 10,
+        "hidden_size": 24, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 6, "num_key_value_heads": 2,
+        "tie_word_embeddings": False}  # fmt: skip
+
+
+def phi3() -> dict[str, torch.Tensor]:
+    inside = "model.layers.0"
+    shapes = {EMBED: (10, 24), "lm_head": (10, 24), "model.norm": (24,),
+              f"{inside}.self_attn.qkv_proj": (40, 24), f"{inside}.self_attn.o_proj": (24, 24),
+              f"{inside}.mlp.gate_up_proj": (16, 24), f"{inside}.mlp.down_proj": (24, 8),
+              f"{inside}.input_layernorm": (24,),
+              f"{inside}.post_attention_layernorm": (24,)}  # fmt: skip
+    return {f"{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
 
 
 def notes_of(bench: Bench, *steps: Json, **output: Any) -> list[str]:
@@ -72,6 +87,60 @@ def test_stated_ids_must_have_rows(folder: Any) -> None:
         folder(config, drop_rows(3), stated={"eos_token_id": 9})
 
 
+@pytest.mark.parametrize(
+    ("embedding", "head", "row"),
+    [({"drop": [5]}, {"drop": [7]}, "5 of 'lm_head.weight' was row 5, and row 5 of .* was row 6"),
+     ({"keep": [1, 0, "2:10"]}, {"keep": ["0:10"]}, "0 of 'lm_head.weight' was row 0, and .*1")],
+)  # fmt: skip
+def test_parts_of_a_vocabulary_that_lose_other_rows_are_refused(
+    folder: Any, embedding: Json, head: Json, row: str
+) -> None:
+    steps = [{"op": "narrow", "target": name, **how}
+             for name, how in ((EMBED, embedding), ("lm_head", head))]  # fmt: skip
+    with pytest.raises(PlanError, match=f"vocab_size: row {row}, of "):
+        folder(LLAMA, *steps)
+
+
+def test_ids_go_with_rows_behind_new_ones(folder: Any) -> None:
+    steps = [widen(name, rows=2, at=0) for name in VOCABULARY]
+    assert folder(LLAMA | {"eos_token_id": 3}, *steps)["eos_token_id"] == 5
+
+
+def test_ids_go_with_the_rows_of_merged_models(folder: Any, bench: Bench) -> None:
+    """What is averaged stands where the input's rows stood, before and after some go."""
+    write(bench.folder / "b.safetensors", llama())
+    bench.models["b"] = str(bench.folder / "b.safetensors")
+    average = {"op": "average", "models": ["b"], "weights": [0.5, 0.5]}
+    config = LLAMA | {"bos_token_id": 1, "eos_token_id": 5}
+    found = folder(config, average, drop_rows(2, 3))
+    assert (found["bos_token_id"], found["eos_token_id"]) == (1, 3)
+    with pytest.raises(PlanError, match="bos_token_id is 1, but row 1 of the vocabulary is gone"):
+        folder(config, average, drop_rows(1))
+
+
+# --- Heads that share keys, in one projection with them -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "is_refused"),
+    [(["0:24", "24:28", "32:36"], ["0:24"], True),
+     (["0:24", "28:32", "24:28", "32:40"], ["0:24"], True),
+     (["12:24", "0:12", "28:32", "24:28", "36:40", "32:36"], ["12:24", "0:12"], False)],
+)  # fmt: skip
+def test_fused_heads_go_on_reading_their_own_keys(
+    bench: Bench, rows: list[str], columns: list[str], is_refused: bool
+) -> None:
+    """Phi-3 has rows of queries (6 heads of 4), of keys (2) and of values (2) in one tensor."""
+    (bench.folder / "in").mkdir()
+    write(bench.folder / "in" / "model.safetensors", phi3())
+    (bench.folder / "in" / "config.json").write_text(json.dumps(PHI3))
+    bench.input = bench.folder / "in"
+    steps = [{"op": "narrow", "target": "**.qkv_proj", "keep": rows},
+             {"op": "narrow", "target": "**.o_proj", "dim": 1, "keep": columns}]  # fmt: skip
+    with pytest.raises(PlanError, match="would read others") if is_refused else nullcontext():
+        bench.operate(*steps, to=bench.folder / "out")
+
+
 # --- Layers that lack something -------------------------------------------------------------------
 
 
@@ -109,6 +178,15 @@ def test_names_that_the_input_had_already_are_a_note(folder: Any, bench: Bench) 
     with pytest.raises(PlanError, match="no class of model_type 'llama' has tensors named 'new'"):
         bench.operate({"op": "copy", "from": "lm_head.weight", "to": "new"},
                       to=bench.folder / "third")  # fmt: skip
+
+
+def test_placeholders_of_zero_3_are_named(folder: Any, bench: Bench) -> None:
+    folder(LLAMA)
+    name = "model.layers.0.mlp.up_proj.weight"
+    write(bench.folder / "input" / "model.safetensors", llama() | {name: torch.zeros(0)})
+    (note,) = [note for note in notes_of(bench) if "(0,)" in note]
+    assert f"'{name}' is of shape (0,)" in note
+    assert "zero_to_fp32.py" in note
 
 
 # --- Experts --------------------------------------------------------------------------------------

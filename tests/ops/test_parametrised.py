@@ -43,6 +43,18 @@ def test_parts_are_not_taken_apart(kind, step, problem, bench):
         bench.given(state_of(network(kind))).plan({"op": "widen", **step})
 
 
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [("old spectral", "0"), ("old spectral", "0.weight_orig"), ("old spectral", "0.weight_v"),
+     ("spectral", "0.parametrizations.weight.original")],
+)  # fmt: skip
+def test_fresh_weights_beside_vectors_of_the_old_are_refused(kind, target, bench):
+    """torch divides by u W v when it evaluates, which is no norm of another weight."""
+    step = {"op": "reinit", "target": target, "init": "normal"}
+    with pytest.raises(PlanError, match="is of a spectral norm, whose vectors"):
+        bench.given(state_of(network(kind))).plan(step)
+
+
 def test_rows_of_norms_and_directions_narrow_together(bench):
     model = network("weight")
     step = {"op": "narrow", "target": PARTS, "keep": [0, 2, 5], "consumers": "1"}

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from surgeon.base import bounded
-from surgeon.base.errors import CheckpointError, MissingError, PlanError, UsageError
+from surgeon.base.errors import CheckpointError, MissingError, PlanError, UsageError, listed
 from surgeon.draft import Draft, Outside, Tensors
 from surgeon.draft.adapters import CONFIG, PREFIX, scaling, setting
 from surgeon.lazy import LazyTensor
@@ -125,7 +125,7 @@ def adapter_of(
     """
     if empty := [name for name, tensor in tensors.items() if tensor.spec.shape == (0,)]:
         raise PlanError(
-            f"{location}: '{empty[0]}' and {len(empty) - 1} more are placeholders of shape (0,), "
+            f"{location}: {listed(empty)}: placeholders of shape (0,), "
             "which DeepSpeed's ZeRO-3 leaves where nothing gathered the parameters; save with "
             "stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py"
         )

@@ -15,6 +15,12 @@ _WEIGHT_NORMS = (
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
 )
 _SPECTRAL_NORMS = ("weight_orig", "parametrizations.weight.original")
+# The weight, and the vectors by which its norm is estimated.
+_VECTORS = (
+    ("weight_orig", "weight_u", "weight_v"),
+    ("parametrizations.weight.original", "parametrizations.weight.0._u",
+     "parametrizations.weight.0._v"),
+)  # fmt: skip
 
 
 def require_whole(
@@ -46,6 +52,19 @@ def require_length(draft: Draft, name: str, init: Any) -> None:
                 f"'{name}' is the direction of a weight norm ('{other}'), and zeros have none: the "
                 "weight would be NaN; take another init"
             )
+
+
+def require_no_vectors(draft: Draft, name: str) -> None:
+    """Raise PlanError for a part of a spectral norm: its vectors are those of its old weight."""
+    for weight, *vectors in _VECTORS:
+        for leaf in (weight, *vectors):
+            before = name.removesuffix(leaf)
+            parts = {f"{before}{part}" for part in (weight, vectors[0])}
+            if before != name and before[-1:] in ("", ".") and parts <= draft.tensors.keys():
+                raise PlanError(
+                    f"'{name}' is of a spectral norm, whose vectors would not be the new weight's; "
+                    "remove it in torch (remove_spectral_norm, remove_parametrizations) first"
+                )
 
 
 def _module(name: str) -> str:
