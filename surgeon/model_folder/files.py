@@ -105,7 +105,8 @@ def folder_files(
     if plan.weights_file != MODEL_WEIGHTS:  # what a step made is no model's folder
         stated = recipe.output.get("config", {})
         made = {name: {**value, **stated} for name, value in plan.sidecars.items()}
-        return FolderFiles(recipe.label, {}, (), None, made)
+        template = chat_template_files(None, recipe.output.get("chat_template"))
+        return FolderFiles(recipe.label, {}, (), None, made, tokenizer=template)
     if source.folder and is_adapter(source.tensors):
         return _adapter_files(recipe, source, plan, carry)
     followed = _followed(recipe, source, plan)
@@ -152,6 +153,7 @@ def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan, carry: Carry)
         followed=followed,
         sidecars=plan.sidecars,
         config_name=ADAPTER_CONFIG,
+        tokenizer=chat_template_files(source.folder, recipe.output.get("chat_template")),
     )
 
 

@@ -25,7 +25,7 @@ DEFAULT_SHARD_SIZE = "5GB"
 # Suffixes of files that surgeon does not write, and that nobody means a folder by.
 _OTHER_FORMATS = {".pt", ".pth", ".ckpt", ".bin", ".gguf", ".npz", ".h5", ".onnx", ".msgpack"}
 # What only a model folder has, among the keys of a recipe's `output`.
-_FOLDER_KEYS = ("shard_size", "config")
+_FOLDER_KEYS = ("shard_size", "config", "chat_template")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from surgeon.base.errors import UsageError
 from tests.network import Bench, write
 
 _OLD, _NEW = "{{ 'old' }}", "{{ messages[0]['content'] }}!"
@@ -30,6 +31,12 @@ def test_the_stated_template_takes_the_place_of_the_old_one(bench: Bench, place:
     assert said_by(applied(bench, folder, {"chat_template": _NEW})) == "hi!"
     kept = json.loads((bench.folder / "out" / "tokenizer_config.json").read_text())
     assert kept == config
+
+
+def test_a_template_is_for_folders(bench: Bench) -> None:
+    bench.given({"x": torch.ones(2)})
+    with pytest.raises(UsageError, match=r"output\.chat_template is for model folders"):
+        bench.operate(output={"chat_template": _NEW})
 
 
 def applied(bench: Bench, folder: Path, output: dict[str, str]) -> Path:
