@@ -7,6 +7,7 @@ PyYAML, an optional extra.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,13 @@ from surgeon.formats.files import InputFile
 from surgeon.mergekit.importer import Imported, Importer
 from surgeon.mergekit.methods import METHODS
 from surgeon.mergekit.schema import CONFIG
+from surgeon.mergekit.shape import plain
 from surgeon.recipe.validation import problems_of
 
 Json = dict[str, Any]
 
 # As much as any configuration that a person wrote, and more.
 _LONGEST, _MOST_NODES = 1_000_000, 200_000
-_VOCABULARY = "surgeon leaves vocabularies alone: make the models' tokenizers equal first"
-_REFUSED = {
-    "tokenizer_source": _VOCABULARY,
-    "tokenizer": _VOCABULARY,
-    "chat_template": "it belongs to the tokenizer: put it into the output folder afterwards",
-    "modules": "models of several modules are not imported: merge them one by one",
-}
-_KNOWN = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
 
 
 def imported(path: Path) -> Imported:
@@ -37,32 +31,50 @@ def imported(path: Path) -> Imported:
 
     Raises UsageError with a line for everything that cannot be imported.
     """
-    config = _read(path)
+    documents = [_checked(path.name, document) for document in _read(path)]
+    *before, (config, notes) = documents
+    earlier: dict[str, Json] = {}
+    for number, (document, said) in enumerate(before, 1):
+        word = str(document.pop("name", ""))
+        if not word or word in earlier:
+            raise UsageError(f"{path.name}: document {number} needs a 'name' of its own")
+        earlier[word] = document
+        notes = [*said, *notes]
+    config.pop("name", None)
+    try:
+        found = Importer(config, path.name, earlier).result()
+    except SurgeonError as error:
+        raise error.at(path.name) from None
+    return replace(found, notes=(*found.notes, *dict.fromkeys(notes)))
+
+
+def _checked(label: str, config: Any) -> tuple[Json, list[str]]:
+    """Return a configuration in its plainest shape, with notes; raises UsageError."""
     if problems := list(problems_of(config, CONFIG, "")):
-        raise UsageError(*(f"{path.name}: {problem}" for problem in problems))
-    problems = [f"'{word}' is not imported: {why}" for word, why in _REFUSED.items()
-                if config.get(word) is not None]  # fmt: skip
-    for word in config.keys() - {*_KNOWN, *_REFUSED}:
-        problems.append(f"'{word}' is unknown{did_you_mean(str(word), _KNOWN)}")
+        raise UsageError(*(f"{label}: {problem}" for problem in problems))
+    try:
+        json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError) as error:  # dates, bytes, infinities
+        raise UsageError(f"{label}: {error}") from None
+    own = config.get("name")
+    try:
+        config, notes = plain(config)
+    except SurgeonError as error:
+        raise error.at(label) from None
+    problems = []
     name = config.get("merge_method")
     if name not in METHODS and name != "passthrough":
         hint = did_you_mean(str(name), [*METHODS, "passthrough"])
         problems.append(f"merge_method {name!r} is not imported{hint}")
-    if bool(config.get("models")) == bool(config.get("slices")) and not config.get("modules"):
+    if bool(config.get("models")) == bool(config.get("slices")):
         problems.append("give either 'models' or 'slices'")
     if problems:
-        raise UsageError(*(f"{path.name}: {problem}" for problem in problems))
-    try:
-        json.dumps(config, allow_nan=False)
-    except (TypeError, ValueError) as error:  # dates, bytes, infinities
-        raise UsageError(f"{path.name}: {error}") from None
-    try:
-        return Importer(config, path.name).result()
-    except SurgeonError as error:
-        raise error.at(path.name) from None
+        raise UsageError(*(f"{label}: {problem}" for problem in problems))
+    return config | ({"name": own} if own else {}), notes
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> list[Any]:
+    """Return the documents of a file, one at least."""
     try:
         import yaml
     except ImportError:
@@ -80,16 +92,18 @@ def _read(path: Path) -> Any:
         file.close()
 
 
-def _loaded(loader: Any) -> Any:
+def _loaded(loader: Any) -> list[Any]:
     """Return what a loader reads, where aliases neither multiply nor refer to themselves."""
+    found: list[Any] = []
     try:
-        node = loader.get_single_node()
-        if _size(node, {}) > _MOST_NODES:
-            raise ValueError(f"its aliases stand for more than {_MOST_NODES:,} values")
-        config = loader.construct_document(node) if node else None
+        while loader.check_node():
+            node = loader.get_node()
+            if _size(node, {}) > _MOST_NODES:
+                raise ValueError(f"its aliases stand for more than {_MOST_NODES:,} values")
+            found.append(loader.construct_document(node))
     finally:
         loader.dispose()
-    return config
+    return found or [None]
 
 
 def _size(node: Any, known: dict[int, float]) -> float:

@@ -8,11 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgeon.base.depth import all_positions, is_before_layers, layer_of
 from surgeon.base.errors import UsageError
-from surgeon.formats import open_checkpoint
+from surgeon.mergekit.beside import chat_template, tokenizer_notes
 from surgeon.mergekit.methods import METHODS, Json, Method
-from surgeon.mergekit.values import Names, Rule, as_rules, containing, varying
+from surgeon.mergekit.places import (
+    BUFFERS,
+    have_buffers,
+    names_of,
+    overrides_of,
+    parts_of,
+    path_of,
+)
+from surgeon.mergekit.settings import Settings, check_filters, without_empty, without_ending
+from surgeon.mergekit.slices import Operands, Source, Stacked, operands_of, stacked
+from surgeon.mergekit.values import Names, Rule, containing, varying
 from surgeon.numeric.dtypes import require_dtype
 
 # What means nothing where everything is kept.
@@ -28,80 +37,123 @@ class Imported:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A model of the configuration with its own parameters, and in a slice its layers."""
-
-    path: str
-    parameters: Json
-    layers: range | None = None
-
-
 class Importer:
     """Reads one configuration; `notes` are for the user."""
 
-    def __init__(self, config: Json, label: str) -> None:
+    def __init__(self, config: Json, label: str, earlier: Mapping[str, Json] | None = None) -> None:
         self._config = config
         self._label = label
-        self._parameters: Json = config.get("parameters") or {}
         self._notes: list[str] = []
+        self._settings = Settings(config.get("parameters") or {}, self._notes)
         self._models: dict[str, str] = {}
+        self._earlier = earlier or {}
+        # Models that earlier steps make, and the model that each has its names and shapes of.
+        self._roots: dict[str, str] = {}
         base = config.get("base_model")
-        self._base = _path(base) if base is not None else None
+        self._base = path_of(base) if base is not None else None
 
     def result(self) -> Imported:
         name = self._config["merge_method"]
+        before = [step for word, config in self._earlier.items()
+                  for step in self._made_before(word, config)]  # fmt: skip
         if self._config.get("slices"):
             state, steps = self._cut_slices(name)
         elif name == "passthrough":
             state, steps = self._passed_through([self._source(self._only_model())])
         else:
             sources = [self._source(entry) for entry in self._config["models"]]
-            state, step = self._merged(METHODS[name], sources, {})
+            operands = operands_of(METHODS[name], sources, self._base)
+            state, step = self._merged(METHODS[name], operands, {})
             steps = [step]
-        state, adapter = _parts(state)
+        if state in self._roots:
+            if self._config.get("slices") or name == "passthrough":
+                raise UsageError(f"'{state}' is of an earlier document: it can only be merged here")
+            steps[0] = {"op": steps[0].pop("op"), "base": state, **steps[0]}
+            state = self._roots[state]
+        state, adapter = parts_of(state)
         if adapter:
-            steps.insert(0, {"op": "lora_merge", "adapter": adapter})
+            if state in self._models:
+                raise UsageError(f"model '{state}+{adapter}' cannot be the base model of these")
+            before.insert(0, {"op": "lora_merge", "adapter": adapter})
         recipe: Json = {
             "surgeon": 1,
             "about": f"Imported from {self._label} (mergekit, {name}); apply it to {state}.",
         }
+        everyone = [state, *map(str, self._models)]
+        self._notes += tokenizer_notes(self._config, state, everyone)
+        template, said = chat_template(self._config.get("chat_template"), everyone)
+        self._notes += said
+        if overrides := overrides_of(self._config):
+            self._notes.append(
+                f"override_architecture {overrides[0]!r}: names are what counts here"
+            )
         if self._models:
             recipe["models"] = {name: path for path, name in self._models.items()}
-        recipe["steps"] = steps
+        recipe["steps"] = self._without_buffers(everyone, [*before, *steps])
+        output: Json = {}
         if dtype := self._config.get("out_dtype") or self._config.get("dtype"):
-            wanted = require_dtype(str(dtype))
-            recipe["output"] = {"dtype": wanted}
+            output["dtype"] = require_dtype(str(dtype))
+        if template is not None:
+            output["chat_template"] = template
+        if output:
+            recipe["output"] = output
         return Imported(recipe, state, (f"apply it to {state}", *self._notes))
 
+    def _without_buffers(self, models: list[str], steps: list[Json]) -> list[Json]:
+        """Return steps that leave out what older models hold besides their parameters."""
+        if not have_buffers(models):
+            return steps
+        self._notes.append(f"tensors {BUFFERS} are left out: they follow from the config")
+        gone: Json = {"op": "delete", "target": f"**{BUFFERS}", "optional": True}
+        return [gone, *(without_ending(s, BUFFERS) if "models" in s else s for s in steps)]
+
+    def _made_before(self, word: str, config: Json) -> list[Json]:
+        """Return the step that makes the model of an earlier document."""
+        method = METHODS.get(config["merge_method"])
+        if method is None or not config.get("models"):
+            raise UsageError(f"'{word}': of an earlier document, only merges of whole models are "
+                             "imported; make it first, and give its path")  # fmt: skip
+        outer = self._config, self._settings, self._base
+        self._config = config
+        self._settings = Settings(config.get("parameters") or {}, self._notes)
+        base = config.get("base_model")
+        self._base = path_of(base) if base is not None else None
+        sources = [self._source(entry) for entry in config["models"]]
+        state, step = self._merged(method, operands_of(method, sources, self._base), {})
+        self._config, self._settings, self._base = outer
+        self._roots[word] = self._roots.get(state, state)
+        self._notes.append(f"'{word}' is not rounded before it is merged; mergekit writes it")
+        return [{"op": step.pop("op"), "base": self._named(state), "into": word, **step}]
+
     def _only_model(self) -> Json:
-        models = self._config["models"]
-        if len(models) != 1:
+        if len(self._config["models"]) != 1:
             raise UsageError("passthrough takes one model, or slices of one source each")
-        only: Json = models[0]
+        only: Json = self._config["models"][0]
         return only
 
-    def _source(self, entry: Json) -> _Source:
+    def _source(self, entry: Json) -> Source:
         bounds = entry.get("layer_range")
         layers = range(*bounds) if bounds is not None else None
-        return _Source(_path(entry["model"]), entry.get("parameters") or {}, layers)
+        return Source(path_of(entry["model"]), entry.get("parameters") or {}, layers)
 
     def _reference(self, path: str) -> str | Json:
         """Return how a merge names a model: by its name, with an adapter where it has one."""
-        model, adapter = _parts(path)
+        model, adapter = parts_of(path)
         name = self._named(model)
         return {"model": name, "adapter": adapter} if adapter else name
 
     def _named(self, path: str) -> str:
         """Return the name that a model has in the recipe."""
-        if _parts(path)[1]:
+        if path in self._roots:
+            return path
+        if parts_of(path)[1]:
             raise UsageError(
                 f"model '{path}': fold the adapter in first, with the op lora_merge; here it is "
                 "taken apart"
             )
         if path not in self._models:
             stem = re.sub(r"\W+", "-", Path(path).name).strip("-") or "model"
-            taken = set(self._models.values())
+            taken = {*self._models.values(), *self._earlier}
             names = [stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3))]
             self._models[path] = next(name for name in names if name not in taken)
         return self._models[path]
@@ -109,109 +161,61 @@ class Importer:
     # One merge
 
     def _merged(
-        self, method: Method, sources: list[_Source], scope: Json, layers: range | None = None
+        self,
+        method: Method,
+        operands: Operands,
+        scope: Json,
+        layers: range | None = None,
+        models: list[Any] | None = None,
     ) -> tuple[str, Json]:
-        """Return the state's path and the step; with `layers`, for a slice of these only."""
-        state, others, relative = self._operands(method, sources)
+        """Return the state's path and the step; with `layers`, for a slice of these only.
+
+        `models` are what the step calls the other operands, where these are not their own names.
+        """
+        state, others, relative = operands
         names = self._names(state.path)
         if names.count == 1:  # where there is no depth, mergekit takes the last value
             layers = layers or range(1)
-        operands = others if method.base == "required" or relative else [state, *others]
-        self._check_parameters(method, [*(source.parameters for source in sources), scope])
-        step: Json = {"op": method.op, "models": [self._reference(other.path) for other in others]}
+        points = others if method.base == "required" or relative else [state, *others]
+        given = [*(source.parameters for source in (state, *others)), scope]
+        self._settings.check_parameters(method, given)
+        models = models or [self._reference(other.path) for other in others]
+        step: Json = {"op": method.op, "models": models}
+        each: dict[str, list[Any]] = {}
         for word, (ours, default) in method.per_model.items():
-            values = [
-                self._value(self._rules(word, default, source.parameters, scope), names, layers)
-                for source in operands
-            ]
-            step[ours] = values[0] if all(value == values[0] for value in values) else values
+            values = []
+            for source in points:
+                rules = self._settings.rules(word, default, source.parameters, scope)
+                if source.layers not in (None, layers) and layers is not None:
+                    check_filters(word, rules)
+                values.append(self._settings.value(rules, names, layers))
+            each[ours] = step[ours] = values
         for word, (ours, default) in method.shared.items():
-            step[ours] = self._value(self._rules(word, default, scope), names, layers)
+            step[ours] = self._settings.value(
+                self._settings.rules(word, default, scope), names, layers
+            )
         for word, (ours, default) in method.fixed.items():
-            step[ours] = self._single_value(self._rules(word, default, scope), word, default)
+            step[ours] = self._settings.single_value(
+                self._settings.rules(word, default, scope), word, default
+            )
         for word, meanings in method.switches.items():
-            step |= meanings[self._switch(word, meanings, scope)]
-        if method.at_density_one and (densities := step["density"]) in (1, [1] * len(operands)):
+            step |= meanings[self._settings.switch(word, meanings, scope)]
+        if "density" in each:
+            each |= without_empty(each["density"], each["weights"], step)
+        step |= {word: values[0] if all(value == values[0] for value in values) else values
+                 for word, values in each.items()}  # fmt: skip
+        if method.at_density_one and (densities := step["density"]) in (1, [1] * len(points)):
             step = {word: said for word, said in step.items() if word not in _SPARSE}
             step["op"] = method.at_density_one
             step |= {"density": densities} if step["op"] == "ties" else {}
         if relative:
             step["relative"] = True
         if method.op == "nuslerp":
-            step["granularity"] = self._granularity(scope)
+            step["granularity"] = self._settings.granularity(scope)
         computed_in = self._config.get("dtype") or "the models' dtype"
         about = f"computed in float64 and rounded once; mergekit computes in {computed_in}"
         step["about"] = "; ".join(part for part in (about, method.differs) if part)
         return state.path, step
-
-    def _operands(
-        self, method: Method, sources: list[_Source]
-    ) -> tuple[_Source, list[_Source], bool]:
-        base = next((s for s in sources if s.path == self._base), None)
-        if method.base == "required" and self._base is None:
-            raise UsageError("'base_model' is missing")
-        if self._base is None or (method.base == "first" and base):
-            return sources[0], sources[1:], False
-        if base is None and sources[0].layers is not None:  # mergekit adds it to whole models alone
-            if method.base != "first":
-                raise UsageError("'base_model' must be among the sources of every slice")
-            return sources[0], sources[1:], False
-        base = base or _Source(self._base, {})
-        if method.base == "first":  # mergekit merges the base model too, and last
-            return sources[0], [*sources[1:], base], False
-        return base, [s for s in sources if s.path != base.path], method.base == "optional"
-
-    def _check_parameters(self, method: Method, scopes: list[Json]) -> None:
-        known = {*method.per_model, *method.shared, *method.fixed, *method.switches}
-        known |= {"nuslerp_flatten", "nuslerp_row_wise"} if method.op == "nuslerp" else set()
-        given = [word for scope in [*scopes, self._parameters] for word in scope]
-        for word in dict.fromkeys(given):
-            if word not in known:
-                note = f"parameter '{word}' means nothing to this method; left out"
-                self._notes += [note] if note not in self._notes else []
-
-    def _switch(self, word: str, meanings: Mapping[bool, Json], scope: Json) -> bool:
-        default = next(iter(meanings))
-        given = scope.get(word, self._parameters.get(word, default))
-        if not isinstance(given, bool):
-            raise UsageError(f"parameter '{word}' is {given!r}; only true and false are imported")
-        if given not in meanings:
-            raise UsageError(f"parameter '{word}: {str(given).lower()}' has no counterpart")
-        return given
-
-    def _granularity(self, scope: Json) -> str:
-        if self._switch("nuslerp_flatten", {True: {}, False: {}}, scope):
-            return "tensor"
-        by_column = self._switch("nuslerp_row_wise", {False: {}, True: {}}, scope)
-        return "column" if by_column else "row"
-
-    # Values
-
-    def _rules(self, word: str, default: float | None, *scopes: Json) -> list[Rule]:
-        """Return what holds for a parameter, first of all what the innermost scope says."""
-        rules: list[Rule] = []
-        for scope in (*scopes, self._parameters):
-            rules += as_rules(word, scope[word]) if word in scope else []
-        if default is not None:
-            rules.append(Rule(None, (default,)))
-        for index, rule in enumerate(rules):
-            if rule.filter is None:
-                return rules[: index + 1]
-        if not rules:
-            raise UsageError(f"parameter '{word}' is missing")
-        return rules
-
-    def _value(self, rules: list[Rule], names: Names, layers: range | None) -> Any:
-        if rules[0].filter is None and len(rules[0].values) == 1:
-            return rules[0].values[0]
-        return [item for rule in rules for item in varying(rule, names, layers)]
-
-    def _single_value(self, rules: list[Rule], word: str, default: float) -> float:
-        """Return the value of a parameter that does not vary, of its default's type."""
-        (value,) = rules[0].values[:1] or (default,)
-        if len(rules) > 1 or len(rules[0].values) > 1:
-            raise UsageError(f"parameter '{word}' is one number here; it cannot vary")
-        return int(value) if isinstance(default, int) else value
 
     # Slices
 
@@ -223,15 +227,13 @@ class Importer:
                 raise UsageError("every source of a slice needs a 'layer_range'")
             if len({len(source.layers or ()) for source in part}) > 1:
                 raise UsageError("the sources of a slice have different numbers of layers")
-        if all(len(part) == 1 for part in parts):
-            if name != "passthrough":
-                raise UsageError(f"slices of one source are stacked: passthrough, not {name}")
+        if name == "passthrough" and all(len(part) == 1 for part in parts):
             return self._passed_through([part[0] for part in parts])
         if name == "passthrough":
             raise UsageError("passthrough takes slices of one source each")
         return self._merged_by_slices(METHODS[name], slices, parts)
 
-    def _passed_through(self, sources: list[_Source]) -> tuple[str, list[Json]]:
+    def _passed_through(self, sources: list[Source]) -> tuple[str, list[Json]]:
         state = sources[0].path
         names = self._names(state)
         steps: list[Json] = []
@@ -241,14 +243,7 @@ class Importer:
                 "container": names.container,
                 "take": [self._taken(source, state) for source in sources],
             })  # fmt: skip
-        if (last := sources[-1].path) != state:
-            behind = [f"{module}.{{rest**}}" for module in names.behind]
-            steps.append({"op": "delete", "target": list(names.behind), "optional": True})
-            steps += [
-                {"op": "copy", "from": module, "to": module, "model": self._named(last),
-                 "optional": True}
-                for module in behind
-            ]  # fmt: skip
+        steps += self._ending(sources[-1].path, state)
         first = 0
         for number, source in enumerate(sources):
             layers = range(first, first + len(source.layers or ()))
@@ -258,113 +253,144 @@ class Importer:
             first = layers.stop
         return state, steps
 
-    def _taken(self, source: _Source, state: str) -> Any:
+    def _ending(self, last: str, state: str) -> list[Json]:
+        """Return the steps that take what lies behind the layers from the last slice's model."""
+        if last == state:
+            return []
+        behind = self._names(state).behind
+        return [
+            {"op": "delete", "target": list(behind), "optional": True},
+            *(
+                {"op": "copy", "from": module, "to": module, "model": self._named(last),
+                 "optional": True}
+                for module in (f"{module}.{{rest**}}" for module in behind)
+            ),
+        ]  # fmt: skip
+
+    def _taken(self, source: Source, state: str) -> Any:
         assert source.layers is not None
         taken = f"{source.layers.start}:{source.layers.stop}"
         return taken if source.path == state else {"model": self._named(source.path),
                                                    "range": taken}  # fmt: skip
 
     def _scale_step(
-        self, source: _Source, names: Names, layers: range | None, ends: tuple[bool, bool]
+        self, source: Source, names: Names, layers: range | None, ends: tuple[bool, bool]
     ) -> list[Json]:
         """Return steps that multiply a slice by its `scale`.
 
         `ends` says whether what lies before the layers, and behind them, goes with it.
         """
-        if "scale" not in {**self._parameters, **source.parameters}:
+        if "scale" not in {**self._settings.parameters, **source.parameters}:
             return []
         moved = layers is not None and source.layers != layers
         steps: list[Json] = []
         passed: list[str] = []
-        for rule in self._rules("scale", None, source.parameters):
-            if len(rule.values) > 1:
-                raise UsageError("a 'scale' that varies by layer is not imported")
+        for rule in self._settings.rules("scale", None, source.parameters):
             if moved and re.search(r"\d", rule.filter or ""):
                 raise UsageError(
                     f"the 'scale' filter {rule.filter!r} has a number of a layer that moves; it is "
                     "not imported"
                 )
-            target = names.slice(layers, ends, rule.filter) if layers else containing(rule.filter)
-            if (by := rule.values[0]) != 1:
-                targets = [target, *(f"!{other}" for other in passed)]
-                steps.append({"op": "scale", "target": targets, "by": by, "optional": True})
-            passed.append(target)
+            for target, by in self._scaled(rule, names, layers, ends):
+                if by != 1:
+                    targets = [target, *(f"!{other}" for other in passed)]
+                    steps.append({"op": "scale", "target": targets, "by": by, "optional": True})
+                passed.append(target)
         return steps
 
+    def _scaled(
+        self, rule: Rule, names: Names, layers: range | None, ends: tuple[bool, bool]
+    ) -> list[tuple[str, float]]:
+        """Return what a rule multiplies, and by what; each layer on its own along a gradient."""
+        whole = names.slice(layers, ends, rule.filter) if layers else containing(rule.filter)
+        if len(rule.values) == 1:
+            return [(whole, rule.values[0])]
+        if layers is None and names.count is None:
+            raise UsageError("a 'scale' that varies by layer needs the model here, to count them")
+        found = [
+            (item["target"], item["value"])
+            for item in varying(rule, names, range(names.count or 0) if layers is None else layers)
+            if "target" in item
+        ]
+        return [*found, (whole, rule.values[0])]
+
     def _merged_by_slices(
-        self, method: Method, slices: list[Json], parts: list[list[_Source]]
+        self, method: Method, slices: list[Json], parts: list[list[Source]]
     ) -> tuple[str, list[Json]]:
-        paths = [source.path for source in parts[0]]
-        first = 0
+        found: list[Operands] = []
         for entry, part in zip(slices, parts, strict=True):
-            ranges = {source.layers for source in part}
-            layers = part[0].layers or range(0)
-            if len(ranges) > 1 or layers.start != first or [s.path for s in part] != paths:
-                raise UsageError(
-                    "slices that are merged must have the same models and the same layers, in "
-                    "order and without gaps"
-                )
-            if entry.get("base_model") not in (None, self._config.get("base_model")):
-                raise UsageError("a slice's own 'base_model' is not imported")
-            first = layers.stop
-        if (count := self._names(self._base or paths[0]).count) not in (None, first):
-            raise UsageError(
-                f"{first} of {count} layers are merged: drop the others from the models first"
-            )
-        if count is None:
-            self._notes.append(f"the models are taken to have {first} layers, all of them merged")
-        if len(slices) == 1:
-            state, step = self._merged(method, parts[0], slices[0].get("parameters") or {})
-            return state, [step]
+            own = entry.get("base_model")
+            base = path_of(own) if own is not None else self._base
+            if len(part) == 1:
+                self._check_alone(method, part[0], entry)
+                found.append((part[0], [], False))
+            else:
+                found.append(operands_of(method, part, base))
+        made = stacked(found, {s.path: self._names(s.path) for part in parts for s in part})
+        self._notes += made.notes
+        scopes = [entry.get("parameters") or {} for entry in slices]
+        state = made.state
+        if len(slices) == 1 and not made.is_arranged and not found[0][1]:
+            return state, []
+        if len(slices) == 1 and not made.is_arranged:
+            return state, [self._merged(method, found[0], scopes[0])[1]]
+        return state, [*self._arranging(made), *self._by_slice(method, found, scopes, made)]
+
+    def _check_alone(self, method: Method, source: Source, entry: Json) -> None:
+        """Raise UsageError for a slice of one source that is not simply taken."""
+        if method.op != "average":
+            raise UsageError("slices of one source are stacked: passthrough or linear")
+        scopes = source.parameters, entry.get("parameters") or {}
+        rules = self._settings.rules("weight", None, *scopes)
+        if any(value != 1 for rule in rules for value in rule.values) and not self._settings.switch(
+            "normalize", {True: {}, False: {}}, scopes[1]
+        ):
+            raise UsageError("a slice of one source has a 'weight': only with 'normalize'")
+
+    def _arranging(self, made: Stacked) -> list[Json]:
+        """Return the steps that give every operand its layers in the order of the result."""
         steps: list[Json] = []
-        for number, (entry, part) in enumerate(zip(slices, parts, strict=True)):
-            layers = part[0].layers or range(0)
-            state, step = self._merged(method, part, entry.get("parameters") or {}, layers)
-            names = self._names(state)
+        container = self._names(made.state).container
+        for word, column in made.arranged.items():
+            base = column[0].path
+            take = [self._taken(source, base) for source in column]
+            steps.append({"op": "layers", "container": container, "take": take,
+                          "base": self._named(base), "into": word})  # fmt: skip
+        if made.own is not None:
+            take = [self._taken(source, made.state) for source in made.own]
+            steps.append({"op": "layers", "container": container, "take": take})
+            steps += self._ending(made.own[-1].path, made.state)
+        return steps
+
+    def _by_slice(
+        self, method: Method, found: list[Operands], scopes: list[Json], made: Stacked
+    ) -> list[Json]:
+        """Return a step for each slice that is merged, and for what lies before and behind them."""
+        steps: list[Json] = []
+        names, last = self._names(made.state), len(found) - 1
+        behind = [*names.behind] if made.shares_end else []
+        for number, (operands, scope, layers) in enumerate(
+            zip(found, scopes, made.ranges, strict=True)
+        ):
+            if not operands[1]:
+                continue
+            models = [made.called.get(role) or self._reference(other.path)
+                      for role, other in enumerate(operands[1], 1)]  # fmt: skip
             target = [names.pattern(layers, None)]
             if number == 0:  # with it goes what lies before the layers
-                others = [index for index in range(first) if index not in layers]
-                target = ["**", f"!{names.pattern(others, None)}"]
-                target += [f"!{module}" for module in names.behind]
-            elif number == len(slices) - 1:
-                target += names.behind
+                others = [index for part in made.ranges[1:] for index in part]
+                target = ["**", *([f"!{names.pattern(others, None)}"] if others else [])]
+                target += [f"!{module}" for module in names.behind if last or not made.shares_end]
+            elif number == last:
+                target += behind
+            _, step = self._merged(method, operands, scope, layers, models)
             steps.append({"op": step.pop("op"), "target": target, **step})
-        return state, steps
+        if found[last][1] and not made.shares_end and names.behind:
+            _, step = self._merged(method, found[last], scopes[last], made.ranges[last])
+            steps.append(
+                {"op": step.pop("op"), "target": [*names.behind], "optional": True, **step}
+            )
+        return steps
 
     def _names(self, path: str) -> Names:
-        """Return the names of a model's layers, from its headers where it lies here."""
-        path = _parts(path)[0]
-        if not Path(path).exists():
-            note = (
-                f"{path} is not here: its layers are taken to be 'model.layers', with 'model.norm' "
-                "and 'lm_head' behind them"
-            )
-            self._notes += [note] if note not in self._notes else []
-            return Names("model.layers", ("model.norm", "lm_head"))
-        checkpoint = open_checkpoint(path)
-        try:
-            found = all_positions(checkpoint.tensors)
-            if not found:
-                return Names("model.layers", ())
-            container = max(found, key=lambda name: len(found[name]))
-            modules = [name.rpartition(".")[0] for name in checkpoint.tensors
-                       if layer_of(name) is None and not is_before_layers(name)]  # fmt: skip
-            return Names(container, tuple(dict.fromkeys(modules)), len(found[container]))
-        finally:
-            checkpoint.close()
-
-
-def _path(reference: Any) -> str:
-    """Return where a model is; raises UsageError for what is more than a path."""
-    if isinstance(reference, dict):
-        raise UsageError(f"model {reference!r} is not imported: give its path")
-    text = str(reference)
-    if "@" in Path(text).name:
-        raise UsageError(f"model '{text}': download the revision, and give its path")
-    return text
-
-
-def _parts(path: str) -> tuple[str, str]:
-    """Return a model's path and its adapter's, which mergekit writes as `model+adapter`."""
-    model, _, adapter = path.partition("+")
-    return (path, "") if Path(path).exists() or not model else (model, adapter)
+        return names_of(self._roots.get(path, path), self._notes)

@@ -25,12 +25,22 @@ _SLICE: Schema = {
     "properties": {
         "sources": {"type": "array", "items": _SOURCE, "minItems": 1},
         "parameters": _PARAMETERS,
+        "base_model": {"anyOf": [_PATH, {"type": "null"}]},
     },
     "required": ["sources"],
+}
+_MODULE: Schema = {
+    "type": "object",
+    "properties": {
+        "models": {"type": ["array", "null"], "items": _SOURCE},
+        "slices": {"type": ["array", "null"], "items": _SLICE},
+        "parameters": _PARAMETERS,
+    },
 }
 CONFIG: Schema = {
     "type": "object",
     "properties": {
+        "modules": {"type": ["object", "null"], "additionalProperties": _MODULE},
         "merge_method": {"type": "string"},
         "base_model": {"anyOf": [_PATH, {"type": "null"}]},
         "models": {"type": ["array", "null"], "items": _SOURCE},

@@ -13,7 +13,7 @@ from surgeon.merges.shared.gram import Vectors, along_arc, by_inner_products
     models=1,
 )
 def slerp(
-    *, t: Annotated[float, Varying(0, 1), "0 keeps the base model, 1 takes the model"]
+    *, t: Annotated[float, Varying(), "0 keeps the base model, 1 takes the model, or beyond both"]
 ) -> Arithmetic:
     """Interpolate along the arc between the base model and one other model.
 

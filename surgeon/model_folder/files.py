@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from surgeon.draft.adapters import is_adapter
 from surgeon.formats import Checkpoint
 from surgeon.lazy import TensorSpec
 from surgeon.model_folder.carried import Carry, carried
+from surgeon.model_folder.chat_template import chat_template_files
 from surgeon.model_folder.quantisation import STALE
 from surgeon.recipe import Recipe
 from surgeon.recipe.plan import Plan
@@ -55,6 +56,8 @@ class FolderFiles:
     config_name: str = MODEL_CONFIG
     not_carried: tuple[str, ...] = ()
     about_models: tuple[str, ...] = ()
+    # Of a tokenizer: what its files say from now on.
+    tokenizer: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def changes(self) -> list[dict[str, Any]]:
@@ -88,7 +91,7 @@ class FolderFiles:
         if self.followed and self.followed.generation is not None:
             text = json.dumps(self.followed.generation, indent=2, sort_keys=True) + "\n"
             written[_GENERATION] = text
-        return written
+        return written | dict(self.tokenizer)
 
 
 def folder_files(
@@ -102,7 +105,8 @@ def folder_files(
     if plan.weights_file != MODEL_WEIGHTS:  # what a step made is no model's folder
         stated = recipe.output.get("config", {})
         made = {name: {**value, **stated} for name, value in plan.sidecars.items()}
-        return FolderFiles(recipe.label, {}, (), None, made)
+        template = chat_template_files(None, recipe.output.get("chat_template"))
+        return FolderFiles(recipe.label, {}, (), None, made, tokenizer=template)
     if source.folder and is_adapter(source.tensors):
         return _adapter_files(recipe, source, plan, carry)
     followed = _followed(recipe, source, plan)
@@ -118,6 +122,7 @@ def folder_files(
         followed=followed,
         sidecars=plan.sidecars,
         about_models=tuple(_about_models(source, models or {})) if followed else (),
+        tokenizer=chat_template_files(source.folder, recipe.output.get("chat_template")),
     )
 
 
@@ -148,6 +153,7 @@ def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan, carry: Carry)
         followed=followed,
         sidecars=plan.sidecars,
         config_name=ADAPTER_CONFIG,
+        tokenizer=chat_template_files(source.folder, recipe.output.get("chat_template")),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from surgeon.base import depth, indices, patterns
@@ -85,6 +85,16 @@ def layers(
         "{range, model, zero, every}",
         {"items": {"anyOf": [_ONE, _ITEM]}, "minItems": 1},
     ],
+    base: Annotated[
+        str | None,
+        "with `into`, the model that is rebuilt instead of the state",
+        {"minLength": 1},
+    ] = None,
+    into: Annotated[
+        str | None,
+        "keep the result as a model of this name instead of replacing the state",
+        {"minLength": 1},
+    ] = None,
 ) -> None:
     """Drop, repeat, reorder and stack numbered layers, also across models.
 
@@ -93,8 +103,22 @@ def layers(
     second time, and from another model, it is a copy, which counts as created. `zero` names what
     becomes zeros: a residual block whose last projections are zero computes the identity. With
     `every: n` copies with zeros follow every n-th layer of the range. Raises for gaps in the
-    numbers, and for layers of a model that have not the tensors and shapes of one here.
+    numbers, and for layers of a model that have not the tensors and shapes of one here. With `into`
+    the state stays, and later steps merge with the result.
     """
+    if into is None:
+        if base is not None:
+            raise PlanError("'base' is for a result that is kept 'into' a model")
+        draft.tensors = _rebuilt(draft, container, take)
+        return
+    if into in draft.models:
+        raise PlanError(f"there is a model '{into}' already")
+    on = draft if base is None else replace(draft, tensors=dict(draft.model(base)))
+    draft.models[into] = _rebuilt(on, container, take)
+
+
+def _rebuilt(draft: Draft, container: str, take: Sequence[Any]) -> Tensors:
+    """Return a draft's tensors with the layers that are taken; raises PlanError."""
     problems: list[str] = []
     containers = _containers(draft.tensors, container)
     if not containers and not draft.optional:
@@ -107,7 +131,7 @@ def layers(
             problems += error.problems
     if problems:
         raise PlanError(*problems)
-    draft.tensors = _with(draft.tensors, changes)
+    return _with(draft.tensors, changes)
 
 
 def _containers(tensors: Tensors, container: str) -> dict[str, Layers]:

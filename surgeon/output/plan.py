@@ -28,7 +28,7 @@ _OTHER_FORMATS = {
     ".keras", ".onnx", ".gguf", ".msgpack",
 }  # fmt: skip
 # What only a model folder has, among the keys of a recipe's `output`.
-_FOLDER_KEYS = ("shard_size", "config")
+_FOLDER_KEYS = ("shard_size", "config", "chat_template")
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,12 @@ RECIPE_SCHEMA: Schema = _object(
                     "description": "merged into a model folder's config.json; what follows from "
                     "the steps need not be said",
                 },
+                "chat_template": {
+                    "type": "string",
+                    "minLength": 1,
+                    "description": "a model folder's chat template, as Jinja; it is written into "
+                    "chat_template.jinja, where transformers reads it",
+                },
             }
         ),
     },

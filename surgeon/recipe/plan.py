@@ -90,7 +90,8 @@ def make(
             class_asked_at = f"{recipe.label}: {place}"
         tracer.trace(before, draft, op, is_changed=bool(added or changed or removed))
         notes = tuple(draft.notes[noted:])
-        into = str(parameters.get("into", "")) if OPS[op].group == "merge" else ""
+        makes_model = OPS[op].group == "merge" or op == "layers"
+        into = str(parameters.get("into", "")) if makes_model else ""
         summaries.append(StepSummary(stream, op, added, changed, removed, notes, into))
     about_us = {"content": NO_CONTENT, "version": __version__, "recipe_sha256": recipe.sha256}
     return Plan(

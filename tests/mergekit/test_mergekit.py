@@ -253,11 +253,15 @@ def test_a_list_without_values_says_nothing(tmp_path: Path) -> None:
     assert step["weights"] == 3.0
 
 
-def test_layers_that_are_left_out_of_a_merge_are_refused(tmp_path: Path) -> None:
+def test_layers_that_are_left_out_of_a_merge_are_left_out_of_each_model(tmp_path: Path) -> None:
     a, b = network(tmp_path, "a", layers=3), network(tmp_path, "b", layers=3)
     parts = [{"sources": [{"model": m, "layer_range": [0, 2]} for m in (a, b)]}]
-    with pytest.raises(UsageError, match="2 of 3 layers are merged"):
-        imported(given(tmp_path, merge_method="linear", slices=parts, parameters={"weight": 1}))
+    others, own, merge = steps(
+        tmp_path, merge_method="linear", slices=parts, parameters={"weight": 1}
+    )
+    assert (others["take"], others["into"]) == (["0:2"], "arranged-1")
+    assert own == {"op": "layers", "container": "h", "take": ["0:2"]}
+    assert merge["models"] == ["arranged-1"]
 
 
 @pytest.mark.parametrize(
@@ -265,12 +269,14 @@ def test_layers_that_are_left_out_of_a_merge_are_refused(tmp_path: Path) -> None
     [
         ({"merge_method": "tis", "models": models("a")}, "'tis' is not imported; did you mean"),
         ({"merge_method": "linear"}, "give either 'models' or 'slices'"),
-        ({"merge_method": "linear", "models": models("a"), "tokenizer_source": "union"},
-         "'tokenizer_source' is not imported: surgeon leaves vocabularies alone"),
-        ({"merge_method": "linear", "models": models("a"), "chat_template": "auto"},
-         "'chat_template' is not imported"),
-        ({"merge_method": "linear", "models": models("a"), "dtyp": "float16"},
-         "'dtyp' is unknown; did you mean 'dtype'"),
+        ({"merge_method": "linear", "models": models("a", weight=1), "tokenizer": {
+            "tokens": {"<x>": {}}}}, "tokenizer.tokens is not imported: give '<x>'"),
+        ({"merge_method": "linear", "models": models("a", weight=1), "chat_template": "llama3"},
+         "'llama3' is a text of mergekit's own: give the template"),
+        ({"merge_method": "linear", "modules": {"text": {}, "vision": {}}},
+         "'modules' has 2 of them"),
+        ({"merge_method": "breadcrumbs", "base_model": "c", "models": models(
+            "a", "b", weight=1, density=[0, 0.5])}, "a density that is 0 in places"),
         ({"merge_method": "linear", "models": models("a", "b")}, "parameter 'weight' is missing"),
         ({"merge_method": "ties", "models": models("a", "b", weight=1)}, "'base_model' is missing"),
         ({"merge_method": "linear", "models": models("a", "b", weight="much")},
@@ -286,7 +292,7 @@ def test_layers_that_are_left_out_of_a_merge_are_refused(tmp_path: Path) -> None
         ({"merge_method": "passthrough", "slices": slices(
             ("a", 2, 3), scale=[{"filter": "layers.2", "value": 2}, {"value": 1}])},
          "a number of a layer that moves"),
-        ({"merge_method": "linear", "slices": slices(("a", 0, 1))}, "passthrough, not linear"),
+        ({"merge_method": "slerp", "slices": slices(("a", 0, 1))}, "passthrough or linear"),
     ],
 )  # fmt: skip
 def test_what_has_no_counterpart_is_refused_with_a_reason(
@@ -340,8 +346,61 @@ def test_what_stands_for_too_much_is_refused(tmp_path: Path, text: str, problem:
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        imported(given(tmp_path, merge_method="tis", tokenizer={}, foo=1))
-    assert len(caught.value.problems) == 4
+        imported(given(tmp_path, merge_method="tis"))
+    assert len(caught.value.problems) == 2
+
+
+def test_words_that_mergekit_reads_over_are_said(tmp_path: Path) -> None:
+    entry = {"model": "a", "revision": "main", "parameters": {"weight": 1}}
+    found = imported(given(tmp_path, merge_method="linear", models=[entry], dtyp="float16"))
+    assert found.notes[-2:] == (
+        "'dtyp' in the configuration means nothing to mergekit, and is left out; did you mean "
+        "'dtype'?",
+        "'revision' in models[0] means nothing to mergekit, and is left out",
+    )
+
+
+def tokenizer(folder: Path, name: str, *tokens: str, rows: int = 2) -> str:
+    """Write a model of an embedding with a tokenizer beside it; returns its path."""
+    (folder / name).mkdir()
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    model = {"model": {"type": "WordLevel", "vocab": vocabulary}}
+    (folder / name / "tokenizer.json").write_text(json.dumps(model))
+    tensors = {"model.embed_tokens.weight": torch.ones(rows, 2)}
+    save_file(tensors, folder / name / "model.safetensors")
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "words", "said"),
+    [
+        ("ab", 2, {}, "one vocabulary, which nothing changes"),
+        ("ab", 3, {}, "1 rows without a token are kept; mergekit drops them"),
+        ("ab", 4, {"pad_to_multiple_of": 4}, "one vocabulary, which nothing changes"),
+        ("ba", 2, {}, "differ ('a' is 0 and 1): bring the models to one vocabulary first"),
+        ("abc", 2, {}, "differ ('c' is nothing and 2)"),
+        ("ab", 2, {"pad_to_multiple_of": 4}, "do not make a multiple of 4: widen the embeddings"),
+    ],
+)  # fmt: skip
+def test_vocabularies_are_held_to_one_another(
+    tmp_path: Path, tokens: str, rows: int, words: dict[str, int], said: str
+) -> None:
+    paths = [tokenizer(tmp_path, "a", "a", "b", rows=rows), tokenizer(tmp_path, "b", *tokens)]
+    config = given(tmp_path, merge_method="linear", models=models(*paths, weight=1),
+                   tokenizer={"source": "union", **words})  # fmt: skip
+    try:
+        found = "\n".join(imported(config).notes)
+    except UsageError as error:
+        found = str(error)
+    assert said in found
+
+
+def test_vocabularies_that_are_not_here_are_taken_to_be_equal_and_that_is_said(
+    tmp_path: Path,
+) -> None:
+    config = {"models": models("a", "b", weight=1), "tokenizer_source": "union"}
+    found = imported(given(tmp_path, merge_method="linear", **config))
+    assert any("no vocabulary is found beside a, b" in note for note in found.notes)
 
 
 def test_parameters_without_a_meaning_are_left_out_and_said(tmp_path: Path) -> None:

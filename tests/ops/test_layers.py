@@ -64,6 +64,29 @@ def test_layers_of_two_models_are_stacked(bench):
     assert_identical(made.tensors, made_of(*sources))
 
 
+def test_layers_of_a_model_are_kept_as_a_model_and_merged(bench):
+    cut = step("2:6", base="b", into="cut")
+    made = bench.given(HERE, b=THERE).operate(cut, {"op": "average", "models": ["cut"]}).tensors
+    rest = {"embed.weight": THERE["embed.weight"], "h.final.weight": THERE["h.final.weight"]}
+    other = {**made_of(*((THERE, i) for i in (2, 3, 4, 5))), **rest}
+    for name, tensor in made.items():
+        expected = ((HERE[name].double() + other[name].double()) / 2).float()
+        assert torch.equal(tensor, expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ({"base": "b"}, "'base' is for a result that is kept 'into' a model"),
+        ({"base": "b", "into": "b"}, "there is a model 'b' already"),
+    ],
+)
+def test_a_model_of_layers_has_a_name_of_its_own(bench, words, problem):
+    bench.given(HERE, b=THERE)
+    with pytest.raises(PlanError, match=problem):
+        bench.operate(step("0:2", **words))
+
+
 def test_only_copies_count_as_created(bench):
     made = bench.given(HERE, b=THERE).operate(step(1, 0, 1, {"model": "b", "range": 5}))
     assert made.lineage("h.0.norm") == [{"step": "0", "op": "layers", "from": ["h.1.norm"]}]
