@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 from surgeon.base.errors import UsageError
 from surgeon.base.problems import located
 from surgeon.base.tables import shown
-from surgeon.cli import completion
+from surgeon.cli import completion, screens
 from surgeon.cli.group import command, print_document, print_path, print_text, say
 from surgeon.cli.options import (
     allow_code_option,
@@ -125,7 +124,7 @@ def _apply(
         if max_memory is not None:
             count = workers_within(max_memory, opened.written_tensors, count)
         total = report.written_bytes(opened.written_tensors)
-        with _progress(total, silent=quiet) as progress:
+        with screens.progress(total, label="writing", silent=quiet) as progress:
             options = Options(count, checksums, progress)
             result = write(opened, target, options, force=force, force_any=force_any, link=link)
         if not quiet:
@@ -173,16 +172,6 @@ def _hinting(target: Path, hint: str) -> Iterator[None]:
         raise UsageError(*error.problems[:-1], f"{last}; {hint}") from None
 
 
-@contextmanager
-def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
-    """Give what shows progress on a terminal, None where nobody would see it."""
-    if silent or os.environ.get("CI") or not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(length=total_bytes, label="writing", file=sys.stderr) as bar:
-        yield bar.update
-
-
 @command("plan", "surgeon plan grow.json model.pt --set rows=1")
 @click.argument("recipe", shell_complete=completion.recipe)
 @click.argument("source", metavar="INPUT", shell_complete=completion.file)
@@ -196,17 +185,31 @@ def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
 @optimizer_option
 @optimizer_order_option
 @allow_code_option
+@click.option(
+    "--tree", is_flag=True,
+    help="Show modules, each tensor with a sign: + new, ~ changed, - dropped, = kept; layers that "
+    "fare alike, once.",
+)  # fmt: skip
+@click.option(
+    "--color", "colour", type=click.Choice(["auto", "always", "never"]), default="auto",
+    show_default=True, help="Colour the signs of --tree; auto: on a terminal, without NO_COLOR.",
+)  # fmt: skip
 @json_option
 def _plan(
     recipe: str, source: str, models: Sequence[str], output: Path | None, force: bool,
     force_any: bool, carry: Carry, named: dict[str, str], variables: dict[str, Any],
-    optimizer: str | None, optimizer_order: str | None, allow_code: bool, as_json: bool,
+    optimizer: str | None, optimizer_order: str | None, allow_code: bool, tree: bool,
+    colour: screens.Colour, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what RECIPE would make of INPUT; reads no tensor data.
 
     With -o OUTPUT, finds everything that `apply` would refuse. Without it, one file is assumed, or
     a model folder where the recipe's `output` is for one only.
     """
+    if tree and as_json:
+        raise UsageError("--tree and --json exclude each other")
+    if colour != "auto" and not tree:
+        raise UsageError("--color is for --tree")
     from surgeon.output import report
     from surgeon.surgery import output_plan
 
@@ -226,7 +229,8 @@ def _plan(
             print_document("plan", report.planned_as_json(plan))
         else:
             say([f"note: {note}" for note in opened.notes])
-            print_text(report.planned(plan))
+            text = report.planned(plan, as_tree=tree)
+            print_text(text, is_coloured=tree and screens.is_coloured(colour))
 
 
 @command("validate", "surgeon validate grow.json --set layer=fc")
