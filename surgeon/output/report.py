@@ -44,6 +44,7 @@ def applied(result: Result, seconds: float) -> list[str]:
     plan = opened.plan
     lines = [f"note: {shown(note)}" for note in [*opened.notes, *written.notes]]
     lines += [_step_line(index, step) for index, step in enumerate(plan.steps)]
+    lines += _tied_lines(plan)
     kinds = [_kind(tensor) for tensor in plan.tensors.values()]
     parts = [f"{kinds.count(kind):,} {kind}" for kind in ("copied", "computed", "created")]
     parts += [f"{len(lost(plan)):,} dropped"]
@@ -59,6 +60,21 @@ def applied(result: Result, seconds: float) -> list[str]:
     if result.optimizer:
         lines.append(f"{_state_line(opened)}; in {shown(str(result.optimizer))}")
     return lines
+
+
+def _tied_lines(plan: Plan) -> list[str]:
+    """Say where the recipe tied names, and who finds both in what is stored once."""
+    stored: dict[str, list[str]] = {}
+    for alias, owner in ties(plan.tensors).items():
+        if any(change.op == "tie" for name in (alias, owner) for change in plan.lineage[name]):
+            stored.setdefault(owner, []).append(alias)
+    return [
+        shown(
+            f"tied: {listed(aliases)} is stored as '{owner}'; safetensors' load_model and "
+            f"transformers' from_pretrained know both, load_file finds '{owner}' alone"
+        )
+        for owner, aliases in stored.items()
+    ]
 
 
 def _state_line(opened: Opened) -> str:
