@@ -100,6 +100,22 @@ def test_average_checkpoints_is_their_mean(tmp_path: Path) -> None:
     torch.testing.assert_close(found["fc.weight"], wanted.float(), rtol=0, atol=0)
 
 
+def test_average_series_decays(tmp_path: Path) -> None:
+    series = three(tmp_path)
+    found, _ = applied(tmp_path, "average-series", *OTHERS, decay=0.75)
+    wanted = series[0]
+    for later in series[1:]:
+        wanted = 0.75 * wanted + 0.25 * later
+    torch.testing.assert_close(found["fc.weight"], wanted.float(), rtol=0, atol=1e-6)
+
+
+def test_average_checkpoints_takes_weights(tmp_path: Path) -> None:
+    one, two, three_ = three(tmp_path)
+    found, _ = applied(tmp_path, "average-checkpoints", *OTHERS, weights=[1, 2, 5])
+    wanted = (one + 2 * two + 5 * three_) / 8
+    torch.testing.assert_close(found["fc.weight"], wanted.float(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("t", "seed"), [(0, 0), (1, 1)])
 def test_interpolate_two_models_has_them_at_its_ends(tmp_path: Path, t: int, seed: int) -> None:
     found, _ = applied(tmp_path, "interpolate-two-models", "other.safetensors", t=t)

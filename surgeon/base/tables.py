@@ -6,6 +6,8 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from surgeon.base.screen import screen
+
 
 def shown(text: str) -> str:
     """Return a line that may hold text of a file so that it cannot steer a terminal.
@@ -29,24 +31,73 @@ def _escapes(text: str) -> dict[int, str]:
 
 
 def table(
-    headers: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Collection[str] = (),
+    *,
+    indent: int = 0,
 ) -> str:
     """Return rows under headers, in columns; columns in which all cells are empty are left out.
 
-    Columns in `right` are aligned there.
+    Columns in `right` are aligned there. On a terminal, the widest columns are folded until all of
+    them fit beside each other.
     """
     from tabulate import tabulate  # where there is a table to print: it takes as long as a header
 
     cells = [row if "".join(row).isprintable() else [shown(cell) for cell in row] for row in rows]
     kept = [i for i in range(len(headers)) if not cells or any(row[i] for row in cells)]
     # The headers as a first row, since tabulate pads those of its own.
-    return tabulate(
-        [[row[i] for i in kept] for row in [headers, *cells]],
+    lines = [[row[i] for i in kept] for row in [headers, *cells]]
+    if columns := screen().columns:
+        firm = {place for place, i in enumerate(kept) if headers[i] in right}
+        lines = _fitted(lines, columns - indent, firm)
+    text = tabulate(
+        lines,
         tablefmt="plain",
         colalign=["right" if headers[i] in right else "left" for i in kept],
         disable_numparse=True,
         preserve_whitespace=True,
     )
+    if screen().columns:  # where a cell ends above one that is folded
+        text = "\n".join(line.rstrip() for line in text.splitlines())
+    return indented(text, indent) if indent else text
+
+
+_GAP = 2
+# No column is folded to less; what does not fit then is for the terminal to break.
+_NARROWEST = 10
+
+
+def _fitted(rows: Sequence[Sequence[str]], columns: int, firm: Collection[int]) -> list[list[str]]:
+    """Fold the cells of the widest columns so that a row fits, but for columns of numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    over = sum(widths) + _GAP * (len(widths) - 1) - columns
+    able = [i for i, width in enumerate(widths) if i not in firm and width > _NARROWEST]
+    for _ in range(max(over, 0)):
+        if able:
+            widest = max(able, key=lambda i: widths[i])
+            widths[widest] -= 1
+            able = [i for i in able if widths[i] > _NARROWEST]
+    return [
+        [folded_text(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows
+    ]
+
+
+# Where a line may end besides spaces: after what parts names, paths and lists.
+_BREAKS = ".,/_-:;|"
+
+
+def folded_text(text: str, width: int) -> str:
+    """Return one line as several of at most so many columns; what follows keeps its indent."""
+    lead = text[: len(text) - len(text.lstrip(" "))]
+    lines = []
+    while len(text) > width:
+        space = text.rfind(" ", len(lead) + 1, width + 1)
+        mark = max(text.rfind(sign, len(lead) + width // 3, width) for sign in _BREAKS) + 1
+        cut = space if space > len(lead) else mark if mark > len(lead) else width
+        lines.append(text[:cut].rstrip(" "))
+        text = lead + text[cut:].lstrip(" ") if len(lead) < width // 2 else text[cut:].lstrip(" ")
+    return "\n".join([*lines, text])
 
 
 def indented(text: str, by: int = 2) -> str:

@@ -99,13 +99,13 @@ def page(name: str) -> str:
     ]
     parts = [f"{op.name} ({op.group})", op.doc]
     if rows:
-        parts.append("parameters\n" + indented(table(("name", "type", "default", "what"), rows)))
+        parts.append("parameters\n" + table(("name", "type", "default", "what"), rows, indent=2))
     if choices := op.parameters.get("oneOf"):
         words = [choice["required"][0] for choice in choices]
         parts.append(f"exactly one of {', '.join(words)} must be given")
     parts.append("example\n" + indented(json.dumps(_step(op), ensure_ascii=False)))
     if "init" in properties:
-        parts.append("initialisations\n" + indented(_initialisations()))
+        parts.append("initialisations\n" + _initialisations())
     if op.paper:
         parts.append(f"paper\n  {op.paper}")
     if (origin := OPS.origin(name)) != OURS:
@@ -122,7 +122,7 @@ def _initialisations() -> str:
             for word, schema in row.schema["properties"].items()
         ]
         rows.append((name, ", ".join(parameters), row.about))
-    return table(("name", "parameters", "what"), rows)
+    return table(("name", "parameters", "what"), rows, indent=2)
 
 
 def default_text(schema: Schema) -> str:

@@ -11,15 +11,20 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
 from surgeon import __version__
 from surgeon.base.errors import PlanError, SurgeonError, UsageError, WriteError
 from surgeon.base.problems import Located, located
+from surgeon.base.screen import on
 from surgeon.base.tables import json_text, shown, shown_lines
+from surgeon.cli import screens
 from surgeon.cli.process import UnwritableError, ending, word_of
+
+# Longer than the first sentence of any command, and of no meaning but that.
+_LONGEST_SENTENCE = 1000
 
 
 class _Commands(click.Group):
@@ -34,6 +39,12 @@ class _Commands(click.Group):
         ctx.obj = list(args)
         return super().parse_args(ctx, args)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write every command with all of its first sentence, which click cuts off."""
+        rows = [(n, cast(click.Command, self.get_command(ctx, n))) for n in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(n, c.get_short_help_str(_LONGEST_SENTENCE)) for n, c in rows])
+
     def invoke(self, ctx: click.Context) -> Any:
         with ending():
             return self._invoked(ctx)
@@ -41,7 +52,7 @@ class _Commands(click.Group):
     def _invoked(self, ctx: click.Context) -> Any:
         arguments: list[str] = ctx.obj
         try:
-            with _escaped():
+            with _escaped(), on(screens.of_stdout()):
                 return super().invoke(ctx)
         except SurgeonError as error:
             given = set(arguments)
@@ -145,9 +156,10 @@ def print_json(document: Any, *, indent: int | None = None) -> None:
     click.echo(json_text(document, indent=indent))
 
 
-def print_text(text: str) -> None:
-    """Print lines."""
-    click.echo(shown_lines(text))
+def print_text(text: str, *, is_coloured: bool = False) -> None:
+    """Print lines, in the colours of the signs that they begin with if asked to."""
+    safe = shown_lines(text)
+    click.echo(screens.coloured(safe) if is_coloured else safe, color=is_coloured or None)
 
 
 def print_path(path: Path) -> None:

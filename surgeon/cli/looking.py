@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from surgeon.base.errors import UsageError
-from surgeon.cli import completion
+from surgeon.cli import completion, screens
 from surgeon.cli.group import command, print_document, print_text, say
 from surgeon.cli.options import (
     json_option,
@@ -56,7 +56,7 @@ def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_jso
     """Compare the tensors of two checkpoints; exits with 1 where they differ."""
     from surgeon.inspection import diff
 
-    found = diff.compare(a, b, pattern)
+    found = diff.compare(a, b, pattern, watch=screens.reading)
     say([f"note: {note}" for note in found.notes])
     if as_json:
         print_document("diff", found.as_json())
@@ -110,7 +110,7 @@ def _verify(context: click.Context, output: Path, as_json: bool) -> None:
     from surgeon.inspection.verify import verify
     from surgeon.output.workers import default_workers
 
-    found = verify(output, default_workers())
+    found = verify(output, default_workers(), watch=screens.reading)
     say([f"note: {note}" for note in found.notes])
     if as_json:
         print_document("verify", found.as_json())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +14,7 @@ import click
 from surgeon.base.errors import UsageError
 from surgeon.base.problems import located
 from surgeon.base.tables import shown
-from surgeon.cli import completion
+from surgeon.cli import completion, screens
 from surgeon.cli.group import command, print_document, print_path, print_text, say
 from surgeon.cli.options import (
     job_options,
@@ -70,7 +69,7 @@ def _apply(
         job.opened() as opened,
     ):
         total = report.written_bytes(opened.written_tensors)
-        with _progress(total, silent=quiet) as progress:
+        with screens.progress(total, label="writing", silent=quiet) as progress:
             found = applied(
                 opened, target, force=force, force_any=force_any, link=link, workers=workers,
                 max_memory=max_memory, checksums=checksums, progress=progress,
@@ -120,39 +119,42 @@ def _hinting(target: Path, hint: str) -> Iterator[None]:
         raise UsageError(*error.problems[:-1], f"{last}; {hint}") from None
 
 
-@contextmanager
-def _progress(total_bytes: int, *, silent: bool) -> Iterator[Any]:
-    """Give what shows progress on a terminal, None where nobody would see it."""
-    if silent or os.environ.get("CI") or not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(length=total_bytes, label="writing", file=sys.stderr) as bar:
-        yield bar.update
-
-
 @command("plan", "surgeon plan grow.json model.pt --set rows=1")
 @job_options
 @click.argument("models", metavar="[MODEL]...", nargs=-1, shell_complete=completion.file)
 @output_options
+@click.option(
+    "--tree", is_flag=True,
+    help="Show modules, each tensor with a sign: + new, ~ changed, - dropped, = kept; layers that "
+    "fare alike, once.",
+)  # fmt: skip
+@click.option(
+    "--color", "colour", type=click.Choice(["auto", "always", "never"]), default="auto",
+    show_default=True, help="Colour the signs of --tree; auto: on a terminal, without NO_COLOR.",
+)  # fmt: skip
 @json_option
 def _plan(
     job: Job, models: Sequence[str], output: Path | None, force: bool, force_any: bool,
-    as_json: bool,
+    tree: bool, colour: screens.Colour, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what RECIPE would make of INPUT; reads no tensor data.
 
     With -o OUTPUT, finds everything that `apply` would refuse. Without it, one file is assumed, or
     a model folder where the recipe's `output` is for one only.
     """
+    if tree and as_json:
+        raise UsageError("--tree and --json exclude each other")
+    if colour != "auto" and not tree:
+        raise UsageError("--color is for --tree")
     from surgeon.library.running import planned
 
     with replace(job, models=models).opened() as opened:
-        found = planned(opened, output, force=force, force_any=force_any, link=False)
+        found = planned(opened, output, force=force, force_any=force_any, link=False, as_tree=tree)
         if as_json:
             print_document("plan", found.as_json())
         else:
             say([f"note: {note}" for note in opened.notes])
-            print_text(found.text)
+            print_text(found.text, is_coloured=tree and screens.is_coloured(colour))
 
 
 @command("validate", "surgeon validate grow.json --set layer=fc")

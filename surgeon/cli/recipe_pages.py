@@ -130,7 +130,7 @@ def page(name: str) -> str:
     parts = [f"{name}\n{text.get('about', '')}"]
     if rows:
         titles = ("name", "type", "default", "example", "what")
-        parts.append("variables\n" + indented(table(titles, rows)))
+        parts.append("variables\n" + table(titles, rows, indent=2))
     parts.append(f"for example\n  {command_of(name, text)}")
     parts.append("recipe\n" + indented(source_of(name)))
     return "\n\n".join(parts)

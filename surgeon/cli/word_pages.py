@@ -56,7 +56,7 @@ def _training() -> str:
         "training (a part of the recipe, beside its steps)",
         "How the next training run is to train the result: the manifest says it to `bind`.\n"
         "Stages come in order; in each, every parameter is in one group or frozen.",
-        "keys\n" + indented(table(("key", "type", "default", "what"), rows)),
+        "keys\n" + table(("key", "type", "default", "what"), rows, indent=2),
         "example\n" + indented(json.dumps({"training": _EXAMPLE}, indent=2)),
     ])  # fmt: skip
 
@@ -99,7 +99,7 @@ def _initialisation(name: str) -> str:
     ]  # fmt: skip
     parts = [f"{name} (an initialisation: of `init` and `bias_init`)", row.about]
     if rows:
-        parts.append("parameters\n" + indented(table(("name", "type", "default", "what"), rows)))
+        parts.append("parameters\n" + table(("name", "type", "default", "what"), rows, indent=2))
     parts.append("example\n" + indented(json.dumps(_init_example(name))))
     return "\n\n".join(parts)
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from surgeon.base.depth import is_before_layers, layer_of
 from surgeon.base.errors import PlanError
+from surgeon.base.folding import folded
+from surgeon.base.screen import screen
 from surgeon.base.tables import number, shown, table
 from surgeon.formats import open_checkpoint
 from surgeon.formats.remains import told
@@ -132,12 +134,14 @@ class Comparison:
         return self.as_text()
 
     def as_text(self) -> str:
-        """Return a row for every layer, and one for all of them."""
+        """Return a row for every layer, on a terminal for those alike, and one for all of them."""
         several = len(self.models) > 2
         changes = [f"change of {label}" for label in _labels(self.models)[1:]]
         headers = ["layer", "elements", *changes, "cosine", *(["conflicts"] if several else [])]
         named = [(layer, _sum(modules.values())) for layer, modules in self.layers.items()]
         rows = [_row(layer, figures, several) for layer, figures in [*named, ("all", self.total)]]
+        if screen().is_terminal:
+            rows = folded(rows)
         about = (
             "change: norm of the difference by the norm of A; cosine: mean over pairs of "
             "differences; conflicts: elements moved both ways, of those moved by several"

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from surgeon.base.folding import folded
+from surgeon.base.screen import screen
 from surgeon.base.tables import number, plural, shape_text, table
 from surgeon.formats import open_checkpoint
 from surgeon.formats.remains import told
 from surgeon.inspection.inspect import selected
+from surgeon.inspection.watching import Watch, unwatched
 from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, upcast_blocks
 from surgeon.lazy.values import same_values
 from surgeon.numeric.blas import one_thread
@@ -71,7 +74,10 @@ class Difference:
         return self.as_text()
 
     def as_text(self) -> str:
-        """Return a row for every difference, and one line that sums them up."""
+        """Return a row for every difference, and one line that sums them up.
+
+        On a terminal, layers that differ in the same way are one row: lowest and highest figures.
+        """
         if self.equal:
             return f"equal: {plural(self.tensors, 'tensor')}"
         rows = [(name, f"removed: {_spec_text(spec)}") for name, spec in self.removed.items()]
@@ -80,7 +86,7 @@ class Difference:
             (name, f"{_spec_text(before)} -> {_spec_text(after)}")
             for name, (before, after) in self.reshaped.items()
         ]
-        full = [(*row, *[""] * len(_NUMBERS)) for row in rows]
+        full: list[tuple[str, ...]] = [(*row, *[""] * len(_NUMBERS)) for row in rows]
         for name, distance in self.changed.items():
             figures = (distance.max_abs, distance.relative, distance.cosine)
             counts = (distance.differing, distance.nonfinite or None)
@@ -100,6 +106,8 @@ class Difference:
         }
         counted = ", ".join(f"{len(found):,} {kind}" for kind, found in kinds.items() if found)
         summary = f"different: {counted}, of {plural(self.tensors, 'tensor')}"
+        if screen().is_terminal:
+            full = folded(full, between=range(2, 2 + len(_NUMBERS)))
         return table(("name", "what", *_NUMBERS), full, right=_NUMBERS) + f"\n\n{summary}"
 
 
@@ -114,7 +122,7 @@ def _spec_text(spec: TensorSpec) -> str:
     return f"{spec.dtype} {shape_text(spec.shape)}"
 
 
-def compare(a: str, b: str, pattern: Sequence[str]) -> Difference:
+def compare(a: str, b: str, pattern: Sequence[str], *, watch: Watch = unwatched) -> Difference:
     """Open two checkpoints and compare what patterns select of either."""
     first = open_checkpoint(a)
     try:
@@ -122,7 +130,7 @@ def compare(a: str, b: str, pattern: Sequence[str]) -> Difference:
         try:
             notes = [line for one in (first, second) for line in told(one.path, one.notes)]
             found = Difference(a, b, notes=notes)
-            _compare(first.tensors, second.tensors, pattern, found)
+            _compare(first.tensors, second.tensors, pattern, found, watch)
             return found
         finally:
             second.close()
@@ -135,10 +143,11 @@ def _compare(
     second: dict[str, LazyTensor],
     pattern: Sequence[str],
     found: Difference,
+    watch: Watch,
 ) -> None:
-    scratch = Scratch()
-    known: dict[tuple[int, int], Distance | None] = {}
-    for name in selected(pattern, {**first, **second}):
+    names = selected(pattern, {**first, **second})
+    pairs: dict[tuple[int, int], list[str]] = {}
+    for name in names:
         found.tensors += 1
         if name not in second:
             found.removed[name] = first[name].spec
@@ -147,11 +156,17 @@ def _compare(
         elif first[name].spec != second[name].spec:
             found.reshaped[name] = (first[name].spec, second[name].spec)
         else:
-            pair = (id(first[name]), id(second[name]))
-            if pair not in known:
-                known[pair] = distance(first[name], second[name], scratch)
-            if far := known[pair]:
-                found.changed[name] = far
+            pairs.setdefault((id(first[name]), id(second[name])), []).append(name)
+    scratch = Scratch()
+    far: dict[str, Distance] = {}
+    with watch(sum(first[same[0]].spec.size_bytes for same in pairs.values())) as done:
+        for same in pairs.values():
+            a, b = first[same[0]], second[same[0]]
+            if distant := distance(a, b, scratch):
+                far |= dict.fromkeys(same, distant)
+            if done:
+                done(a.spec.size_bytes)
+    found.changed |= {name: far[name] for name in names if name in far}
 
 
 def _one_range(tensor: LazyTensor) -> ByteRange | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from surgeon.base import patterns
 from surgeon.base.errors import PlanError, UsageError
+from surgeon.base.folding import ranges
 from surgeon.base.strict_json import parse_json
 from surgeon.base.tables import number, shape_text, shown, table
 from surgeon.base.units import spoken_size
@@ -229,23 +230,13 @@ def _collapse(made: list[tuple[Node, int]]) -> list[tuple[Node, int]]:
         node, shape = group[0]
         if len(group) > 1:
             numbers = sorted(int(member.name) for member, _ in group)
+            name = f"{{{ranges(numbers, '..')}}}"
             node = Node(
-                f"{{{_ranges(numbers)}}}", node.entry, node.children, len(group), node.elements,
+                name, node.entry, node.children, len(group), node.elements,
                 node.size_bytes,
             )  # fmt: skip
         collapsed.append((node, shape))
     return collapsed
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Return `0..3,7` for 0, 1, 2, 3 and 7."""
-    runs: list[list[int]] = []
-    for value in numbers:
-        if runs and runs[-1][1] == value - 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    return ",".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
 
 
 def as_json(checkpoint: Checkpoint, entries: Sequence[Entry], *, as_tree: bool) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from surgeon.base.units import spoken_size
 from surgeon.formats.files import InputFile
 from surgeon.formats.remains import MANIFEST_SUFFIX, WEIGHTS_SUFFIX, settled
 from surgeon.formats.safetensors import open_safetensors
+from surgeon.inspection.watching import Watch, unwatched
 from surgeon.lazy import ByteRange, LazyTensor, Stored, TensorSpec
 from surgeon.manifest.model import (
     CheckpointEntry,
@@ -106,7 +107,7 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def verify(output: Path, workers: int) -> Verified:
+def verify(output: Path, workers: int, *, watch: Watch = unwatched) -> Verified:
     """Hash an output again and compare; raises CheckpointError where it has no manifest."""
     note = settled(_output_of(output))
     path = find_manifest(output)
@@ -132,7 +133,7 @@ def verify(output: Path, workers: int) -> Verified:
         if state:
             _check_optimizer_state(path, state, found)
         if len(files) == len(checkpoint.parts):
-            _check_tensors(manifest.tensors, tensors, found, workers)
+            _check_tensors(manifest.tensors, tensors, found, workers, watch)
     finally:
         for file in files:
             file.close()
@@ -213,6 +214,7 @@ def _check_tensors(
     tensors: Mapping[str, LazyTensor],
     found: Verified,
     workers: int,
+    watch: Watch,
 ) -> None:
     found.mismatches += [
         f"'{name}' is in the manifest only" for name in stated if name not in tensors
@@ -235,11 +237,14 @@ def _check_tensors(
             names, _, _ = wanted.setdefault((id(tensor), algorithm), ([], tensor, digest))
             names.append(name)
     found.hashed = len(wanted)
-    with ThreadPoolExecutor(workers) as pool:
+    total = sum(tensor.spec.size_bytes for _, tensor, _ in wanted.values())
+    with watch(total) as done, ThreadPoolExecutor(workers) as pool:
         hashes = pool.map(lambda key: _hash(wanted[key][1], key[1]), wanted)
-        for (_, algorithm), (names, _, digest), actual in zip(
+        for (_, algorithm), (names, tensor, digest), actual in zip(
             wanted, wanted.values(), hashes, strict=True
         ):
+            if done:
+                done(tensor.spec.size_bytes)
             if actual != digest:
                 found.mismatches.append(
                     f"'{names[0]}' has {algorithm} {actual}, the manifest says {digest}"

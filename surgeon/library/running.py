@@ -127,12 +127,18 @@ class Job:
 
 
 def planned(
-    opened: Opened, output: Location | None, *, force: bool, force_any: bool, link: bool
+    opened: Opened,
+    output: Location | None,
+    *,
+    force: bool,
+    force_any: bool,
+    link: bool,
+    as_tree: bool = False,
 ) -> Planned:
     """Say what a job would write."""
     target = None if output is None else Path(output)
     made = surgery.output_plan(opened, target, force=force, force_any=force_any, link=link)
-    return Planned(report.planned(made), **report.planned_as_json(made))
+    return Planned(report.planned(made, as_tree=as_tree), **report.planned_as_json(made))
 
 
 def applied(

@@ -23,12 +23,23 @@ def average(
         "one number for all, or one per operand, the base model first; default equal",
     ],
     normalize: Annotated[bool, "divide by the sum of the weights"] = True,
+    decay: Annotated[
+        float | None,
+        "what the average keeps at each further operand, the oldest first (EMA); "
+        "these shares multiply the weights",
+        {"minimum": 0, "exclusiveMaximum": 1},
+    ] = None,
 ) -> Arithmetic:
     """Average the base model with other models.
 
     Σ wᵢ xᵢ over all operands, divided by Σ wᵢ where `normalize`. Raises where weights
-    that are to be divided by their sum add up to zero.
+    that are to be divided by their sum add up to zero. With `decay` d the operands are a series:
+    the mean starts as the first, and each further one makes it d times itself plus 1 - d of that.
     """
+    if decay is not None:
+        last = len(weights) - 1
+        shares = [(1 - decay if i else 1.0) * decay ** (last - i) for i in range(len(weights))]
+        weights = [weight * share for weight, share in zip(weights, shares, strict=True)]
     total = total_weight(weights) if normalize else 1.0
     equal = normalize and len(set(weights)) == 1
     divisor = total / weights[0] if equal else total

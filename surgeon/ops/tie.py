@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Literal
 
-from surgeon.base.errors import PlanError
+from surgeon.base.errors import PlanError, listed
 from surgeon.base.lists import as_list
 from surgeon.base.patterns import Destination, Names
 from surgeon.draft import Draft
@@ -34,7 +34,13 @@ def tie(
     anything is written) where the values do.
     """
     targets = as_list(target)
-    for name, owner in destinations(draft, targets, [to] * len(targets)):
+    moves = list(destinations(draft, targets, [to] * len(targets)))
+    if not moves:  # which only an optional step gets as far as
+        draft.notes.append(
+            f"{listed(targets)} is not stored, so nothing is tied to '{to}'; where it is tied "
+            "already, one name is in the file, and the model's class ties the other to it"
+        )
+    for name, owner in moves:
         if owner not in draft.tensors:
             draft.select(owner)  # says so, with the nearest names
             raise PlanError(f"'{owner}' is a module; tie '{name}' to a tensor")

@@ -2,53 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from surgeon.base.documents import as_json
 from surgeon.base.errors import listed
 from surgeon.base.regions import count, parsed, remainder, split_block
-from surgeon.base.tables import indented, json_text, number, plural, shape_text, shown, table
+from surgeon.base.tables import number, plural, shown, table
 from surgeon.base.units import spoken_size
 from surgeon.draft import Tensors, is_wholly_new, ties
-from surgeon.draft.registry import OPS
 from surgeon.lazy import ByteRange, LazyTensor
 from surgeon.manifest.build import change_entry
 from surgeon.manifest.model import Stage, TorchClass
 from surgeon.manifest.stages import is_parameter
 from surgeon.model_folder.carried import carried_line
+from surgeon.output.changes import changes_table, changes_tree, lost, short_json, valid
 from surgeon.output.layout import OutputFile
 from surgeon.output.opened import Opened
 from surgeon.output.plan import OutputPlan
 from surgeon.output.write import Result
-from surgeon.recipe.lineage import Change
 from surgeon.recipe.plan import Plan, StepSummary
 
 Json = dict[str, Any]
 # A group of optimizer settings is shown in columns of its own for these, the rest in one.
 _OWN_COLUMNS = ("lr", "weight_decay")
-_VERBS = {"rename": "renamed from", "copy": "copied from", "tie": "tied to"}
-# A value of a config takes no more of a line; labels can be a thousand.
-_WIDEST = 60
 
 
 def written_bytes(tensors: Tensors) -> int:
     """Return the bytes of all tensors that are written, tied ones once."""
     owned = {id(tensor): tensor for tensor in tensors.values()}
     return sum(tensor.spec.size_bytes for tensor in owned.values())
-
-
-def lost(plan: Plan) -> list[str]:
-    """Return the input's tensors that are in no tensor of the output, under whatever name."""
-    if not plan.dropped:
-        return []
-    used = {
-        name for changes in plan.lineage.values() for change in changes for name in change.from_
-    }
-    return [name for name in plan.dropped if name not in used]
 
 
 # apply
@@ -60,6 +44,7 @@ def applied(result: Result, seconds: float) -> list[str]:
     plan = opened.plan
     lines = [f"note: {shown(note)}" for note in [*opened.notes, *written.notes]]
     lines += [_step_line(index, step) for index, step in enumerate(plan.steps)]
+    lines += _tied_lines(plan)
     kinds = [_kind(tensor) for tensor in plan.tensors.values()]
     parts = [f"{kinds.count(kind):,} {kind}" for kind in ("copied", "computed", "created")]
     parts += [f"{len(lost(plan)):,} dropped"]
@@ -75,6 +60,21 @@ def applied(result: Result, seconds: float) -> list[str]:
     if result.optimizer:
         lines.append(f"{_state_line(opened)}; in {shown(str(result.optimizer))}")
     return lines
+
+
+def _tied_lines(plan: Plan) -> list[str]:
+    """Say where the recipe tied names, and who finds both in what is stored once."""
+    stored: dict[str, list[str]] = {}
+    for alias, owner in ties(plan.tensors).items():
+        if any(change.op == "tie" for name in (alias, owner) for change in plan.lineage[name]):
+            stored.setdefault(owner, []).append(alias)
+    return [
+        shown(
+            f"tied: {listed(aliases)} is stored as '{owner}'; safetensors' load_model and "
+            f"transformers' from_pretrained know both, load_file finds '{owner}' alone"
+        )
+        for owner, aliases in stored.items()
+    ]
 
 
 def _state_line(opened: Opened) -> str:
@@ -110,30 +110,9 @@ def _is_all(name: str, tensor: LazyTensor, blocks: Sequence[str]) -> bool:
 
 
 def _in_words(change: Json) -> str:
-    before = f" {_json(change['before'])} ->" if "before" in change else ""
-    after = _json(change["after"]) if "after" in change else "removed"
+    before = f" {short_json(change['before'])} ->" if "before" in change else ""
+    after = short_json(change["after"]) if "after" in change else "removed"
     return f"{change['key']}{before} {after}"
-
-
-def _json(value: object) -> str:
-    text = json_text(_valid(value))
-    if len(text) <= _WIDEST:
-        return text
-    if isinstance(value, dict | list):
-        return f"({len(value):,} entries)"
-    return f"{text[: _WIDEST - 3]}..."
-
-
-def _valid(value: Any) -> Any:
-    """Return a value of a config as JSON can hold it: transformers writes infinities, too."""
-    match value:
-        case float() if not isfinite(value):
-            return json.dumps(value)
-        case dict():
-            return {key: _valid(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_valid(item) for item in value]
-    return value
 
 
 def _config_table(opened: Opened) -> str:
@@ -141,8 +120,8 @@ def _config_table(opened: Opened) -> str:
     rows = [
         (
             change["key"],
-            _json(change["before"]) if "before" in change else "",
-            _json(change["after"]) if "after" in change else "(removed)",
+            short_json(change["before"]) if "before" in change else "",
+            short_json(change["after"]) if "after" in change else "(removed)",
         )
         for change in opened.folder_files.changes
     ]
@@ -207,7 +186,7 @@ def applied_as_json(result: Result) -> Json:
         "linked_bytes": result.written.linked_bytes,
         "dropped": lost(opened.plan),
         "optimizer_state": _state_as_json(opened, result.optimizer),
-        "config": _valid(result.plan.config_changes),
+        "config": valid(result.plan.config_changes),
         "steps": _steps_as_json(opened.plan),
         "notes": [*opened.notes, *result.written.notes],
     }
@@ -216,11 +195,12 @@ def applied_as_json(result: Result) -> Json:
 # plan
 
 
-def planned(output: OutputPlan) -> str:
+def planned(output: OutputPlan, *, as_tree: bool = False) -> str:
     """Return what a recipe would do: changed tensors, checks, training stages."""
     opened = output.opened
     plan = opened.plan
-    parts = [_changes_table(opened), _unchanged_line(plan), _config_table(opened)]
+    changes = (changes_tree if as_tree else changes_table)(opened)
+    parts = [changes, _unchanged_line(plan), _config_table(opened)]
     places: dict[str, int] = {}
     for place, _ in plan.checks:
         places[place] = places.get(place, 0) + 1
@@ -244,77 +224,6 @@ def planned(output: OutputPlan) -> str:
 def _called(wanted: TorchClass) -> str:
     arguments = ", ".join(f"{key}={value!r}" for key, value in wanted.args.items())
     return shown(f"{wanted.path}({arguments})")
-
-
-def _changes_table(opened: Opened) -> str:
-    plan, before = opened.plan, opened.input.tensors
-    aliases = ties(plan.tensors)
-    rows = []
-    for name, tensor in plan.tensors.items():
-        if not (changes := plan.lineage[name]):
-            continue
-        old = before.get(_earlier_name(name, changes) or "")
-        spec, was = tensor.spec, old.spec if old else tensor.spec
-        what = [_change(change, name) for change in changes]
-        if name in aliases:
-            what.append(f"tied to {aliases[name]}")
-        rows.append(
-            (
-                name,
-                _before_after(was.dtype, spec.dtype),
-                _before_after(shape_text(was.shape), shape_text(spec.shape)),
-                "; ".join(dict.fromkeys(what)),
-            )
-        )
-    for name in lost(plan):
-        spec = before[name].spec
-        rows.append((name, spec.dtype, shape_text(spec.shape), "dropped"))
-    return table(("name", "dtype", "shape", "what"), rows) if rows else ""
-
-
-def _before_after(before: str, after: str) -> str:
-    return after if before == after else f"{before} -> {after}"
-
-
-def _earlier_name(name: str, changes: Sequence[Change]) -> str | None:
-    """Return what the input calls a tensor; None where it was made anew, as a copy is."""
-    for change in reversed(changes):
-        if not change.from_:
-            continue
-        if change.op == "rename":
-            name = change.from_[0]
-        elif change.op in OPS and OPS[change.op].group == "structure" and name not in change.from_:
-            return None
-    return name
-
-
-def _change(change: Change, name: str) -> str:
-    """Return one item of a lineage in words."""
-    inits = f" ({', '.join(change.init)})" if change.init else ""
-    words = [f"{_block(block)} new{inits}".lstrip() for block in change.new]
-    if change.from_:
-        sources = ", ".join(change.from_)
-        merges = change.op in OPS and OPS[change.op].group == "merge"
-        if change.into:
-            verb = f"{change.into}: {change.op} of"
-        else:
-            verb = _VERBS.get(change.op, f"{change.op} {'with' if merges else 'from'}")
-        words.append(f"{verb} {sources}")
-    if change.parameters:
-        given = ", ".join(f"{word} {_json(value)}" for word, value in change.parameters.items())
-        words = [f"{', '.join(words)} ({given})"]
-    return ", ".join(words) or change.op
-
-
-def _block(block: str) -> str:
-    """Return `rows 7:8` for `fc.weight[7:8]`, nothing for a whole tensor."""
-    _, slices = split_block(block)
-    if slices is None:
-        return ""
-    parts = slices.split(",")
-    if len(parts) == 1:
-        return f"rows {slices}"
-    return f"columns {parts[1]}" if len(parts) == 2 and parts[0] == ":" else f"[{slices}]"
 
 
 def _unchanged_line(plan: Plan) -> str:
@@ -344,7 +253,7 @@ def _stage(stage: Stage, plan: Plan) -> str:
     if frozen:
         rows.append(("(frozen)", f"{len(frozen):,}", f"{_elements(frozen, plan):,}", "", "", ""))
     headers = ("group", "parameters", "elements", "lr", "weight_decay", "settings")
-    lines = [title, indented(table(headers, rows, right=headers[1:5]))]
+    lines = [title, table(headers, rows, right=headers[1:5], indent=2)]
     if stage.eval_modules:
         lines.append(f"  in eval mode: {', '.join(map(shown, stage.eval_modules))}")
     if stage.scheduler:
@@ -386,7 +295,7 @@ def planned_as_json(output: OutputPlan) -> Json:
         "checks": [place for place, _ in plan.checks],
         "optimizer": as_json(stages.optimizer) if stages.optimizer else None,
         "optimizer_state": _state_as_json(opened),
-        "config": _valid(opened.folder_files.changes),
+        "config": valid(opened.folder_files.changes),
         "carried": sorted(output.carried or ()),
         "teacher": as_json(stages.teacher) if stages.teacher else None,
         "stages": [as_json(stage) for stage in stages.stages],

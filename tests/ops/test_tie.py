@@ -95,3 +95,10 @@ def test_tie_of_a_tie_keeps_one_owner(bench):
     made = bench.operate(step("b", "a"), step("c", "b"))
     assert made.manifest["ties"] == {"b": "a", "c": "a"}
     assert_identical(read(made.path), {"a": W, "b": W, "c": W})
+
+
+def test_optional_tie_of_what_is_tied_already_is_done_and_said(bench):
+    bench.given({"embed.weight": W})
+    made = bench.operate(step("head.weight", "embed.weight", optional=True))
+    assert "'head.weight' is not stored, so nothing is tied to 'embed.weight'" in made.notes[0]
+    assert_identical(made.tensors, {"embed.weight": W})
