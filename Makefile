@@ -1,5 +1,7 @@
 # Everything here works on a fresh clone: the environment is made when it is missing.
 PYTHON ?= python3
+# Or else every process that a test starts compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 
 .PHONY: demo test slow attack lint docs site dist bench exactness conformance architectures folders clean
