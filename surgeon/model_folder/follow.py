@@ -85,7 +85,7 @@ def follow(
         rows = follow_token_ids(case, meaning)
         made = followed_generation(generation or {}, rows, case)
         _note_narrowed(case)
-        _note_unexplained(case)
+        _require_explained(case)
         _note_placeholders(case)
     problems = tuple(dict.fromkeys(f"config.json: {problem}" for problem in case.problems))
     notes = tuple(dict.fromkeys(f"config.json: {note}" for note in case.notes))
@@ -184,8 +184,8 @@ def _note_placeholders(case: Case) -> None:
         )
 
 
-def _note_unexplained(case: Case) -> None:
-    """Say which new shapes no rule knows the meaning of."""
+def _require_explained(case: Case) -> None:
+    """Refuse new shapes that no rule knows the meaning of, or say which, where nothing is known."""
 
     def is_explained(name: str) -> bool:
         old, new = case.before[name].spec.shape, case.after[name].spec.shape
@@ -195,7 +195,13 @@ def _note_unexplained(case: Case) -> None:
     names = [name for name in case.after if name in case.before and not is_explained(name)
              and (0,) not in (case.before[name].spec.shape, case.after[name].spec.shape)
              ]  # fmt: skip
-    if names:
+    if names and case.architecture and not case.stated:
+        # A class is known, and would be built as it was.
+        case.contradiction(
+            f"no rule says what the new shape of {listed(names)} means; state the settings that it "
+            "follows in output.config"
+        )
+    elif names:
         case.notes.append(
             f"no rule says what the new shape of {listed(names)} means; output.config can state it"
         )

@@ -165,6 +165,21 @@ def _solve(
     if any(c.denominator > _MOST_DENOMINATOR or abs(c) > _MOST_COEFFICIENT for c in found.values()):
         return None
     ordered = sorted(found.items(), key=lambda item: (-len(item[0]), item[0]))
-    return tuple(
+    terms = tuple(
         (tuple((path, -1 if path in below else 1) for path in chosen), c) for chosen, c in ordered
+    )
+    return terms if is_natural(terms) else None
+
+
+def is_natural(terms: Terms) -> bool:
+    """Say whether an architecture may compute so: two values of each number fit any surface.
+
+    Where a size goes by a square, or by what is rounded, the surface through a few points has
+    quotients, or parts of whole numbers, that are taken away from each other.
+    """
+    # One is often taken off: 2*image_size/patch_size-1.
+    is_negative = any(c < 0 and (factors or c < -2) for factors, c in terms)
+    has_quotients = any(exponent < 0 for factors, _ in terms for _, exponent in factors)
+    return not is_negative or not (
+        has_quotients or any(coefficient.denominator > 1 for _, coefficient in terms)
     )

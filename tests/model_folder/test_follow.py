@@ -189,9 +189,23 @@ def test_what_is_stated_must_agree_with_every_tensor(folder: Any) -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [11, "10", None])
-def test_number_that_the_input_contradicts_is_left_alone(folder: Any, vocabulary: Any) -> None:
+def test_number_that_the_input_contradicts_has_to_be_stated(folder: Any, vocabulary: Any) -> None:
     config = LLAMA | {"vocab_size": vocabulary}
-    assert folder(config, widen(EMBED, rows=2)) == config
+    with pytest.raises(PlanError, match=r"new shape of 'model.embed_tokens.weight' means; state"):
+        folder(config, widen(EMBED, rows=2))
+
+
+def test_shapes_that_no_rule_of_a_known_class_explains_are_refused(bench: Bench) -> None:
+    config = {"model_type": "falcon", "new_decoder_architecture": True, "hidden_size": 8,
+              "num_attention_heads": 4, "num_kv_heads": 2, "num_hidden_layers": 1}  # fmt: skip
+    name = "transformer.h.0.self_attention.query_key_value"
+    bench.given({f"{name}.weight": torch.ones(16, 8)})
+    opened = open_checkpoint(str(bench.input))
+    old = opened.tensors[f"{name}.weight"]
+    fewer = {f"{name}.weight": Selected(old, 0, ((0, 12),))}
+    problems = follow(config, {}, opened.tensors, fewer).problems
+    opened.close()
+    assert any("query_key_value.weight' means" in problem for problem in problems), problems
 
 
 @pytest.mark.parametrize("config", [{"model_type": "unheard_of"}, {}])
@@ -326,9 +340,12 @@ def test_labels_are_written_in_the_order_of_their_numbers(folder: Any, bench: Be
     assert text.index('"2": "emu"') < text.index('"10": "LABEL_10"') < text.index('"11"')
 
 
-def test_labels_that_go_without_saying_are_two(folder: Any, bench: Bench) -> None:
+def test_labels_that_go_without_saying_are_two(folder: Any) -> None:
     config = {key: value for key, value in BERT.items() if "label" not in key}
-    assert folder(config, widen("classifier", rows=1)) == config
+    with pytest.raises(PlanError, match=r"new shape of 'classifier.bias', 'classifier.weight'"):
+        folder(config, widen("classifier", rows=1))
+    stated = {"id2label": {str(index): f"L{index}" for index in range(4)}}
+    assert folder(config, widen("classifier", rows=1), stated=stated)["id2label"]["3"] == "L3"
 
 
 # --- Dtypes and ties ------------------------------------------------------------------------------
