@@ -285,7 +285,7 @@ def test_bind_refuses_adapters_by_name(tmp_path: Path) -> None:
     manifest = loaded(network(), tmp_path, WARM_UP)
     adapted = get_peft_model(network(), LoraConfig(target_modules=["fc"]))
     (found,) = problems(manifest, adapted)
-    assert "is a layer of PEFT, and the manifest is for the model without adapters" in found
+    assert "is one of PEFT, and the manifest is for the model without adapters" in found
 
 
 @pytest.mark.slow
