@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_a_trial_of_the_benchmarks_fills_its_tables(tmp_path):
     options = ["--folder", tmp_path, "--size", "0.001", "--repeat", "1"]
     command = [sys.executable, "-m", "benchmarks", *options, "--only", "validate", "rename"]

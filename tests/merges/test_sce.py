@@ -80,6 +80,7 @@ def test_weights_of_tiny_and_huge_changes_are_in_proportion(bench, change):
     torch.testing.assert_close(made / change, torch.tensor([2.8, 2.8]).double())
 
 
+@pytest.mark.slow
 def test_tensor_of_many_blocks(bench):
     tensors = fine_tuned(2, torch.float32, (175, 400))
     assert_rounded(merged(bench, tensors, "sce", select_topk=0.2), naive_sce(tensors, 0.2))
