@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from surgeon.cli.commands import commands
+
+transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.slow
 TOKENS = torch.arange(1, 25).reshape(2, 12)

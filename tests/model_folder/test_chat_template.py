@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from surgeon.base.errors import UsageError
 from tests.network import Bench, write
@@ -15,6 +14,7 @@ from tests.network import Bench, write
 _OLD, _NEW = "{{ 'old' }}", "{{ messages[0]['content'] }}!"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.jinja"])
 def test_the_stated_template_takes_the_place_of_the_old_one(bench: Bench, place: str) -> None:
     folder = bench.folder / "model"
@@ -46,6 +46,8 @@ def applied(bench: Bench, folder: Path, output: dict[str, str]) -> Path:
 
 
 def said_by(folder: Path) -> str:
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(folder)
     said = [{"role": "user", "content": "hi"}]
     return str(tokenizer.apply_chat_template(said, tokenize=False))
