@@ -8,7 +8,7 @@ from typing import Protocol
 _LONGEST_LINE = 4096
 # What a pickle may become in memory. One byte makes a list of 72 bytes; one that describes tensors
 # becomes ten times as large, with all that it keeps in its memo.
-_MEMORY_FLOOR, _MEMORY_PER_BYTE, _MEMORY_CEILING = 80_000_000, 24, 400_000_000
+_MEMORY_FLOOR, _MEMORY_PER_BYTE, _MEMORY_CEILING = 80_000_000, 24, 350_000_000
 # What an entry of the memo takes, in a list and in a dict.
 _IN_ORDER, _OUT_OF_ORDER = 10, 100
 

@@ -67,17 +67,26 @@ def heard() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def remove_outputs(folder):
+    names = ["out", "out.safetensors", "out.manifest.json"]
+    subprocess.run(["rm", "-rf", *names], cwd=folder, check=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("target", ["out.safetensors", "out"])
 def test_signals_clean_up_at_any_moment(folder, attack, number, target):
     before = names(folder)
     ended = 0
+    began = time.monotonic()
+    assert run(folder, *APPLY[:3], target).returncode == 0
+    whole = time.monotonic() - began
+    remove_outputs(folder)
     for _ in attack.within(range(25), 40):
         process = subprocess.Popen([*SURGEON, *APPLY[:3], target], cwd=folder, text=True,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                    preexec_fn=heard)  # fmt: skip
         await_listening(process)
-        time.sleep(attack.random.uniform(0, 1))
+        time.sleep(attack.random.uniform(0, 0.7 * whole))
         process.send_signal(number)
         said = process.communicate(timeout=120)[1]
         # A signal may come once the output is in place: then it is whole, and stays.
@@ -90,8 +99,7 @@ def test_signals_clean_up_at_any_moment(folder, attack, number, target):
             ended += 1
         if is_there:
             assert run(folder, "verify", target).returncode == 0
-            subprocess.run(["rm", "-rf", "out", "out.safetensors", "out.manifest.json"],
-                           cwd=folder, check=True)  # fmt: skip
+            remove_outputs(folder)
         assert names(folder) == before
         attack.count(f"runs ended by {signal.Signals(number).name}")
     assert ended
