@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from math import prod
@@ -33,7 +33,11 @@ Run = tuple[int, int]
 
 def row_numbers(tensor: LazyTensor, old: LazyTensor) -> Callable[[int], int]:
     """Return what tells which row of `old` a row is; `NEW`, `UNKNOWN` or `COPY` for others."""
-    runs = row_runs(tensor, old)
+    return numbers_in(row_runs(tensor, old))
+
+
+def numbers_in(runs: Sequence[Run]) -> Callable[[int], int]:
+    """Return what tells which old row a row is, by runs of them."""
     ends = list(accumulate(length for _, length in runs))
 
     def number_of(number: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from surgeon.base.errors import listed
 from surgeon.lazy import LazyTensor
 from surgeon.model_folder.case import Case, Json, get, put
-from surgeon.model_folder.rows import COPY, UNKNOWN, Run, row_numbers, row_runs
+from surgeon.model_folder.rows import COPY, UNKNOWN, Run, numbers_in, row_runs
 from surgeon.model_folder.said import Meaning
 
 _SIZE = re.compile(r"(.*\.)?(\w+_)?vocab_size")
@@ -23,19 +23,22 @@ _IDS = re.compile(r".*_token_ids?|.*_token_index")
 _SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 _FORCED = ("forced_decoder_ids", "bad_words_ids", "force_words_ids", "sequence_bias",
            "lang_to_id", "task_to_id", "lang_code_to_id")  # fmt: skip
-# Rows that are looked at for the tokenizer's sake: a vocabulary can be large.
-_SAMPLED = 64
 # Beside the config, with ids of its own.
 GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a vocabulary before and after: `source_of` tells which old row one is."""
+    """The rows of a vocabulary before, and after as runs of them."""
 
     size_before: int
     size_after: int
-    source_of: Callable[[int], int]
+    runs: Sequence[Run]
+
+    @cached_property
+    def source_of(self) -> Callable[[int], int]:
+        """What tells which old row a row is."""
+        return numbers_in(self.runs)
 
     def number_of(self, old: int) -> int | None:
         """Return the number that an old row has now; None where it is gone."""
@@ -46,11 +49,12 @@ class Rows:
 
     @property
     def have_moved(self) -> bool:
-        """Say whether some old row, of those that are looked at, has another number now."""
+        """Say whether some old row has another number now."""
         kept = min(self.size_before, self.size_after)
+        begins = accumulate((length for _, length in self.runs), initial=0)
         return any(
-            (source := self.source_of(number)) >= 0 and source != number
-            for number in {*range(0, kept, max(1, kept // _SAMPLED)), *range(kept - 1, kept)}
+            first >= 0 and first != begin < kept
+            for begin, (first, _) in zip(begins, self.runs, strict=False)
         )
 
     @cached_property
@@ -138,9 +142,11 @@ def _pairs(one: Sequence[Run], other: Sequence[Run]) -> Iterator[tuple[int, int,
 
 
 def _rows(old: LazyTensor, new: LazyTensor) -> Rows:
-    if all(first < 0 for first, _ in row_runs(new, old)):  # made anew: by position
-        return Rows(old.spec.shape[0], new.spec.shape[0], lambda number: UNKNOWN)
-    return Rows(old.spec.shape[0], new.spec.shape[0], row_numbers(new, old))
+    before, after = old.spec.shape[0], new.spec.shape[0]
+    runs = row_runs(new, old)
+    if all(first < 0 for first, _ in runs):  # made anew: by position
+        runs = [(UNKNOWN, after)]
+    return Rows(before, after, runs)
 
 
 def _ids(config: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
