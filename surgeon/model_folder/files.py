@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,17 +113,8 @@ def folder_files(
     left_out = _left_out(source, plan)
     if source.folder and followed and any("after" not in change for change in followed.changes):
         left_out += tuple(name for name in STALE if (source.folder / name).is_file())
-    found = carried(source, left_out, carry)
-    return FolderFiles(
-        label=recipe.label,
-        carried=found.files,
-        not_carried=tuple(found.notes),
-        left_out=left_out,
-        followed=followed,
-        sidecars=plan.sidecars,
-        about_models=tuple(_about_models(source, models or {})) if followed else (),
-        tokenizer=chat_template_files(source.folder, recipe.output.get("chat_template")),
-    )
+    about = tuple(_about_models(source, models or {})) if followed else ()
+    return replace(_along(recipe, source, plan, carry, left_out, followed), about_models=about)
 
 
 def _about_models(source: Checkpoint, models: Mapping[str, Checkpoint]) -> list[str]:
@@ -143,7 +134,19 @@ def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan, carry: Carry)
     old, stated = config_of(source), recipe.output.get("config", {})
     new, problems = followed_adapter(old, stated, source.tensors, plan.tensors)
     followed = Followed(new, changes_of(old, new), (), tuple(problems))
-    left_out = _left_out(source, plan)
+    made = _along(recipe, source, plan, carry, _left_out(source, plan), followed)
+    return replace(made, config_name=ADAPTER_CONFIG)
+
+
+def _along(
+    recipe: Recipe,
+    source: Checkpoint,
+    plan: Plan,
+    carry: Carry,
+    left_out: tuple[str, ...],
+    followed: Followed | None,
+) -> FolderFiles:
+    """Return what any folder gets: what is carried, and the config as it followed."""
     found = carried(source, left_out, carry)
     return FolderFiles(
         label=recipe.label,
@@ -152,7 +155,6 @@ def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan, carry: Carry)
         left_out=left_out,
         followed=followed,
         sidecars=plan.sidecars,
-        config_name=ADAPTER_CONFIG,
         tokenizer=chat_template_files(source.folder, recipe.output.get("chat_template")),
     )
 
