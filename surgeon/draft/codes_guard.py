@@ -7,7 +7,7 @@ from typing import Any
 
 from surgeon.base.errors import PlanError
 from surgeon.draft import quantised
-from surgeon.draft.quantised import Group, Tensors
+from surgeon.draft.quantised import QuantisedGroup, Tensors
 from surgeon.lazy import LazyTensor, is_recoded, moved_from
 
 _MOST_SHOWN = 5
@@ -19,7 +19,7 @@ class CodesGuard:
     def __init__(self, tensors: Tensors, models: Mapping[str, Tensors], config: Any) -> None:
         self._config = config if isinstance(config, Mapping) else None
         # Of each part, the weights that it belongs to: tied ones may share it.
-        self._known: dict[object, list[Group]] = {}
+        self._known: dict[object, list[QuantisedGroup]] = {}
         self._seen: dict[str, Tensors] = {}
         self._learn(tensors, self._config)
         for name, others in models.items():
@@ -104,7 +104,7 @@ def require_numbers(tensors: Tensors, names: Sequence[str], config: Any = None) 
         raise PlanError(f"{group}{others}: codes are no numbers; {way_out(group)}")
 
 
-def way_out(group: Group) -> str:
+def way_out(group: QuantisedGroup) -> str:
     """Return what a user can do instead."""
     module = group.weight.removesuffix(".weight")
     if group.format == "unknown":
@@ -112,6 +112,6 @@ def way_out(group: Group) -> str:
     return f'{{"op": "dequantize", "target": "{module}"}} first, or leave it out of the target'
 
 
-def _in_part(group: Group) -> str:
+def _in_part(group: QuantisedGroup) -> str:
     module = group.weight.removesuffix(".weight")
     return f"{group} is one weight, and a part of it would be left; select it whole: '{module}'"

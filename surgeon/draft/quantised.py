@@ -41,7 +41,7 @@ KNOWN_METHODS = {
 
 
 @dataclass(frozen=True)
-class Group:
+class QuantisedGroup:
     """One quantised weight: `weight` is its name as numbers, `parts` its tensors by their role.
 
     The part `codes` comes first.
@@ -73,13 +73,13 @@ class Group:
         return self.method or titles.get(self.format, self.format)
 
 
-def groups(tensors: Tensors, config: Mapping[str, Any] | None = None) -> list[Group]:
+def groups(tensors: Tensors, config: Mapping[str, Any] | None = None) -> list[QuantisedGroup]:
     """Return the quantised weights among tensors.
 
     `config` is the folder's quantization_config: of a format that is not known, every module with a
     tensor of codes (whole numbers, or less than a byte) is a group.
     """
-    found: list[Group] = []
+    found: list[QuantisedGroup] = []
     for name in tensors:
         if make := _TELLING.get(name[max(name.rfind("."), name.rfind("_")) :]):
             found += [group for group in make(name, tensors) if group]
@@ -99,7 +99,7 @@ def groups(tensors: Tensors, config: Mapping[str, Any] | None = None) -> list[Gr
     return unique
 
 
-def by_name(found: Iterable[Group]) -> dict[str, Group]:
+def by_name(found: Iterable[QuantisedGroup]) -> dict[str, QuantisedGroup]:
     """Return the group that each tensor is a part of."""
     return {name: group for group in found for name in group.parts.values()}
 
@@ -116,7 +116,7 @@ def _is_codes(dtype: str) -> bool:
     return bool(dtype) and (dtype.startswith("F8") or dtype in ("I8", "U8", "F4"))
 
 
-def _scaled(name: str, tensors: Tensors) -> Iterator[Group | None]:
+def _scaled(name: str, tensors: Tensors) -> Iterator[QuantisedGroup | None]:
     """Yield the group of a scale: `weight_scale_inv`, `weight_scale`, `scale` or `SCB`."""
     module, _, leaf = name.rpartition(".")
     prefix = f"{module}." if module else ""
@@ -124,7 +124,7 @@ def _scaled(name: str, tensors: Tensors) -> Iterator[Group | None]:
         codes = f"{prefix}weight"
         if _dtype(tensors, codes) == "I8":
             parts = {"codes": codes, "scale": name, "format": f"{prefix}weight_format"}
-            yield Group("bitsandbytes-8", codes, _there(tensors, parts))
+            yield QuantisedGroup("bitsandbytes-8", codes, _there(tensors, parts))
         return
     for suffix in ("_scale_inv", "_scale"):
         codes = f"{prefix}weight" if leaf == "scale" else name.removesuffix(suffix)
@@ -135,17 +135,17 @@ def _scaled(name: str, tensors: Tensors) -> Iterator[Group | None]:
             parts = {"codes": f"{codes}_packed", "scale": name}
             parts |= {word: f"{codes}_{word}" for word in beside}
             parts |= {word: f"{prefix}{word}" for word in _BESIDE_MODULE}
-            yield Group("packed", codes, _there(tensors, parts))
+            yield QuantisedGroup("packed", codes, _there(tensors, parts))
         elif _is_codes(_dtype(tensors, codes)):
             parts = {"codes": codes, "scale": name}
             parts |= {word[1:]: f"{codes}{word}" for word in _BESIDE_SCALED}
             parts |= {word: f"{prefix}{word}" for word in _BESIDE_MODULE}
             title = "FP8" if _dtype(tensors, codes).startswith("F8") else "int8"
-            yield Group("scaled", codes, _there(tensors, parts), title)
+            yield QuantisedGroup("scaled", codes, _there(tensors, parts), title)
         return
 
 
-def _integers(name: str, tensors: Tensors) -> Iterator[Group | None]:
+def _integers(name: str, tensors: Tensors) -> Iterator[QuantisedGroup | None]:
     """Yield the group of a `qweight`: AWQ packs outputs, GPTQ inputs."""
     prefix = name.removesuffix("qweight")
     parts = {"codes": name, "scale": f"{prefix}scales", "zeros": f"{prefix}qzeros",
@@ -154,10 +154,10 @@ def _integers(name: str, tensors: Tensors) -> Iterator[Group | None]:
     if _dtype(tensors, name) == "I32" and "scale" in parts:
         codes, scales = tensors[name].spec.shape, tensors[parts["scale"]].spec.shape
         is_awq = "groups" not in parts and codes[-1:] != scales[-1:]
-        yield Group("awq" if is_awq else "gptq", f"{prefix}weight", parts)
+        yield QuantisedGroup("awq" if is_awq else "gptq", f"{prefix}weight", parts)
 
 
-def _four_bits(name: str, tensors: Tensors) -> Iterator[Group | None]:
+def _four_bits(name: str, tensors: Tensors) -> Iterator[QuantisedGroup | None]:
     """Yield the group of bitsandbytes' largest magnitudes."""
     weight = name.removesuffix(".absmax")
     if weight not in tensors:
@@ -167,26 +167,26 @@ def _four_bits(name: str, tensors: Tensors) -> Iterator[Group | None]:
     parts |= {"state": f"{weight}.quant_state.bitsandbytes__nf4"}
     if parts["state"] not in tensors:
         parts["state"] = f"{weight}.quant_state.bitsandbytes__fp4"
-    yield Group("bitsandbytes-4", weight, _there(tensors, parts))
+    yield QuantisedGroup("bitsandbytes-4", weight, _there(tensors, parts))
 
 
-def _microscaled(name: str, tensors: Tensors) -> Iterator[Group | None]:
+def _microscaled(name: str, tensors: Tensors) -> Iterator[QuantisedGroup | None]:
     """Yield the group of MXFP4 blocks."""
     weight = name.removesuffix("_blocks")
     parts = {"codes": name, "scale": f"{weight}_scales"}
     if _dtype(tensors, name) == "U8" and parts["scale"] in tensors:
-        yield Group("mxfp4", weight, parts)
+        yield QuantisedGroup("mxfp4", weight, parts)
 
 
-def _blocks(name: str, tensors: Tensors) -> Group | None:
+def _blocks(name: str, tensors: Tensors) -> QuantisedGroup | None:
     """Return the group of a tensor of GGUF's blocks, whose name ends with their type."""
     weight, _, kind = name.rpartition(".")
     is_known = kind in BLOCK_TYPES and weight and _dtype(tensors, name) == "U8"
-    return Group("ggml", weight, {"codes": name}, kind) if is_known else None
+    return QuantisedGroup("ggml", weight, {"codes": name}, kind) if is_known else None
 
 
 # By the end of a name, from its last dot or underscore on.
-_TELLING: Mapping[str, Callable[[str, Tensors], Iterator[Group | None]]] = {
+_TELLING: Mapping[str, Callable[[str, Tensors], Iterator[QuantisedGroup | None]]] = {
     "_scale": _scaled,
     ".scale": _scaled,
     ".qweight": _integers,
@@ -195,7 +195,7 @@ _TELLING: Mapping[str, Callable[[str, Tensors], Iterator[Group | None]]] = {
 }
 
 
-def _of_unknown(tensors: Tensors, method: str) -> Iterator[Group]:
+def _of_unknown(tensors: Tensors, method: str) -> Iterator[QuantisedGroup]:
     modules: dict[str, list[str]] = {}
     for name in tensors:
         modules.setdefault(name.rpartition(".")[0], []).append(name)
@@ -205,7 +205,7 @@ def _of_unknown(tensors: Tensors, method: str) -> Iterator[Group]:
             others = [n for n in names if n not in codes and not n.endswith("bias")]
             parts = {"codes": codes[0]}
             parts |= {name: name for name in (*codes[1:], *others)}
-            yield Group("unknown", f"{module}.weight", parts, method)
+            yield QuantisedGroup("unknown", f"{module}.weight", parts, method)
 
 
 def _holds_codes(spec: TensorSpec) -> bool:

@@ -63,24 +63,24 @@ class _Header:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.place = 0
+        self.position = 0
 
     def take(self, form: str) -> int | float | bool:
         """Return the next number."""
         shape = _FORMS[form]
-        if self.place + shape.size > len(self.data):
+        if self.position + shape.size > len(self.data):
             raise _EndsError
-        (value,) = shape.unpack_from(self.data, self.place)
-        self.place += shape.size
+        (value,) = shape.unpack_from(self.data, self.position)
+        self.position += shape.size
         return value  # type: ignore[no-any-return]
 
     def skip(self, size_bytes: int) -> bytes:
         """Return the next bytes."""
-        end = self.place + size_bytes
+        end = self.position + size_bytes
         if end > len(self.data):
             raise _EndsError
-        found = self.data[self.place : end]
-        self.place = end
+        found = self.data[self.position : end]
+        self.position = end
         return found
 
     def text(self) -> str:
@@ -90,7 +90,7 @@ class _Header:
     def name(self) -> str:
         """Return the next string, which is a name."""
         if not (name := self.text()):
-            raise ValueError(f"found an empty name at byte {self.place} of the GGUF header")
+            raise ValueError(f"found an empty name at byte {self.position} of the GGUF header")
         return name
 
     def value(self, kind: int, depth: int = 0) -> str | None:
@@ -153,7 +153,7 @@ def _opened(file: InputFile, data: bytes) -> Checkpoint:
     if alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"found an alignment of {alignment}, expected a power of two")
     found = [_entry(header) for _ in range(count)]
-    begin = -(-header.place // alignment) * alignment
+    begin = -(-header.position // alignment) * alignment
     tensors = _tensors(file, found, begin)
     quantised = _count(found, lambda kind: _blocks_of(kind) is not None)
     return Checkpoint(
@@ -161,7 +161,7 @@ def _opened(file: InputFile, data: bytes) -> Checkpoint:
         tensors=tensors,
         # What a tokenizer and a chat template are made of is of no use in a safetensors file.
         metadata={},
-        header_sha256=hashlib.sha256(data[: header.place]).hexdigest(),
+        header_sha256=hashlib.sha256(data[: header.position]).hexdigest(),
         size_bytes=file.size_bytes,
         notes=(_NOTE, *_about(metadata), *([_CODES.format(quantised)] if quantised else [])),
         weight_files=(file.path,),
@@ -227,10 +227,10 @@ def _tensors(
             break
         try:
             name, spec = _stored(name, shape, kind)
-            place = begin + offset
-            if place + spec.size_bytes > file.size_bytes:
+            position = begin + offset
+            if position + spec.size_bytes > file.size_bytes:
                 raise ValueError(
-                    f"found it up to byte {place + spec.size_bytes}, where the file of "
+                    f"found it up to byte {position + spec.size_bytes}, where the file of "
                     f"{file.size_bytes} has ended"
                 )
             if name in tensors:
@@ -238,8 +238,8 @@ def _tensors(
         except ValueError as error:
             problems.append(f"{file.path}: tensor {name!r:.200}: {error}")
             continue
-        tensors[name] = Stored(file, place, spec)
-        places.append((place, place + spec.size_bytes, name))
+        tensors[name] = Stored(file, position, spec)
+        places.append((position, position + spec.size_bytes, name))
     places.sort()
     for (_, end, name), (start, _, other) in pairwise(places):
         if start < end:

@@ -103,15 +103,15 @@ class TorchWorld:
             raise TypeError
         if type(name) is not str or type(count) is not int or count < 0:
             raise TypeError
-        place = (storage_type.dtype, name, location == "meta", count)
-        found = self._storages.get(place)
+        key = (storage_type.dtype, name, location == "meta", count)
+        found = self._storages.get(key)
         if found is None:
             self.stated.setdefault(name, (storage_type.dtype, count))
             found = self._located(storage_type.dtype, name, location, count)
-            self._storages[place] = found
-        return self._part(found, place, rest[4]) if rest[4:] and rest[4] is not None else found
+            self._storages[key] = found
+        return self._part(found, key, rest[4]) if rest[4:] and rest[4] is not None else found
 
-    def _part(self, whole: _Storage, place: tuple[object, ...], view: object) -> _Storage:
+    def _part(self, whole: _Storage, key: tuple[object, ...], view: object) -> _Storage:
         """Return the part of a storage that was a storage of its own before torch 0.4."""
         _, offset, count = cast(tuple[Any, ...], view)
         if type(offset) is not int or type(count) is not int or min(offset, count) < 0:
@@ -120,11 +120,11 @@ class TorchWorld:
             return whole
         size = DTYPES[whole.dtype].bits // 8
         if (offset + count) * size > whole.size_bytes:
-            raise ValueError(f"found a part up to {offset + count} of the storage {place[1]!r}")
-        if (*place, offset, count) not in self._storages:
+            raise ValueError(f"found a part up to {offset + count} of the storage {key[1]!r}")
+        if (*key, offset, count) not in self._storages:
             record = Record(whole.record.file, whole.record.offset + offset * size, count * size, 0)
-            self._storages[(*place, offset, count)] = _Storage(record, whole.dtype, count * size)
-        return self._storages[(*place, offset, count)]
+            self._storages[(*key, offset, count)] = _Storage(record, whole.dtype, count * size)
+        return self._storages[(*key, offset, count)]
 
     def _located(self, torch_dtype: str, name: str, location: object, count: int) -> _Storage:
         dtype = TORCH_DTYPES.get(torch_dtype, "")

@@ -162,11 +162,11 @@ def _identity(value: Any, *, is_torch: bool) -> object:
     """Return what tied tensors share: memory, and how they lie in it; nothing, where it is none."""
     if is_torch:
         start = value.data_ptr() if str(value.layout) == "torch.strided" else 0
-        place = (start, str(value.device), value.stride() if start else ())
+        key = (start, str(value.device), value.stride() if start else ())
     else:
         start = value.ctypes.data if value.size else 0
-        place = (start, "", value.strides)
-    return (*place, tuple(value.shape), str(value.dtype)) if start else (id(value),)
+        key = (start, "", value.strides)
+    return (*key, tuple(value.shape), str(value.dtype)) if start else (id(value),)
 
 
 def checkpoints_of(

@@ -316,10 +316,10 @@ class Manifest:
         )
 
 
-Kind = TypeVar("Kind", bound=Manifest)
+AnyManifest = TypeVar("AnyManifest", bound=Manifest)
 
 
-def read(kind: type[Kind], path: Path) -> Kind:
+def read(kind: type[AnyManifest], path: Path) -> AnyManifest:
     """Read the manifest at a path, strictly; raises OSError, or ValueError with what is wrong."""
     found = parse_object(
         read_regular(path, MOST_BYTES),

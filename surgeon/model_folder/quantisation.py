@@ -7,7 +7,7 @@ from typing import Any
 
 from surgeon.base.errors import listed
 from surgeon.draft import Tensors
-from surgeon.draft.quantised import Group, by_name, groups
+from surgeon.draft.quantised import QuantisedGroup, by_name, groups
 from surgeon.model_folder.case import Case, Json
 
 _KEY = "quantization_config"
@@ -53,7 +53,11 @@ def numbers_only(tensors: Tensors) -> Tensors:
 
 
 def _except(
-    case: Case, settings: Json, numbers: list[str], codes: list[str], after: Mapping[str, Group]
+    case: Case,
+    settings: Json,
+    numbers: list[str],
+    codes: list[str],
+    after: Mapping[str, QuantisedGroup],
 ) -> None:
     """List what became numbers among the exceptions, and take out what became codes."""
     method = str(settings.get("quant_method"))
@@ -90,7 +94,7 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _entry(tensors: Tensors, made: Iterable[Group]) -> Json:
+def _entry(tensors: Tensors, made: Iterable[QuantisedGroup]) -> Json:
     """Return the entry for FP8 codes, as transformers and vLLM read it."""
     groups_made = list(made)
     codes = {group.codes for group in groups_made}

@@ -17,7 +17,7 @@ from surgeon.base.errors import PlanError, UsageError, did_you_mean
 from surgeon.numeric import compiled
 
 Array = NDArray[Any]
-Kind = Literal["float", "int", "bool", "complex", "opaque"]
+DtypeKind = Literal["float", "int", "bool", "complex", "opaque"]
 
 
 class Dtype(NamedTuple):
@@ -25,12 +25,12 @@ class Dtype(NamedTuple):
 
     name: str
     bits: int
-    kind: Kind
+    kind: DtypeKind
     storage: np.dtype[Any]
     torch: str
 
 
-def _table(*rows: tuple[str, int, Kind, str, str]) -> dict[str, Dtype]:
+def _table(*rows: tuple[str, int, DtypeKind, str, str]) -> dict[str, Dtype]:
     return {row[0]: Dtype(row[0], row[1], row[2], np.dtype(row[3]), row[4]) for row in rows}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from surgeon.base.errors import PlanError
 from surgeon.draft import Tensors
-from surgeon.draft.quantised import Group
+from surgeon.draft.quantised import QuantisedGroup
 from surgeon.lazy import LazyTensor, Rearranged, Recoded, Scratch, TensorSpec
 from surgeon.lazy.values import beyond
 from surgeon.numeric.dtypes import DTYPES, LARGEST, Array, dtype_named
@@ -32,7 +32,7 @@ _MOST_STATE_BYTES = 100_000
 
 
 def dequantised(
-    tensors: Tensors, groups: Iterable[Group], dtype: str, config: Mapping[str, Any]
+    tensors: Tensors, groups: Iterable[QuantisedGroup], dtype: str, config: Mapping[str, Any]
 ) -> Tensors:
     """Return tensors in which these quantised weights are numbers; tied ones stay tied.
 
@@ -71,7 +71,7 @@ def usual_dtype(config: Mapping[str, Any]) -> str:
 
 
 def _numbers(
-    group: Group, parts: Mapping[str, LazyTensor], dtype: str, config: Mapping[str, Any]
+    group: QuantisedGroup, parts: Mapping[str, LazyTensor], dtype: str, config: Mapping[str, Any]
 ) -> LazyTensor:
     """Return one weight; raises PlanError with what is not known of it."""
     explain = partial(_explain, group.weight, dtype)
@@ -119,7 +119,7 @@ def _of_blocks(parts: Mapping[str, LazyTensor], kind: str, dtype: str, explain: 
 
 
 def _scaled(
-    group: Group,
+    group: QuantisedGroup,
     parts: Mapping[str, LazyTensor],
     dtype: str,
     config: Mapping[str, Any],
