@@ -138,7 +138,7 @@ def _circumstances(size: float, repeat: int, folder: Path) -> str:
 
     command = f"python -m benchmarks --size {size:g} --repeat {repeat}"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    packages = ("numpy", "safetensors", "torch", "surgeon")
+    packages = ("numpy", "safetensors", "torch", "surgeon-checkpoints")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return "\n".join(
         [
