@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from surgeon.base.collection import collection_paused, spared_from_collection
 from surgeon.base.errors import PlanError
 from surgeon.draft import Outside, Tensors
 from surgeon.formats import Checkpoint, open_checkpoint
@@ -74,6 +75,8 @@ def opened(
             location=lambda name: str(locations[name]) if name in models else "",
         )
         theirs = {name: model.tensors for name, model in models.items()}
+        planning = stack.enter_context(ExitStack())
+        planning.enter_context(collection_paused())
         made = plan.make(recipe, checkpoint.tensors, theirs, outside, checkpoint.metadata)
         if not made.tensors:
             raise PlanError(f"{recipe.label}: no tensor is left to write")
@@ -81,10 +84,12 @@ def opened(
         carried = carry(
             recipe, stages, optimizer, checkpoint, made.tensors, stack, order=optimizer_order
         )
+        beside = folder_files(recipe, checkpoint, made, carry_files, models)
+        stack.enter_context(spared_from_collection())
+        planning.close()
         yield Opened(
             recipe, checkpoint, models, others, made, stages, carried.state, carried.notes,
-            folder_files(recipe, checkpoint, made, carry_files, models), carried.left_beside,
-            allow_code,
+            beside, carried.left_beside, allow_code,
         )  # fmt: skip
 
 
@@ -116,7 +121,8 @@ def output_plan(
     note = settled(output)
     with writing(output):
         kind.require_free(made, force=force, force_any=force_any)
-    planned = kind.plan(made, link=link)
+    with collection_paused():
+        planned = kind.plan(made, link=link)
     with writing(output):
         planned = with_replaced(planned, force_any=force_any)
     return replace(planned, notes=(f"{output}: {note}", *planned.notes)) if note else planned

@@ -80,7 +80,7 @@ def groups(tensors: Tensors, config: Mapping[str, Any] | None = None) -> list[Qu
     tensor of codes (whole numbers, or less than a byte) is a group.
     """
     found: list[QuantisedGroup] = []
-    for name in tensors:
+    for name in tensors if _may_tell(tensors) else ():
         if make := _TELLING.get(name[max(name.rfind("."), name.rfind("_")) :]):
             found += [group for group in make(name, tensors) if group]
         elif name.endswith("_scale_inv") or name.endswith(".SCB"):
@@ -193,6 +193,15 @@ _TELLING: Mapping[str, Callable[[str, Tensors], Iterator[QuantisedGroup | None]]
     ".absmax": _four_bits,
     "_blocks": _microscaled,
 }
+# Ends of names that may tell of a quantised weight.
+_ENDS = (*_TELLING, "_scale_inv", ".SCB", *(f".{kind}" for kind in BLOCK_TYPES))
+_LONGEST_END = max(map(len, _ENDS))
+
+
+def _may_tell(names: Iterable[str]) -> bool:
+    """Say whether some name may tell of a quantised weight; of many names few ends differ."""
+    ends = {name[-_LONGEST_END:] for name in names}
+    return any(end.endswith(_ENDS) for end in ends)
 
 
 def _of_unknown(tensors: Tensors, method: str) -> Iterator[QuantisedGroup]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from surgeon.base.collection import collection_paused
 from surgeon.base.errors import CheckpointError
 from surgeon.base.units import spoken_size
 from surgeon.formats.checkpoint import Checkpoint, Contents
@@ -44,23 +44,11 @@ def open_checkpoint(location: str) -> Checkpoint:
 
     Reads headers only. Raises CheckpointError, one line per problem.
     """
-    with _collection_paused():
+    with collection_paused():
         path, inner = _split(location)
         note = settled(path)
         checkpoint = _open(path, inner)
     return replace(checkpoint, notes=(note, *checkpoint.notes)) if note else checkpoint
-
-
-@contextmanager
-def _collection_paused() -> Iterator[None]:
-    """Headers become many objects and no cycles: searching for those takes a fifth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextmanager
@@ -168,12 +156,12 @@ def open_optimizer(location: str) -> SavedState:
     """
     path, inner = _split(location)
     if _is_folder(path):
-        with _collection_paused():
+        with collection_paused():
             if contents := _folder_of_parts(path):
                 with _closed_on_failure(contents):
                     return state_in(contents, inner)
     file = InputFile(path)
-    with _closed_on_failure(file), _collection_paused():
+    with _closed_on_failure(file), collection_paused():
         start = file.read(0, min(_START, file.size_bytes))
         if _is_torch(start):
             return state_in(_contents(file, start), inner)

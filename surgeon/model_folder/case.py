@@ -16,6 +16,8 @@ from surgeon.model_folder.architectures import Architecture
 Json = dict[str, Any]
 
 _PLACE = re.compile(r"(.+)\[(\d)\]")
+# What a pattern begins with, where that stands for itself, as do words in parentheses.
+_BEGINNING = re.compile(r"\([\w.]+(?:\|[\w.]+)*\)|[\w.]+(?![\w.*|])")
 LABELS = "num_labels"
 # Where a config names neither labels nor their number, transformers takes this for granted.
 _DEFAULT_LABELS = 2
@@ -130,13 +132,27 @@ def put(config: Json, path: str, value: Any) -> None:
 def matching(pattern: str, names: Iterable[str]) -> Iterator[str]:
     """Yield the names that end as a pattern says."""
     known: dict[str, bool] = {}
-    for name in names:
+    for name in _promising(pattern, names):
         # The layers of a model are alike: one of them is looked at.
         alike = ".".join("0" if part.isdigit() else part for part in name.split("."))
         if alike not in known:
             known[alike] = patterns.match(f"**.{pattern}", alike) is not None
         if known[alike]:
             yield name
+
+
+def _promising(pattern: str, names: Iterable[str]) -> Iterable[str]:
+    """Return the names that a pattern may match, of very many most likely a few."""
+    first = _BEGINNING.match(pattern)
+    words = first[0].strip("()").split("|") if first else []
+    # A number would not do: what is looked at has another in its place.
+    if not all(any(map(str.isalpha, word)) for word in words) or not words:
+        return names
+    listed = list(names)
+    text = "\n".join(listed)
+    for word in [word for word in words if word not in text]:
+        words.remove(word)
+    return [name for name in listed if any(word in name for word in words)] if words else []
 
 
 def sized(place: str, tensors: Tensors) -> Iterator[tuple[str, int, int]]:

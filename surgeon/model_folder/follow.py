@@ -192,7 +192,8 @@ def _require_explained(case: Case) -> None:
         changed = [dim for dim, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
         return len(old) == len(new) and all((name, dim) in case.explained for dim in changed)
 
-    names = [name for name in case.after if name in case.before and not is_explained(name)
+    names = [name for name, tensor in case.after.items() if name in case.before
+             and tensor.spec.shape != case.before[name].spec.shape and not is_explained(name)
              and (0,) not in (case.before[name].spec.shape, case.after[name].spec.shape)
              ]  # fmt: skip
     if names and case.architecture and not case.stated:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -86,9 +86,18 @@ def divisor_table(weights: Sequence[float], normalize: bool) -> Array | None:
     """
     if len(weights) > _LOOKED_UP:
         return None
-    used = [weight if normalize else 1.0 for weight in weights]
-    sets = ([w for i, w in enumerate(used) if code >> i & 1] for code in range(1 << len(used)))
-    return np.array([_divisor(agreeing, normalize) for agreeing in sets])
+    return _table(tuple(weight if normalize else 1.0 for weight in weights), normalize)
+
+
+# The tensors of a model share their weights, and there may be many thousands of them.
+@lru_cache(maxsize=1024)
+def _table(weights: tuple[float, ...], normalize: bool) -> Array:
+    sets = (
+        [w for i, w in enumerate(weights) if code >> i & 1] for code in range(1 << len(weights))
+    )
+    table = np.array([_divisor(agreeing, normalize) for agreeing in sets])
+    table.flags.writeable = False
+    return table
 
 
 def _looked_up(weights: Sequence[float], normalize: bool) -> Callable[[Sequence[Array]], Array]:
