@@ -28,7 +28,7 @@ from surgeon.draft.registry import COMMON, Op
 from surgeon.lazy import Blockwise, Scratch, walk
 from surgeon.merges import pruning
 from surgeon.numeric.dtypes import DTYPES
-from surgeon.output import execute, report
+from surgeon.output import report, units
 from surgeon.output.execute import Options
 from surgeon.output.layout import lay_out
 from surgeon.recipe import OPS
@@ -270,7 +270,7 @@ def fingerprint(without: Path, run) -> bytes:
 def test_bytes_do_not_depend_on_workers_and_checksums(op, example, monkeypatch):
     expected = run_of(op.name)
     monkeypatch.setattr("surgeon.output.workers._SHARED_FROM", 0)
-    monkeypatch.setattr(execute, "_UNIT", 1 << 10)
+    monkeypatch.setattr(units, "UNIT", 1 << 10)
     processes, threads = "linux", "darwin"
     for platform, workers, checksums in [(processes, 8, "none"), (threads, 2, "sha256")]:
         monkeypatch.setattr("surgeon.output.workers.sys.platform", platform)

@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import hashlib
 import os
-import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from surgeon.base.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.draft import Check
 from surgeon.formats.checkpoint import Record
 from surgeon.formats.safetensors import header_sha256
-from surgeon.lazy import ByteRange, Computed, Scratch, is_computed_at_once, walk
+from surgeon.lazy import ByteRange, is_computed_at_once, walk
 from surgeon.numeric.blas import is_pinned
-from surgeon.numeric.dtypes import DTYPES
-from surgeon.output.calls import allocate, sync_file_range, write_all
+from surgeon.output import units
+from surgeon.output.calls import allocate, write_all
 from surgeon.output.checksums import Algorithm, Running, crc32_joined
-from surgeon.output.layout import OutputFile, Placed
+from surgeon.output.layout import OutputFile
+from surgeon.output.publish import Unit as Place
+from surgeon.output.units import COPY_BUFFER, Batch, Done, Unit, UnitWriter, units_of
 from surgeon.output.workers import parallel_map, worthwhile
 
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
-
-# Bytes that one worker takes at a time; a multiple of every block.
-_UNIT = 16 << 20
 # The most units that one worker takes at a time.
 _MOST_UNITS = 256
 # What computing a tensor costs beside its bytes, in bytes.
 _PER_COMPUTED = 64 << 10
-# Reads and writes of at most this much; larger ones leave the processor's cache.
-COPY_BUFFER = 1 << 20
-_SYNC_FILE_RANGE_WRITE = 2
+# Files that are written at a time: a process may have few open, and its inputs are too.
+_OPEN_AT_ONCE = 32
 _NOT_PINNED = (
     "how many threads NumPy's linear algebra has cannot be set here, and the last bits of "
     "decompositions may depend on it; OMP_NUM_THREADS=1 settles it"
@@ -83,38 +73,47 @@ class Written:
         self.linked_bytes += more.linked_bytes
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """A part of one tensor that one worker writes: where to, and what.
+class Tally:
+    """What is known of files from their units; those of a tensor are told in order."""
 
-    What is there already, in a linked file, has no descriptor; only its checksum is taken.
-    """
+    def __init__(self, files: Iterable[OutputFile], algorithm: Algorithm) -> None:
+        self.written = Written({file.name: _nothing_of(file) for file in files})
+        self._algorithm = algorithm
+        self._crcs: dict[str, dict[str, int]] = {name: {} for name in self.written.files}
 
-    file: OutputFile
-    descriptor: int | None
-    placed: Placed
-    offset: int
-    start: int
-    stop: int
+    def add(self, file: str, name: str, done: Done, *, is_there: bool) -> None:
+        """Take note of a unit; of one that `is_there` already, in a linked file, nothing but it."""
+        found, crcs = self.written.files[file], self._crcs[file]
+        crcs[name] = crc32_joined(crcs.get(name, 0), done.crc32, done.size_bytes)
+        if self._algorithm != "none":
+            found.checksums[name] = (
+                f"sha256:{done.sha256}" if done.sha256 else f"crc32:{crcs[name]:08x}"
+            )
+        found.sha256 = done.file_sha256 or found.sha256
+        if not is_there:
+            self.written.copied_bytes += done.copied_bytes
+            self.written.computed_bytes += done.size_bytes - done.copied_bytes
+
+    def skip(self, file: OutputFile) -> None:
+        """Take note of a file that is linked."""
+        self.written.linked_bytes += file.size_bytes - len(file.header)
+
+    def complete(self, file: OutputFile, descriptor: int) -> None:
+        """Give a file the fingerprint of its tensors; raises WriteError where it does not last."""
+        header = file.header
+        crcs = self._crcs.pop(file.name)
+        if file.content_at >= 0 and self._algorithm != "none":
+            header = file.header_with(crcs.get(placed.name, 0) for placed in file.tensors)
+            write_all(descriptor, memoryview(header), 0)
+        self.written.files[file.name].header_sha256 = header_sha256(header)
+        if os.pread(descriptor, len(header), 0) != header:
+            raise WriteError(f"{file.name}: reads back with another header than was written")
 
 
-@dataclass(frozen=True)
-class _Done:
-    """What is known of a unit that was written; travels from process to process."""
-
-    size_bytes: int
-    crc32: int
-    sha256: str
-    copied_bytes: int
-    file_sha256: str = ""
-
-
-class _Own(threading.local):
-    """What each worker has of its own, be it a process or a thread."""
-
-    def __init__(self) -> None:
-        self.scratch = Scratch()
-        self.buffer = memoryview(bytearray(COPY_BUFFER))
+def pinning_notes(files: Iterable[OutputFile]) -> list[str]:
+    """Say where last bits may depend on the machine."""
+    at_once = (is_computed_at_once(placed.tensor) for file in files for placed in file.tensors)
+    return [_NOT_PINNED] if not is_pinned() and any(at_once) else []
 
 
 class Executor:
@@ -122,8 +121,7 @@ class Executor:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._own = _Own()
-        self._start = sync_file_range()
+        self._writer = UnitWriter(options.checksums)
 
     def check(self, checks: Sequence[tuple[str, Check]], size_bytes: int) -> list[str]:
         """Run the checks that look at tensor data, of about this size; return what they report."""
@@ -133,66 +131,45 @@ class Executor:
     def _check(self, item: tuple[str, Check]) -> str | None:
         place, check = item
         try:
-            note = check(self._own.scratch)
+            note = check(self._writer.scratch)
         except SurgeonError as error:
             raise error.at(place) from None
         return f"{place}: {note}" if note else None
 
-    def write(self, files: Mapping[int, OutputFile]) -> Written:
-        """Write planned files, given by the descriptors that they are written through.
+    @property
+    def files_at_once(self) -> int:
+        """How many files it is best given at a time."""
+        return _OPEN_AT_ONCE
 
-        Those with a `source` are there already.
-        """
-        written = Written({file.name: _nothing_of(file) for file in files.values()})
-        batches: list[list[_Unit]] = []
-        for descriptor, file in files.items():
+    def write(self, files: Sequence[OutputFile], place: Place) -> Written:
+        """Write planned files; those with a `source` are there already."""
+        described = {place.descriptor(file.name): file for file in files}
+        tally = Tally(files, self._options.checksums)
+        batches: list[Batch] = []
+        for descriptor, file in described.items():
             if file.source is None:
                 allocate(descriptor, file.size_bytes)
                 write_all(descriptor, memoryview(file.header), 0)
                 batches += self._batches(descriptor, file)
             else:
-                size_bytes = file.size_bytes - len(file.header)
-                written.linked_bytes += size_bytes
+                tally.skip(file)
                 if self._options.checksums != "none":
                     batches += self._batches(None, file)
                 elif self._options.progress:
-                    self._options.progress(size_bytes)
-        crcs: dict[tuple[str, str], int] = {}
-        workers = worthwhile(self._options.workers, sum(map(_work, files.values())))
+                    self._options.progress(file.size_bytes - len(file.header))
+        workers = worthwhile(self._options.workers, sum(map(_work, files)))
         for batch, results in zip(
-            batches, parallel_map(self._write, batches, workers), strict=True
+            batches, parallel_map(self._writer.write, batches, workers), strict=True
         ):
-            for unit, done in zip(batch, results, strict=True):
-                name, found = unit.placed.name, written.files[unit.file.name]
-                key = (unit.file.name, name)
-                crcs[key] = crc32_joined(crcs.get(key, 0), done.crc32, done.size_bytes)
-                found.checksums[name] = (
-                    f"sha256:{done.sha256}" if done.sha256 else f"crc32:{crcs[key]:08x}"
-                )
-                found.sha256 = done.file_sha256 or found.sha256
-                if unit.descriptor is not None:
-                    written.copied_bytes += done.copied_bytes
-                    written.computed_bytes += done.size_bytes - done.copied_bytes
+            for unit, done in zip(batch.units, results, strict=True):
+                tally.add(batch.file, unit.name, done, is_there=batch.descriptor is None)
                 if self._options.progress:
                     self._options.progress(done.size_bytes)
-        if self._options.checksums == "none":
-            for found in written.files.values():
-                found.checksums.clear()
-        if not is_pinned() and any(
-            is_computed_at_once(placed.tensor) for file in files.values() for placed in file.tensors
-        ):
-            written.notes.append(_NOT_PINNED)
-        for descriptor, file in files.items():
-            header = file.header
-            if file.content_at >= 0 and self._options.checksums != "none":
-                header = file.header_with(
-                    crcs.get((file.name, placed.name), 0) for placed in file.tensors
-                )
-                write_all(descriptor, memoryview(header), 0)
-            written.files[file.name].header_sha256 = header_sha256(header)
-            if os.pread(descriptor, len(header), 0) != header:
-                raise WriteError(f"{file.name}: reads back with another header than was written")
-        return written
+        tally.written.notes += pinning_notes(files)
+        for descriptor, file in described.items():
+            tally.complete(file, descriptor)
+        place.rest()
+        return tally.written
 
     def verify_records(self, records: Sequence[Record], files: Sequence[OutputFile],
                        written: Written) -> None:  # fmt: skip
@@ -238,126 +215,25 @@ class Executor:
     def _verify(self, record: Record) -> None:
         running = Running("crc32")
         for start in range(0, record.size_bytes, COPY_BUFFER):
-            block = self._own.buffer[: min(COPY_BUFFER, record.size_bytes - start)]
+            block = self._writer.buffer[: min(COPY_BUFFER, record.size_bytes - start)]
             record.file.read_into(record.offset + start, block)
             running.update(block)
         self._is_verified(record, f"crc32:{running.crc32:08x}")
 
-    def _batches(self, descriptor: int | None, file: OutputFile) -> Iterator[list[_Unit]]:
+    def _batches(self, descriptor: int | None, file: OutputFile) -> Iterator[Batch]:
         """Yield units in file order, small ones together, so that workers have enough for long."""
-        batch: list[_Unit] = []
-        whole = file.is_hashed  # one worker takes all of it, in order
-        for placed in file.tensors:
-            at_once = is_computed_at_once(placed.tensor)
-            for unit in self._units(descriptor, placed, file, at_once):
-                batch.append(unit)
-                if whole:
-                    continue
-                if unit.offset - batch[0].offset >= _UNIT // 2 or len(batch) == _MOST_UNITS:
-                    yield batch
-                    batch = []
+        batch: list[Unit] = []
+        # One worker takes all of a file that is hashed, in order.
+        header = file.header if file.is_hashed else None
+        for unit in units_of(file, self._options.checksums):
+            batch.append(unit)
+            if header is not None:
+                continue
+            if unit.offset - batch[0].offset >= units.UNIT // 2 or len(batch) == _MOST_UNITS:
+                yield Batch(file.name, batch, descriptor)
+                batch = []
         if batch:
-            yield batch
-
-    def _units(
-        self, descriptor: int | None, placed: Placed, file: OutputFile, at_once: bool
-    ) -> Iterator[_Unit]:
-        spec = placed.tensor.spec
-        begin = len(file.header) + placed.offset
-        per_unit = _UNIT * 8 // DTYPES[spec.dtype].bits
-        # A hash takes a tensor's bytes in order, and what is known of one should be found out once.
-        if self._options.checksums == "sha256" or at_once or not spec.count:
-            per_unit = max(spec.count, 1)
-        for start in range(0, max(spec.count, 1), per_unit):
-            offset = begin + start * DTYPES[spec.dtype].bits // 8
-            yield _Unit(file, descriptor, placed, offset, start, min(start + per_unit, spec.count))
-
-    def _write(self, batch: list[_Unit]) -> list[_Done]:
-        file = batch[0].file
-        hashing = hashlib.sha256(file.header) if file.is_hashed else None
-        done = [self._write_unit(unit, hashing) for unit in batch]
-        if hashing:
-            done[-1] = replace(done[-1], file_sha256=hashing.hexdigest())
-        return done
-
-    def _write_unit(self, unit: _Unit, hashing: Hash | None) -> _Done:
-        self._own.scratch.forget(walk(unit.placed.tensor))
-        algorithm = self._options.checksums
-        # The fingerprint of a file's content is the same, whichever checksums are asked for.
-        running = Running(algorithm, hashing, has_crc32=algorithm != "none")
-        offset, copied = unit.offset, 0
-        descriptor = unit.descriptor
-        pieces = unit.placed.tensor.pieces(unit.start, unit.stop) if unit.stop else ()
-        for piece in pieces:
-            if isinstance(piece, ByteRange):
-                if (
-                    running
-                    or descriptor is None
-                    or not self._copied_in_kernel(piece, descriptor, offset)
-                ):
-                    self._copy(piece, descriptor, offset, running)
-                offset += piece.size_bytes
-                copied += piece.size_bytes
-            else:
-                assert descriptor is not None  # a linked file holds nothing else
-                offset = self._compute(piece, descriptor, offset, running)
-        size = offset - unit.offset
-        if descriptor is not None:
-            # Starting write-back here lets the disk work while blocks are still being computed.
-            self._start_write_back(descriptor, unit.offset, size)
-        return _Done(size, running.crc32, running.sha256, copied)
-
-    def _copy(
-        self, piece: ByteRange, descriptor: int | None, offset: int, running: Running
-    ) -> None:
-        for start in range(0, piece.size_bytes, COPY_BUFFER):
-            block = self._own.buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
-            piece.file.read_into(piece.offset + start, block)
-            running.update(block)
-            if descriptor is not None:
-                write_all(descriptor, block, offset + start)
-
-    def _copied_in_kernel(self, piece: ByteRange, descriptor: int, offset: int) -> bool:
-        source = piece.file.fileno()
-        if not hasattr(os, "copy_file_range") or source is None:
-            return False
-        done = 0
-        while done < piece.size_bytes:
-            try:
-                count = os.copy_file_range(
-                    source, descriptor, min(piece.size_bytes - done, _UNIT), piece.offset + done,
-                    offset + done,
-                )  # fmt: skip
-            except OSError as error:
-                if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                    return False
-                raise
-            if not count:
-                raise CheckpointError(f"{piece.file.path}: ends at byte {piece.offset + done}")
-            done += count
-        piece.file.check_unchanged()
-        return True
-
-    def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
-        scratch, start = self._own.scratch, piece.start
-        step = piece.tensor.step
-        while start < piece.stop:
-            stop = min(start + step - start % step, piece.stop)
-            with scratch.scope():
-                block = piece.tensor.elements(start, stop, scratch)
-                data = block.view(np.uint8).data
-                running.update(data)
-                write_all(descriptor, data, offset)
-                offset += len(data)
-            start = stop
-        return offset
-
-    def _start_write_back(self, descriptor: int, offset: int, size_bytes: int) -> None:
-        if self._start is not None:
-            self._start(
-                descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes),
-                _SYNC_FILE_RANGE_WRITE,
-            )  # fmt: skip
+            yield Batch(file.name, batch, descriptor, header)
 
 
 def _used(records: Iterable[Record], files: Iterable[OutputFile]) -> list[Record]:

@@ -11,11 +11,7 @@ from surgeon.manifest.model import Manifest, checkpoint_of, text
 from surgeon.manifest.names import manifest_of
 from surgeon.output import publish
 from surgeon.output.execute import Executor, Options, Written
-from surgeon.output.layout import OutputFile
 from surgeon.output.plan import OutputPlan
-
-# Files that are written at a time: a process may have few open, and its inputs are too.
-_OPEN_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -50,15 +46,13 @@ def write(plan: OutputPlan, options: Options) -> Result:
             unit.put(name, content)
         written = Written()
         copied = []
-        for start in range(0, len(plan.tensor_files), _OPEN_AT_ONCE):
-            files: dict[int, OutputFile] = {}
-            for file in plan.tensor_files[start : start + _OPEN_AT_ONCE]:
+        for start in range(0, len(plan.tensor_files), executor.files_at_once):
+            files = []
+            for file in plan.tensor_files[start : start + executor.files_at_once]:
                 is_linked = file.source is not None and unit.link(file.source, file.name)
                 copied += [file.name] if file.source and not is_linked else []
-                descriptor = unit.descriptor(file.name)
-                files[descriptor] = file if is_linked else replace(file, source=None)
-            written.add(executor.write(files))
-            unit.rest()
+                files.append(file if is_linked else replace(file, source=None))
+            written.add(executor.write(files, unit))
         executor.verify_records(plan.records, plan.tensor_files, written)
         unit.put(manifest_of(plan.path).name, text(_completed(plan, written)))
         unit.publish(obsolete=plan.obsolete)

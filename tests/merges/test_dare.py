@@ -123,7 +123,7 @@ def test_mask_of_a_model_does_not_depend_on_the_others(bench):
 @pytest.mark.parametrize("rescale", ["paper", "l1"])
 def test_bytes_do_not_depend_on_workers(bench, rescale, monkeypatch):
     monkeypatch.setattr("surgeon.output.workers._SHARED_FROM", 0)
-    monkeypatch.setattr("surgeon.output.execute._UNIT", 1 << 17)
+    monkeypatch.setattr("surgeon.output.units.UNIT", 1 << 17)
     models = given(bench, fine_tuned(2, torch.bfloat16, (300, 500)))
     step = {"op": "dare", "models": models, "density": 0.3, "rescale": rescale}
     first, *others = (bench.operate(step, options=Options(workers=n)).tensors for n in (1, 2, 8))

@@ -15,7 +15,7 @@ from safetensors.torch import load_model, save_file
 
 from surgeon import lazy, surgery
 from surgeon.base.errors import CheckpointError, PlanError, UsageError, WriteError
-from surgeon.output import execute
+from surgeon.output import units
 from surgeon.output.execute import Options
 from surgeon.output.layout import lay_out_shards
 from tests.network import TIES, assert_identical, example_tensors, raw_bytes, read, write
@@ -38,7 +38,7 @@ def contents(folder):
 @pytest.fixture(autouse=True)
 def work_is_shared_from_the_first_byte_on(monkeypatch):
     monkeypatch.setattr("surgeon.output.workers._SHARED_FROM", 0)
-    monkeypatch.setattr(execute, "_UNIT", 1 << 20)
+    monkeypatch.setattr(units, "UNIT", 1 << 20)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_progress_adds_up_to_all_bytes(big):
 
 
 def test_tensors_larger_than_a_unit_are_joined(bench, monkeypatch):
-    monkeypatch.setattr(execute, "_UNIT", 1 << 16)
+    monkeypatch.setattr(units, "UNIT", 1 << 16)
     tensors = {"x": torch.randn(200_000), "y": torch.randn(3).bfloat16()}
     made = bench.given(tensors).operate(options=Options(workers=3))
     assert_identical(made.tensors, tensors)

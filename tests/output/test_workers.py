@@ -149,7 +149,7 @@ def test_threads_have_scratch_of_their_own(example, monkeypatch):
     ties = {"op": "ties", "models": ["other", "third"], "density": 0.5}
     expected = example.operate(ties, options=Options(workers=1)).path.read_bytes()
     monkeypatch.setattr("surgeon.output.workers._SHARED_FROM", 0)
-    monkeypatch.setattr("surgeon.output.execute._UNIT", 1 << 10)
+    monkeypatch.setattr("surgeon.output.units.UNIT", 1 << 10)
     macos = SimpleNamespace(platform="darwin")
     monkeypatch.setattr("surgeon.output.workers.sys", macos)
     for _ in range(5):

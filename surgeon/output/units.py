@@ -1,0 +1,204 @@
+"""What one worker writes at a time: parts of tensors, copied or computed, with their checksums."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from surgeon.base.errors import CheckpointError
+from surgeon.lazy import ByteRange, Computed, LazyTensor, Scratch, is_computed_at_once, walk
+from surgeon.numeric.dtypes import DTYPES
+from surgeon.output.calls import sync_file_range, write_all
+from surgeon.output.checksums import Algorithm, Running
+from surgeon.output.layout import OutputFile, Placed
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+# Bytes that one worker takes at a time; a multiple of every block.
+UNIT = 16 << 20
+# Reads and writes of at most this much; larger ones leave the processor's cache.
+COPY_BUFFER = 1 << 20
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+class Unit(NamedTuple):
+    """A part of one tensor that is written at once: its elements, and where in the file they go."""
+
+    name: str
+    tensor: LazyTensor
+    offset: int
+    start: int
+    stop: int
+
+    @property
+    def size_bytes(self) -> int:
+        return (self.stop - self.start) * DTYPES[self.tensor.spec.dtype].bits // 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Units of one file, in its order, that one worker writes.
+
+    What is there already, in a linked file, has no descriptor; only its checksum is taken. Of a
+    file that is hashed whole there is one batch, with the file's header.
+    """
+
+    file: str
+    units: Sequence[Unit]
+    descriptor: int | None
+    header: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What is known of a unit that was written; travels from process to process."""
+
+    size_bytes: int
+    crc32: int
+    sha256: str
+    copied_bytes: int
+    file_sha256: str = ""
+
+
+def units_of(file: OutputFile, algorithm: Algorithm) -> Iterator[Unit]:
+    """Yield what a file consists of, in its order."""
+    for placed in file.tensors:
+        yield from units_of_tensor(placed, len(file.header), algorithm)
+
+
+def units_of_tensor(
+    placed: Placed, header_bytes: int, algorithm: Algorithm, *, is_known: bool = False
+) -> Iterator[Unit]:
+    """Yield a tensor's units; `is_known` says that what has to be known of it will be told."""
+    spec = placed.tensor.spec
+    begin, bits = header_bytes + placed.offset, DTYPES[spec.dtype].bits
+    per_unit = UNIT * 8 // bits
+    # A hash takes a tensor's bytes in order, and what is known of one should be found out once.
+    at_once = not is_known and is_computed_at_once(placed.tensor)
+    if algorithm == "sha256" or at_once or not spec.count:
+        per_unit = max(spec.count, 1)
+    for start in range(0, max(spec.count, 1), per_unit):
+        stop = min(start + per_unit, spec.count)
+        yield Unit(placed.name, placed.tensor, begin + start * bits // 8, start, stop)
+
+
+class _Own(threading.local):
+    """What each worker has of its own, be it a process or a thread."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+        self.buffer = memoryview(bytearray(COPY_BUFFER))
+
+
+class UnitWriter:
+    """Writes units, and takes their checksums."""
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self._algorithm = algorithm
+        self._own = _Own()
+        self._start = sync_file_range()
+
+    @property
+    def scratch(self) -> Scratch:
+        """The scratch of the worker at hand."""
+        return self._own.scratch
+
+    @property
+    def buffer(self) -> memoryview:
+        """The buffer of the worker at hand."""
+        return self._own.buffer
+
+    def write(self, batch: Batch) -> list[Done]:
+        """Write a batch; return what is known of each of its units."""
+        hashing = None if batch.header is None else hashlib.sha256(batch.header)
+        done = [self._write_unit(unit, batch.descriptor, hashing) for unit in batch.units]
+        if hashing:
+            done[-1] = replace(done[-1], file_sha256=hashing.hexdigest())
+        return done
+
+    def _write_unit(self, unit: Unit, descriptor: int | None, hashing: Hash | None) -> Done:
+        self._own.scratch.forget(walk(unit.tensor))
+        algorithm = self._algorithm
+        # The fingerprint of a file's content is the same, whichever checksums are asked for.
+        running = Running(algorithm, hashing, has_crc32=algorithm != "none")
+        offset, copied = unit.offset, 0
+        pieces = unit.tensor.pieces(unit.start, unit.stop) if unit.stop else ()
+        for piece in pieces:
+            if isinstance(piece, ByteRange):
+                if (
+                    running
+                    or descriptor is None
+                    or not self._copied_in_kernel(piece, descriptor, offset)
+                ):
+                    self._copy(piece, descriptor, offset, running)
+                offset += piece.size_bytes
+                copied += piece.size_bytes
+            else:
+                assert descriptor is not None  # a linked file holds nothing else
+                offset = self._compute(piece, descriptor, offset, running)
+        size = offset - unit.offset
+        if descriptor is not None:
+            # Starting write-back here lets the disk work while blocks are still being computed.
+            self._start_write_back(descriptor, unit.offset, size)
+        return Done(size, running.crc32, running.sha256, copied)
+
+    def _copy(
+        self, piece: ByteRange, descriptor: int | None, offset: int, running: Running
+    ) -> None:
+        for start in range(0, piece.size_bytes, COPY_BUFFER):
+            block = self._own.buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
+            piece.file.read_into(piece.offset + start, block)
+            running.update(block)
+            if descriptor is not None:
+                write_all(descriptor, block, offset + start)
+
+    def _copied_in_kernel(self, piece: ByteRange, descriptor: int, offset: int) -> bool:
+        source = piece.file.fileno()
+        if not hasattr(os, "copy_file_range") or source is None:
+            return False
+        done = 0
+        while done < piece.size_bytes:
+            try:
+                count = os.copy_file_range(
+                    source, descriptor, min(piece.size_bytes - done, UNIT), piece.offset + done,
+                    offset + done,
+                )  # fmt: skip
+            except OSError as error:
+                if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    return False
+                raise
+            if not count:
+                raise CheckpointError(f"{piece.file.path}: ends at byte {piece.offset + done}")
+            done += count
+        piece.file.check_unchanged()
+        return True
+
+    def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
+        scratch, start = self._own.scratch, piece.start
+        step = piece.tensor.step
+        while start < piece.stop:
+            stop = min(start + step - start % step, piece.stop)
+            with scratch.scope():
+                block = piece.tensor.elements(start, stop, scratch)
+                data = block.view(np.uint8).data
+                running.update(data)
+                write_all(descriptor, data, offset)
+                offset += len(data)
+            start = stop
+        return offset
+
+    def _start_write_back(self, descriptor: int, offset: int, size_bytes: int) -> None:
+        if self._start is not None:
+            self._start(
+                descriptor, ctypes.c_int64(offset), ctypes.c_int64(size_bytes),
+                _SYNC_FILE_RANGE_WRITE,
+            )  # fmt: skip
