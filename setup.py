@@ -15,7 +15,7 @@ FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trappi
 # The clones for processors that have registers of 512 bits use them: half as many steps.
 if (sys.platform, platform.machine()) == ("linux", "x86_64"):
     FLAGS += ["-mprefer-vector-width=512"]
-FILES = ("kernels", "selection", "changes", "mixes", "ranks", "crc32", "philox", "guard")
+FILES = ("kernels", "selection", "changes", "mixes", "ranks", "crc32", "philox", "reading")
 SOURCES = [f"surgeon/numeric/{name}.c" for name in FILES]
 
 

@@ -7,8 +7,6 @@ import ctypes
 import gc
 import os
 import sys
-from contextlib import suppress
-from pathlib import Path
 
 from surgeon.cli.environment import CALLERS
 
@@ -29,20 +27,11 @@ from surgeon.cli import looking, operating, searching, terminal, words  # noqa: 
 from surgeon.cli.group import commands  # noqa: E402
 
 
-def _guard() -> None:
-    """Let a mapped input that is cut off meanwhile be an error, and no SIGBUS; see guard.c."""
-    # Not through numeric.compiled, which imports NumPy.
-    library = Path(__file__).parents[1] / "numeric" / "kernels.so"
-    with suppress(OSError, AttributeError):  # not built, or for another machine
-        ctypes.CDLL(str(library)).surgeon_guard()
-
-
 def main() -> None:
     """Run the command line; exits the process."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         for parameter, size_bytes in _MALLOC.items():
             mallopt(parameter, size_bytes)
-    _guard()
     gc.disable()
     if asked := os.environ.get("_SURGEON_COMPLETE"):
         from surgeon.cli import shells

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import numpy as np
 
 from surgeon.base.errors import CheckpointError
 from surgeon.base.files import open_regular
@@ -113,24 +110,6 @@ class InputFile:
         buffer = bytearray(size_bytes)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
-
-    def mapped(self, offset: int, size_bytes: int) -> Array:
-        """Return a read-only uint8 view of bytes of the file; unmapped when it is let go.
-
-        Checked at each call, since reading behind the end of a file that shrinks kills the process.
-        """
-        if not size_bytes:
-            return np.empty(0, np.uint8)
-        page = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        with self.descriptor() as descriptor:
-            try:
-                pages = mmap.mmap(
-                    descriptor, offset - page + size_bytes, access=mmap.ACCESS_READ, offset=page
-                )
-            except (OSError, ValueError) as error:
-                self._check(descriptor)
-                raise CheckpointError(f"{self.path}: cannot be mapped: {error}") from None
-        return np.frombuffer(pages, np.uint8)[offset - page :]
 
     def close(self) -> None:
         """Close the file; whoever opened it does so once."""
@@ -235,10 +214,6 @@ class Window:
     def close(self) -> None:
         """The file stays open."""
 
-    def mapped(self, offset: int, size_bytes: int) -> Array:
-        """Return a read-only uint8 view of bytes of the part."""
-        return self._file.mapped(self._offset + offset, size_bytes)
-
     def check_unchanged(self) -> None:
         """Raise CheckpointError where the file is no longer what it was when it was opened."""
         self._file.check_unchanged()
@@ -253,9 +228,6 @@ class InMemory:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self._data[offset : offset + len(buffer)].data
-
-    def mapped(self, offset: int, size_bytes: int) -> Array:
-        return self._data[offset : offset + size_bytes]
 
     def check_unchanged(self) -> None:
         """Memory stays as it is."""

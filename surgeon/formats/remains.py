@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,16 @@ from surgeon.base.files import open_regular, read_regular, reading
 from surgeon.base.strict_json import MOST_BYTES as LONGEST_HEADER
 from surgeon.base.strict_json import parse_object
 from surgeon.formats.safetensors import header_sha256
-from surgeon.formats.swapping import aside_of, flush, lock, mend, swap, temporary_beside
+from surgeon.formats.swapping import (
+    aside_of,
+    flush,
+    is_ours,
+    lock,
+    mend,
+    swap,
+    temporary_beside,
+    tokens_beside,
+)
 
 WEIGHTS_SUFFIX = ".safetensors"
 MANIFEST_SUFFIX, STATE_SUFFIX = ".manifest.json", ".optimizer.safetensors"
@@ -45,16 +53,23 @@ def settled(output: Path) -> str:
     if output.name in ("", "..") or "\0" in str(output):
         return ""
     places = places_of(output)
-    if not any(map(_has_remains, places)):
-        return ""
+    done = [one for token in tokens_beside(places) for one in _settled(output, places, token)]
+    return f"{_SETTLED}{', '.join(done)}" if done else ""
+
+
+def _settled(output: Path, places: list[Path], token: str) -> list[str]:
+    """Settle what one run left, whose names have this token."""
+    if not any(_has_remains(place, token) for place in places):
+        return []
     try:
-        held = _locked(places[-1])
+        held = _locked(places[-1], token)
     except OSError:
-        return ""  # another run is at it, or they are nothing of ours
+        return []  # another run is at it, or they are nothing of ours
     try:
-        done = _put_back(places) + _finished(places)
+        return _put_back(places, token) + _finished(places, token)
     except OSError as error:
-        left = [str(name) for place in places for name in _remains(place) if os.path.lexists(name)]
+        names = [name for place in places for name in _remains(place, token)]
+        left = [str(name) for name in names if os.path.lexists(name)]
         raise CheckpointError(
             f"{output}: a killed run left {', '.join(left)}, which cannot be put in place: "
             f"{(error.strerror or str(error)).lower()}"
@@ -62,7 +77,6 @@ def settled(output: Path) -> str:
     finally:
         if held is not None:
             os.close(held)
-    return f"{_SETTLED}{', '.join(done)}" if done else ""
 
 
 def told(path: Path | str, notes: Iterable[str]) -> list[str]:
@@ -70,23 +84,22 @@ def told(path: Path | str, notes: Iterable[str]) -> list[str]:
     return [f"{path}: {note}" for note in notes if note.startswith(_SETTLED)]
 
 
-def _remains(place: Path) -> tuple[Path, Path]:
-    return temporary_beside(place), aside_of(place)
+def _remains(place: Path, token: str) -> tuple[Path, Path]:
+    return temporary_beside(place, token), aside_of(place, token)
 
 
-def _has_remains(place: Path) -> bool:
-    return any(map(os.path.lexists, _remains(place)))
+def _has_remains(place: Path, token: str) -> bool:
+    return any(map(os.path.lexists, _remains(place, token)))
 
 
-def _locked(place: Path) -> int | None:
+def _locked(place: Path, token: str) -> int | None:
     """Lock what the weights' run would hold; raises OSError where another process does.
 
     None where it is complete, and only what it replaced is still there.
     """
-    for name in _remains(place):
+    for name in _remains(place, token):
         with suppress(FileNotFoundError):
-            status = name.lstat()
-            if status.st_uid != os.geteuid() or stat.S_ISLNK(status.st_mode):
+            if os.path.lexists(name) and not is_ours(name):
                 raise PermissionError
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(name, flags)
@@ -101,27 +114,27 @@ def _locked(place: Path) -> int | None:
     return None
 
 
-def _put_back(places: list[Path]) -> list[str]:
+def _put_back(places: list[Path], token: str) -> list[str]:
     """Mend swaps that took several steps; say what came back."""
-    back = [place for place in places if mend(place)]
+    back = [place for place in places if mend(place, token)]
     for place in back:
         flush(place.parent)
-    return [f"{place.name} is back, from {aside_of(place).name}" for place in back]
+    return [f"{place.name} is back, from {aside_of(place, token).name}" for place in back]
 
 
-def _finished(places: list[Path]) -> list[str]:
+def _finished(places: list[Path], token: str) -> list[str]:
     """Follow a manifest that is in place before what it names; say what came into place."""
     if len(places) == 1:
         return []
     manifest, state, weights = places
-    complete = temporary_beside(weights)
+    complete = temporary_beside(weights, token)
     # In place is what was replaced, then what replaces it was completed, and its manifest after it.
     if not _modified(weights) <= _modified(complete) <= _modified(manifest):
         return []
     wanted = _manifest(manifest)
     if not wanted or _header_sha256(complete) != wanted["header_sha256"]:
         return []
-    kept = temporary_beside(state)
+    kept = temporary_beside(state, token)
     if not wanted["state_sha256"]:
         moves = [state] if os.path.lexists(state) and not os.path.lexists(kept) else []
     elif _sha256(state) == wanted["state_sha256"]:
@@ -131,11 +144,11 @@ def _finished(places: list[Path]) -> list[str]:
     else:
         return []
     for place in (*moves, weights):
-        swap(place, temporary_beside(place))
+        swap(place, token)
     flush(weights.parent)
     for place in places:
         with suppress(OSError):
-            temporary_beside(place).unlink()
+            temporary_beside(place, token).unlink()
     return ["all of it was written, and is in place now"]
 
 

@@ -6,31 +6,90 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _UNFINISHED, _REPLACED = ".surgeon-unfinished", ".surgeon-replaced"
+_REMAINS = re.compile(
+    rf"\.(?P<name>.+)({re.escape(_UNFINISHED)}|{re.escape(_REPLACED)})(?P<token>(-[0-9a-f]{{16}})?)",
+    re.DOTALL,
+)
 # What file systems without locks answer; EBADF is NFS's for a folder.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
 # What file systems answer that do not flush folders.
 _NO_FLUSHING = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def temporary_beside(path: Path) -> Path:
-    """Return where an output is written before it is complete, and its predecessor goes."""
-    return path.with_name(f".{path.name}{_UNFINISHED}")
+def temporary_beside(path: Path, token: str = "") -> Path:
+    """Return where an output is written before it is complete, and its predecessor goes.
+
+    `token` is that of the run: see `token_in`.
+    """
+    return path.with_name(f".{path.name}{_UNFINISHED}{token}")
 
 
-def aside_of(path: Path) -> Path:
+def aside_of(path: Path, token: str = "") -> Path:
     """Return where a predecessor lies for a moment where two names cannot change in one step."""
-    return path.with_name(f".{path.name}{_REPLACED}")
+    return path.with_name(f".{path.name}{_REPLACED}{token}")
+
+
+def token_in(folder: Path) -> str:
+    """Return what this run's names end in: in a folder that others may put names into, secret."""
+    return _own_token() if _is_shared(folder) else ""
+
+
+@cache
+def _own_token() -> str:
+    return f"-{secrets.token_hex(8)}"
+
+
+def _is_shared(folder: Path) -> bool:
+    """Say whether others may put names into a folder."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return False
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return bool(found.st_mode & others) or found.st_uid not in (0, os.geteuid())
+
+
+def tokens_beside(places: Iterable[Path]) -> list[str]:
+    """Return the tokens of this user's runs that may have left something beside these places.
+
+    Only folders that are shared are listed for them.
+    """
+    tokens = {""}
+    names: dict[Path, set[str]] = {}
+    for place in places:
+        names.setdefault(place.parent, set()).add(place.name)
+    for folder in filter(_is_shared, names):
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                found = _REMAINS.fullmatch(entry.name) if entry.name[0] == "." else None
+                if found and found["name"] in names[folder] and is_ours(Path(entry.path)):
+                    tokens.add(found["token"])
+    return sorted(tokens)
+
+
+def is_ours(path: Path) -> bool:
+    """Say whether something is there that is this user's, and no link."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode)
 
 
 def is_remains(path: Path) -> bool:
     """Say whether a name is one that `temporary_beside` or `aside_of` gives."""
-    return path.name.startswith(".") and path.name.endswith((_UNFINISHED, _REPLACED))
+    return _REMAINS.fullmatch(path.name) is not None
 
 
 def flush(path: Path) -> None:
@@ -67,14 +126,15 @@ def lock(descriptor: int) -> bool:
     return True
 
 
-def swap(place: Path, temporary: Path) -> None:
-    """Let what lies at two names, one of which may be free, change places; or change nothing."""
+def swap(place: Path, token: str = "") -> None:
+    """Let a place and its temporary, one of which may be free, change places; or change nothing."""
+    temporary = temporary_beside(place, token)
     if not os.path.lexists(temporary):
         place.rename(temporary)
     elif not os.path.lexists(place):
         temporary.rename(place)
     elif not _exchanged(temporary, place):
-        _swap_by_steps(place, temporary)
+        _swap_by_steps(place, temporary, aside_of(place, token))
 
 
 def _exchanged(first: Path, second: Path) -> bool:
@@ -84,8 +144,7 @@ def _exchanged(first: Path, second: Path) -> bool:
     return rename is not None and rename(*names) == 0
 
 
-def _swap_by_steps(place: Path, temporary: Path) -> None:
-    aside = aside_of(place)
+def _swap_by_steps(place: Path, temporary: Path, aside: Path) -> None:
     if os.path.lexists(aside):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(aside))
     try:
@@ -110,10 +169,10 @@ def back_from(aside: Path, place: Path) -> None:
         aside.rename(place)
 
 
-def mend(place: Path) -> bool:
+def mend(place: Path, token: str = "") -> bool:
     """Complete or undo a swap that got stuck between two steps; say whether something is back."""
-    temporary, aside = temporary_beside(place), aside_of(place)
-    if not os.path.lexists(aside) or aside.lstat().st_uid != os.geteuid():
+    temporary, aside = temporary_beside(place, token), aside_of(place, token)
+    if not is_ours(aside):
         return False
     was_missing = not os.path.lexists(place)
     if was_missing or os.path.lexists(temporary):

@@ -70,13 +70,6 @@ class ByteSource(Protocol):
         """Fill the buffer with the bytes from `offset` on."""
         ...
 
-    def mapped(self, offset: int, size_bytes: int) -> Array:
-        """Return a read-only uint8 view of bytes of the file, for scattered reads.
-
-        Whoever has read them calls `check_unchanged`: by then the file may have shrunk.
-        """
-        ...
-
     def check_unchanged(self) -> None:
         """Raise CheckpointError where the file is no longer what it was when it was opened."""
         ...

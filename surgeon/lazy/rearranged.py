@@ -14,7 +14,6 @@ from surgeon.base.regions import Region, boxes, count, reshaped, whole
 from surgeon.lazy.base import (
     BLOCK,
     ByteRange,
-    ByteSource,
     Computed,
     Evaluation,
     LazyTensor,
@@ -26,18 +25,13 @@ from surgeon.lazy.base import (
 from surgeon.lazy.joined import Joined, Move, Selected, width_of
 from surgeon.lazy.same import Copied, Sharded
 from surgeon.lazy.scratch import Scratch
-from surgeon.lazy.stored import Strided
+from surgeon.lazy.stored import STRIP, Strided
+from surgeon.lazy.views import View, packed
 from surgeon.numeric.dtypes import DTYPES, Array
 
-# Bytes of the result that are made, and kept, at a time: as many as a worker writes in one go. A
-# narrow block would take all of the source's rows, or worse, compute all of them, for itself.
-STRIP = 16 << 20
 # What is computed, is computed once per strip, since its rows are: at most so many times, in strips
 # as large as that takes.
 _PASSES = 8
-# Elements of a column that are copied at a time. Rows of some power of two of bytes share few
-# places in a cache; from 256 on copying takes five times as long (8192 x 8192, 2 bytes each).
-_TILE = 64
 
 
 @dataclass
@@ -181,18 +175,14 @@ def _is_in_file(tensor: LazyTensor) -> bool:
     return len(pieces) == 1 and isinstance(pieces[0], ByteRange)
 
 
-def _mapped(tensor: LazyTensor) -> tuple[Array, ByteSource]:
-    """Return a tensor that lies in a file as a view of it, and the file."""
-    storage = DTYPES[tensor.spec.dtype].storage
+def _view(tensor: LazyTensor) -> View:
+    """Return how a tensor lies in its file."""
     if isinstance(tensor, Strided):
-        flat, file = _mapped(tensor.storage)
-        strides = [stride * storage.itemsize for stride in tensor.strides]
-        view = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
-        return view, file
+        return tensor.view
     (piece,) = tensor.pieces(0, tensor.spec.count)
     assert isinstance(piece, ByteRange)
-    mapped = piece.file.mapped(piece.offset, piece.size_bytes)
-    return mapped.view(storage).reshape(tensor.spec.shape), piece.file
+    storage, shape = DTYPES[tensor.spec.dtype].storage, tensor.spec.shape
+    return View(piece.file, piece.offset, storage, shape, packed(shape, storage.itemsize))
 
 
 def _fill(
@@ -204,9 +194,7 @@ def _fill(
         out, tensor, box = pending.pop()
         match tensor:
             case _ if working is None and _is_in_file(tensor):
-                view, file = _mapped(tensor)
-                _copy(out, view[_slices(box)])
-                file.check_unchanged()
+                _view(tensor).read_into(out, box, scratch)
             case Copied(source=source) | Sharded(source=source):
                 pending.append((out, source, box))
             case Rearranged(source=source, order=order) if tensor.is_permutation:
@@ -259,14 +247,3 @@ def _sizes(box: Region) -> list[int]:
 
 def _slices(box: Region) -> tuple[slice, ...]:
     return tuple(slice(*side) for side in box)
-
-
-def _copy(out: Array, view: Array) -> None:
-    """Copy a view of other strides, so that what a cache line brings in is used at once."""
-    axes = np.argsort([-abs(stride) for stride in out.strides], kind="stable")
-    out, view = out.transpose(axes), view.transpose(axes)
-    if not out.ndim or view.strides[-1] == view.itemsize:
-        out[...] = view
-        return
-    for start in range(0, out.shape[-1], _TILE):
-        out[..., start : start + _TILE] = view[..., start : start + _TILE]

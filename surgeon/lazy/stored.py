@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 
-from surgeon.base.regions import Region, whole
+from surgeon.base.regions import Region, boxes, count, whole
 from surgeon.lazy.base import (
     BLOCK,
     NOTHING,
@@ -24,12 +24,17 @@ from surgeon.lazy.base import (
 )
 from surgeon.lazy.evaluate import Form
 from surgeon.lazy.scratch import Scratch
+from surgeon.lazy.views import View
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES, SPARE, Array, downcast, rounding_bytes
 
-# Per element of a block. An initialiser: float64 values, the chunk they are drawn in, what of it
-# was rejected. An index into a strided view: five int64.
-_FRESH, _STRIDED = 4 * 8, 5 * 8
+# Per element of a block of an initialiser: float64 values, the chunk they are drawn in, what of it
+# was rejected.
+_FRESH = 4 * 8
+# Bytes of a tensor in another order that are made, and kept, at a time: as many as a worker writes
+# in one go. A narrow block would take all of the source's rows, or worse, compute all of them, for
+# itself.
+STRIP = 16 << 20
 
 
 # Not frozen, which takes four times as long to make: a checkpoint may have 100 000 of them.
@@ -82,6 +87,14 @@ def _block_bytes(spec: TensorSpec, more: int = 0) -> int:
     return min(spec.count, BLOCK) * (DTYPES[spec.dtype].storage.itemsize + more)
 
 
+class _Held:
+    """The strip of a view that a worker read last, and where the last block ended."""
+
+    def __init__(self) -> None:
+        self.begin = self.then = 0
+        self.values: Array = np.empty(0, np.uint8)
+
+
 @dataclass(frozen=True, eq=False)
 class Strided(Form):
     """A view with strides (in elements) over stored bytes: transposed, expanded, overlapping.
@@ -118,9 +131,17 @@ class Strided(Form):
     def byte_origin(self) -> tuple[object, ...]:
         return (*self.storage.byte_origin, self.strides, self.shape)
 
+    @cached_property
+    def view(self) -> View:
+        """How it lies in its file."""
+        storage = DTYPES[self.spec.dtype].storage
+        strides = tuple(stride * storage.itemsize for stride in self.strides)
+        return View(self.storage.file, self.storage.offset, storage, self.shape, strides)
+
     @property
     def scratch_bytes(self) -> ScratchBytes:
-        return ScratchBytes(0, _block_bytes(self.spec, _STRIDED), 0)
+        held = min(self.spec.count * self.view.dtype.itemsize, STRIP)
+        return ScratchBytes(held, _block_bytes(self.spec), 0)
 
     def locate(self, start: int, stop: int) -> Iterator[Piece]:
         yield Computed(self, start, stop)
@@ -128,16 +149,32 @@ class Strided(Form):
     def evaluate(
         self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
     ) -> Array:
-        out = scratch.take(DTYPES[self.spec.dtype].storage, stop - start)
-        index = np.arange(start, stop)
-        address = np.zeros(stop - start, np.int64)
-        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            index, digit = np.divmod(index, size)
-            address += digit * stride
-        # Mapped, since a block of a transposed view reaches over all of its storage.
-        mapped = self.storage.file.mapped(self.storage.offset, self.storage.spec.size_bytes)
-        np.take(mapped.view(out.dtype), address, out=out)
-        self.storage.file.check_unchanged()
+        held: _Held = scratch.known(self, lambda _: _Held())
+        if not held.begin <= start <= stop <= held.begin + len(held.values):
+            # Blocks of a transposed view reach over all of its storage, so those that follow one
+            # another are read together.
+            if start != held.then:
+                held.then = stop
+                return self._read(scratch.take(self.view.dtype, stop - start), start, scratch)
+            size = max(
+                min(STRIP // self.view.dtype.itemsize, self.spec.count - start), stop - start
+            )
+            if len(held.values) != size:
+                held.values = np.empty(size, self.view.dtype)
+            held.begin = self.spec.count  # should it not be read
+            self._read(held.values, start, scratch)
+            held.begin = start
+        held.then = stop
+        out = scratch.take(self.view.dtype, stop - start)
+        out[:] = held.values[start - held.begin : stop - held.begin]
+        return out
+
+    def _read(self, out: Array, start: int, scratch: Scratch) -> Array:
+        filled = 0
+        for box in boxes(self.shape, start, start + len(out)):
+            part = out[filled : filled + count(box)]
+            self.view.read_into(part.reshape([b - a for a, b in box]), box, scratch)
+            filled += len(part)
         return out
 
     def new_regions(self) -> tuple[Region, ...]:

@@ -383,3 +383,9 @@ def crc32(data: Array, before: int = 0) -> int:
 def crc32_joined(first: int, second: int, second_bytes: int) -> int:
     """Return the CRC-32 of two runs of bytes, one after the other, from the CRC of each."""
     return int(_loops().crc32_joined(first, second, second_bytes))
+
+
+def read_runs(descriptor: int, offset: int, pitch: int, runs: Array) -> bool:
+    """Fill rows of bytes from a file, `pitch` bytes apart; say whether all were there at once."""
+    count, run_bytes = runs.shape
+    return bool(_loops().read_runs(descriptor, offset, pitch, run_bytes, count, _address(runs)))

@@ -84,4 +84,5 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "crc32_begin": (None, ()),
     "crc32": (c_uint32, (c_uint32, _POINTER, _COUNT)),
     "crc32_joined": (c_uint32, (c_uint32, c_uint32, _UINT64)),
+    "read_runs": (_FLAG, (c_int, c_int64, c_int64, _COUNT, _COUNT, _POINTER)),
 }  # fmt: skip

@@ -1,10 +1,10 @@
 """Outputs that appear complete or not at all.
 
-Everything is written to temporary siblings of fixed, telling names, which the run holds locked,
-flushed to the disk, and only then swapped into place, name by name: the manifest first, which
-names what follows, the weights last. What was there before lies at those siblings until all is in
-place. A killed run leaves at most them; `formats.remains` finishes what had begun to appear, and
-the next run into the same output removes the rest.
+Everything is written to temporary siblings of telling names, which the run holds locked, flushed
+to the disk, and only then swapped into place, name by name: the manifest first, which names what
+follows, the weights last. What was there before lies at those siblings until all is in place. A
+killed run leaves at most them; `formats.remains` finishes what had begun to appear, and the next
+run into the same output removes the rest.
 """
 
 from __future__ import annotations
@@ -22,9 +22,17 @@ from typing import Protocol
 from surgeon.base.errors import WriteError
 from surgeon.formats.files import InputFile
 from surgeon.formats.remains import places_of
-from surgeon.formats.swapping import flush, mend, swap, temporary_beside
+from surgeon.formats.swapping import flush, mend, swap, temporary_beside, token_in
 from surgeon.output.keeping import keep, keep_rights
-from surgeon.output.temporaries import empty, hold, locked, open_file, open_folder, require_ours
+from surgeon.output.temporaries import (
+    clear_others,
+    empty,
+    hold,
+    locked,
+    open_file,
+    open_folder,
+    require_ours,
+)
 
 _FICLONE = 0x40049409
 _NO_LOCKS = (
@@ -103,16 +111,20 @@ class _Files:
         self._written: list[tuple[Path, int]] = []
         # Names that are swept in the end: what is not published, or what was replaced.
         self._swept: list[Path] = []
+        self._tokens: dict[Path, str] = {}
         self._is_stuck = False
 
     def open(self, place: Path) -> int:
         """Return a descriptor to write a file through that is to lie at `place`."""
         place = Path(os.path.realpath(place))
-        temporary = temporary_beside(place)
+        token = token_in(place.parent)
+        temporary = temporary_beside(place, token)
         descriptor, has_locks = locked(temporary, lambda: open_file(temporary))
         self._stack.callback(os.close, descriptor)
-        self._written.append((place, descriptor))
+        self._tokens[place] = token
         self._swept.append(temporary)
+        clear_others(place, token, stat.S_ISREG)
+        self._written.append((place, descriptor))
         self.has_locks &= has_locks
         return descriptor
 
@@ -128,7 +140,9 @@ class _Files:
             os.fsync(written)
         places: list[tuple[Path, int | None]] = [*reversed(others), weights]
         if obsolete and os.path.lexists(obsolete):
-            places.insert(-1, (Path(os.path.realpath(obsolete)), None))
+            place = Path(os.path.realpath(obsolete))
+            self._tokens[place] = token_in(place.parent)
+            places.insert(-1, (place, None))
         for place, _ in places:
             hold(place, self._stack)
         folders = {place.parent for place, _ in places}
@@ -136,17 +150,21 @@ class _Files:
             flush(folder)  # what a manifest names is there when the manifest is
         try:
             for place, _ in places:
-                swap(place, temporary_beside(place))
+                swap(place, self._tokens[place])
             for folder in folders:
                 flush(folder)
         except BaseException:
             self._is_stuck = True
             for place, descriptor in reversed(places):
-                _unswap(place, descriptor)
+                _unswap(place, descriptor, self._tokens[place])
             self._is_stuck = False
             raise
         # A killed run may have left some that this one has no use for.
-        self._swept += [temporary_beside(place) for place in places_of(weights[0])]
+        for place in places_of(weights[0]):
+            token = token_in(place.parent)
+            self._swept.append(temporary_beside(place, token))
+            with suppress(OSError, WriteError):
+                clear_others(place, token, stat.S_ISREG)
 
     def close(self) -> None:
         """Remove what lies beside the places; the first, which tells of a run, goes last."""
@@ -158,17 +176,17 @@ class _Files:
         self._stack.close()
 
 
-def _unswap(place: Path, descriptor: int | None) -> None:
+def _unswap(place: Path, descriptor: int | None, token: str) -> None:
     """Undo a swap if it happened; what was written is known by its descriptor."""
-    mend(place)
-    temporary = temporary_beside(place)
+    mend(place, token)
+    temporary = temporary_beside(place, token)
     is_there = os.path.lexists(place)
     if descriptor is None:
         is_swapped = not is_there and os.path.lexists(temporary)
     else:
         is_swapped = is_there and os.path.samestat(os.fstat(descriptor), place.lstat())
     if is_swapped:
-        swap(place, temporary)
+        swap(place, token)
 
 
 class _FileUnit:
@@ -278,8 +296,8 @@ def folder(path: Path, replaced: Collection[str] = ()) -> Iterator[tuple[Path, C
 @contextmanager
 def _folder(path: Path, replaced: Collection[str]) -> Iterator[_Folder]:
     path = Path(os.path.realpath(path))
-    temporary = temporary_beside(path)
-
+    token = token_in(path.parent)
+    temporary = temporary_beside(path, token)
     descriptor, has_locks = locked(temporary, lambda: open_folder(temporary))
     is_stuck = False
 
@@ -293,18 +311,19 @@ def _folder(path: Path, replaced: Collection[str]) -> Iterator[_Folder]:
             keep(path, temporary, replaced)
             hold(path, stack)
         flush(temporary)
-        swap(path, temporary)
+        swap(path, token)
         try:
             flush(path.parent)
         except BaseException:
             is_stuck = True
-            swap(path, temporary)
+            swap(path, token)
             is_stuck = False
             raise
 
     with ExitStack() as stack:
         stack.callback(os.close, descriptor)
         try:
+            clear_others(path, token, stat.S_ISDIR)
             empty(temporary)
             yield _Folder(temporary, publish, has_locks)
         finally:

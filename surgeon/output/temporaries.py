@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from surgeon.base.errors import WriteError
-from surgeon.formats.swapping import lock
+from surgeon.formats.swapping import is_ours, lock, temporary_beside, tokens_beside
 
 
 def open_file(path: Path) -> tuple[int, bool]:
@@ -59,6 +59,27 @@ def empty(folder: Path) -> None:
             shutil.rmtree(item)
         else:
             item.unlink()
+
+
+def clear_others(place: Path, own: str, is_kind: Callable[[int], bool]) -> None:
+    """Remove what killed runs left at a place whose names cannot be guessed.
+
+    WriteError where one of them is alive. Its run looks here too, and holds its own name by then,
+    so of two at least one sees the other.
+    """
+    for token in tokens_beside([place]):
+        name = temporary_beside(place, token)
+        with suppress(FileNotFoundError):
+            if token == own or not is_ours(name) or not is_kind(name.lstat().st_mode):
+                continue
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(name, flags)
+            try:
+                _lock(name, descriptor)
+                if os.path.samestat(os.fstat(descriptor), name.lstat()):
+                    shutil.rmtree(name) if name.is_dir() else name.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def locked(path: Path, open_it: Callable[[], tuple[int, bool]]) -> tuple[int, bool]:

@@ -33,12 +33,16 @@ IMPORTS = [
 
 @dataclass(frozen=True)
 class Mode:
-    """What lies there before, and the command that is attacked; `again` runs once it is done."""
+    """What lies there before, and the command that is attacked; `again` runs once it is done.
+
+    In a folder that is shared the names of temporaries cannot be guessed.
+    """
 
     output: str
     before: tuple[str, ...]
     command: str
     again: str = ""
+    is_shared: bool = False
 
 
 MODES = {
@@ -60,6 +64,15 @@ MODES = {
         "out.safetensors",
         ("apply none.json in.pt out.safetensors --optimizer in.pt#optimizer",),
         "apply plain.json in.pt out.safetensors --force --optimizer none",
+    ),
+    "shared": Mode(
+        "out.safetensors",
+        ("apply none.json in.pt out.safetensors --optimizer in.pt#optimizer",),
+        "apply step.json in.pt out.safetensors --force --optimizer in.pt#optimizer",
+        is_shared=True,
+    ),
+    "shared folder": Mode(
+        "out", ("apply shards.json model out",), "apply one.json model out --force", is_shared=True
     ),
     "folder": Mode("out", (), "apply shards.json model out"),
     "folder in place": Mode(
@@ -88,7 +101,8 @@ def written(folder: Path) -> None:
     carried, shards = {"training": CARRYING}, {"output": {"shard_size": "1KB"}}
     recipes: dict[str, Any] = {
         "none": {"steps": [], **carried}, "step": {"steps": [RENAME], **carried},
-        "back": {"steps": [BACK], **carried}, "plain": {"steps": [RENAME]},
+        "one": {"steps": [RENAME]}, "plain": {"steps": [RENAME]},
+        "back": {"steps": [BACK], **carried},
         "shards": {"steps": [RENAME], **shards}, "shards-back": {"steps": [BACK], **shards},
     }  # fmt: skip
     for name, recipe in recipes.items():
@@ -121,6 +135,7 @@ def attacked(
     written(start)
     for command in mode.before:
         surgeon(start, command)
+    start.chmod(0o777 if mode.is_shared else 0o755)
     workers = ["--workers", "1"]
     job |= {
         "start": str(start), "command": [*mode.command.split(), *workers], "output": mode.output,
@@ -147,6 +162,8 @@ def test_every_call_may_fail(tmp_path, attack, shim, mode):
     attacked(tmp_path, MODES[mode], attack, 75, shim, do="fail_every_call", lacking=lacking)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "state that goes"])
+@pytest.mark.parametrize(
+    "mode", [mode for mode in MODES if mode not in ("state that goes", "shared")]
+)
 def test_killed_at_any_moment(tmp_path, attack, mode):
     attacked(tmp_path, MODES[mode], attack, 60, do="kill_at_random", moments=60)

@@ -158,7 +158,6 @@ def test_checksums_of_linked_shards_are_taken(sharded):
 
 def test_without_checksums_linked_shards_are_not_read(sharded, monkeypatch):
     reads = []
-    monkeypatch.setattr("surgeon.formats.files.InputFile.mapped", None)
     monkeypatch.setattr(
         "surgeon.output.units.UnitWriter._copy", lambda self, piece, *rest: reads.append(piece)
     )

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -118,6 +119,32 @@ def test_locked_file_is_refused(tmp_path):
     ):
         pass
     assert names(tmp_path) == []
+
+
+def test_names_cannot_be_guessed_where_others_may_write(tmp_path):
+    tmp_path.chmod(0o1777)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    publish.temporary_beside(tmp_path / "out").symlink_to(victim)
+    with publish.file(tmp_path / "out") as (descriptor, publish_it):
+        os.write(descriptor, b"new")
+        (name,) = {*names(tmp_path)} - {"victim", ".out.surgeon-unfinished"}
+        assert re.fullmatch(r"\.out\.surgeon-unfinished-[0-9a-f]{16}", name)
+        publish_it()
+    assert victim.read_text() == "mine"
+    assert names(tmp_path) == [".out.surgeon-unfinished", "out", "victim"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_others_put_into_a_shared_folder_is_left_alone(tmp_path, monkeypatch, kind):
+    tmp_path.chmod(0o1777)
+    theirs, ours = (publish.temporary_beside(tmp_path / "out", f"-{digit * 16}") for digit in "ab")
+    for debris in (theirs, ours):
+        {"file": Path.touch, "folder": Path.mkdir}[kind](debris)
+    monkeypatch.setattr("surgeon.output.temporaries.is_ours", lambda path: path == ours)
+    with getattr(publish, kind)(tmp_path / "out"):
+        assert not ours.exists()
+    assert names(tmp_path) == [theirs.name]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

@@ -20,9 +20,17 @@ from tests.network import read, write
 PARTS = ("out.manifest.json", "out.safetensors")
 
 
-@pytest.fixture
-def killed(bench):
-    """An output, and beside it all of what is to replace it, complete."""
+TOKEN = "-0123456789abcdef"
+
+
+@pytest.fixture(params=["", TOKEN])
+def killed(bench, request):
+    """An output, and beside it all of what is to replace it, complete.
+
+    In a folder that others may write to, the names of a run end in a secret.
+    """
+    bench.token = request.param
+    bench.folder.chmod(0o777 if bench.token else 0o755)
     write(bench.input, {"a": torch.ones(3)})
     bench.operate()
     newer = bench.folder / "newer"
@@ -31,13 +39,13 @@ def killed(bench):
     bench.operate(to=newer / "out.safetensors")
     for name in reversed(PARTS):  # the manifest is the last to be written
         os.utime(newer / name, ns=(time.time_ns(),) * 2)
-        (newer / name).rename(temporary_beside(bench.folder / name))
+        (newer / name).rename(temporary_beside(bench.folder / name, bench.token))
     newer.rmdir()
     return bench
 
 
 def swap(bench, name):
-    swapping.swap(bench.folder / name, temporary_beside(bench.folder / name))
+    swapping.swap(bench.folder / name, bench.token)
 
 
 def left(bench):
@@ -69,14 +77,16 @@ def test_weights_that_somebody_wrote_since_stay(killed):
     write(killed.output, {"mine": torch.ones(1)})
     assert settled(killed.output) == ""
     assert read(killed.output).keys() == {"mine"}
-    assert temporary_beside(killed.output).exists()
+    assert temporary_beside(killed.output, killed.token).exists()
 
 
 def test_run_that_is_alive_is_left_alone(killed):
     swap(killed, PARTS[0])
-    with temporary_beside(killed.output).open("rb") as held:
+    with temporary_beside(killed.output, killed.token).open("rb") as held:
         assert swapping.lock(held.fileno())
         assert settled(killed.output) == ""
+        with pytest.raises(WriteError, match="another run is writing this output"):
+            killed.operate()
     assert settled(killed.output) != ""
 
 
@@ -118,11 +128,11 @@ def test_failure_between_two_names_undoes_the_first(bench, monkeypatch):
     write(bench.input, {"a": torch.zeros(3)})
     places = []
 
-    def failing(place, temporary, swap=swapping.swap):
+    def failing(place, token, swap=swapping.swap):
         places.append(place.name)
         if len(places) == 2:
             raise OSError(5, "Input/output error")
-        swap(place, temporary)
+        swap(place, token)
 
     monkeypatch.setattr("surgeon.output.publish.swap", failing)
     with pytest.raises(WriteError, match="input/output error"):
@@ -141,7 +151,7 @@ def test_names_are_swapped_by_steps_too(tmp_path, monkeypatch, has_links):
     place, temporary = tmp_path / "out", temporary_beside(tmp_path / "out")
     place.write_text("old")
     temporary.write_text("new")
-    swapping.swap(place, temporary)
+    swapping.swap(place)
     assert (place.read_text(), temporary.read_text()) == ("new", "old")
     assert not aside_of(place).exists()
 
