@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from surgeon.numeric.decompositions import svd
 from surgeon.numeric.dtypes import Array
 
 # From this size on, and for no more than one of so many, singular vectors are found apart.
@@ -33,13 +34,13 @@ def singular(matrix: Array, rank: int) -> tuple[Array, Array, Array]:
 
     Where few of many are asked for, they come out of a block Krylov space (Musco & Musco 2015,
     arXiv 1504.05477) that grows until their residuals are what rounding leaves in LAPACK's, too.
-    Where it would grow too far, as with spectra that hardly fall, LAPACK decomposes the matrix.
+    Where it would grow too far, as with spectra that hardly fall, the whole matrix is decomposed.
     Raises LinAlgError where it does not converge.
     """
     least = min(matrix.shape)
     found = _leading(matrix, rank) if least >= _LARGE and rank * _FEW <= least else None
     if found is None:
-        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        left, values, right = svd(matrix)
         found = left[:, :rank], values[:rank], right[:rank]
     return found
 
