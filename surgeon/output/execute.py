@@ -280,6 +280,10 @@ class Executor:
         file = batch[0].file
         hashing = hashlib.sha256(file.header) if file.is_hashed else None
         done = [self._write_unit(unit, hashing) for unit in batch]
+        if (descriptor := batch[0].descriptor) is not None:
+            # Starting write-back here lets the disk work while blocks are still being computed.
+            end = batch[-1].offset + done[-1].size_bytes
+            self._start_write_back(descriptor, batch[0].offset, end - batch[0].offset)
         if hashing:
             done[-1] = replace(done[-1], file_sha256=hashing.hexdigest())
         return done
@@ -305,11 +309,7 @@ class Executor:
             else:
                 assert descriptor is not None  # a linked file holds nothing else
                 offset = self._compute(piece, descriptor, offset, running)
-        size = offset - unit.offset
-        if descriptor is not None:
-            # Starting write-back here lets the disk work while blocks are still being computed.
-            self._start_write_back(descriptor, unit.offset, size)
-        return _Done(size, running.crc32, running.sha256, copied)
+        return _Done(offset - unit.offset, running.crc32, running.sha256, copied)
 
     def _copy(
         self, piece: ByteRange, descriptor: int | None, offset: int, running: Running

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -84,11 +84,16 @@ def divisor_table(weights: Sequence[float], normalize: bool) -> Array | None:
 
     None where there are too many models to look it up.
     """
-    if len(weights) > _LOOKED_UP:
-        return None
+    return None if len(weights) > _LOOKED_UP else _table(tuple(weights), normalize)
+
+
+@lru_cache(maxsize=16)  # made anew for each tensor it would take as long as a small one's merge
+def _table(weights: tuple[float, ...], normalize: bool) -> Array:
     used = [weight if normalize else 1.0 for weight in weights]
     sets = ([w for i, w in enumerate(used) if code >> i & 1] for code in range(1 << len(used)))
-    return np.array([_divisor(agreeing, normalize) for agreeing in sets])
+    table = np.array([_divisor(agreeing, normalize) for agreeing in sets])
+    table.flags.writeable = False
+    return table
 
 
 def _looked_up(weights: Sequence[float], normalize: bool) -> Callable[[Sequence[Array]], Array]:
