@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "model_folder.transformers_class",
         "library.arrays",
         "library.opening",
+        "numeric.decompositions",
     },
     "transformers": {"model_folder.transformers_class"},
 }

@@ -50,9 +50,14 @@ if TYPE_CHECKING:
     "--max-memory", metavar="SIZE", callback=size,
     help="Use fewer workers where they would need more scratch, such as 512MB.",
 )  # fmt: skip
+@click.option(
+    "--device", default="", metavar="cuda[:N]",
+    help="Decompose whole matrices there, with torch; the last bits are then the device's.",
+)  # fmt: skip
 def _apply(
     job: Job, paths: Sequence[str], output: Path | None, force: bool, force_any: bool, link: bool,
     as_json: bool, quiet: bool, checksums: Algorithm, workers: int | None, max_memory: int | None,
+    device: str,
 ) -> None:  # fmt: skip
     """Apply RECIPE to the checkpoint INPUT and write OUTPUT with its manifest.
 
@@ -72,7 +77,7 @@ def _apply(
         with screens.progress(total, label="writing", silent=quiet) as progress:
             found = applied(
                 opened, target, force=force, force_any=force_any, link=link, workers=workers,
-                max_memory=max_memory, checksums=checksums, progress=progress,
+                max_memory=max_memory, checksums=checksums, device=device, progress=progress,
             )  # fmt: skip
     if not quiet:
         say(found.text.splitlines())

@@ -74,6 +74,7 @@ def apply(
     workers: int | None = None,
     max_memory: int | str | None = None,
     checksums: Algorithm = "crc32",
+    device: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> Applied:
     """Apply a recipe to a checkpoint; writes the output and its manifest, or nothing.
@@ -83,14 +84,16 @@ def apply(
     an output that surgeon wrote, `force_any` any that nothing reads; `carry` says which other files
     of the input a folder gets ("none", "small", "all"), `link` shares untouched shards with it, and
     `allow_code` lets `match` import a module. `optimizer_order` is "strict", or where a JSON list
-    of names is for a state without them. `progress` is told of bytes as they are written.
+    of names is for a state without them. `device`, such as
+    "cuda", is where torch decomposes whole matrices, which makes the last bits its own.
+    `progress` is told of bytes as they are written.
     """
     job = Job(recipe, input, models, _NOTHING, vars or {}, optimizer, optimizer_order,
               allow_code=allow_code, carry=carry)  # fmt: skip
     with job.opened() as opened:
         return applied(
             opened, output, force=force, force_any=force_any, link=link, workers=workers,
-            max_memory=max_memory, checksums=checksums, progress=progress,
+            max_memory=max_memory, checksums=checksums, device=device, progress=progress,
         )  # fmt: skip
 
 
@@ -151,6 +154,7 @@ def applied(
     workers: int | None,
     max_memory: int | str | None,
     checksums: Algorithm,
+    device: str,
     progress: Callable[[int], None] | None,
 ) -> Applied:
     """Write the output of a job."""
@@ -163,7 +167,7 @@ def applied(
     if max_memory is not None:
         most = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
         count = workers_within(most, opened.written_tensors, count)
-    options = Options(count, checksums, progress)
+    options = Options(count, checksums, progress, device)
     result = surgery.write(
         opened, Path(output), options, force=force, force_any=force_any, link=link
     )

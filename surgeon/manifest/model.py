@@ -272,6 +272,9 @@ class Manifest:
     carried: Annotated[
         tuple[str, ...], "files of a model folder besides the weights: carried along, or made"
     ] = ()
+    device: Annotated[
+        str, "where matrices were decomposed, if not by NumPy: the last bits are its own"
+    ] = ""
     stages: Annotated[
         tuple[
             Annotated[Stage, "every element of every parameter is in exactly one group, or frozen"],

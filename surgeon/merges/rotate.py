@@ -8,6 +8,7 @@ import numpy as np
 
 from surgeon.merges.shared import Arithmetic, TensorContext, Varying, WholeArithmetic, merge
 from surgeon.merges.shared.line import interpolation
+from surgeon.numeric.decompositions import qr, svd
 from surgeon.numeric.dtypes import Array
 
 
@@ -61,7 +62,7 @@ def _turned(a: Array, b: Array) -> Array:
     if not b.any():
         return a
     # AᵀB is as large as the rows are long, but of the rank of their number at most.
-    our_rows = np.linalg.qr(a.T)[1]
-    right, their_rows = np.linalg.qr(b.T)
-    u, _, z = np.linalg.svd(our_rows @ their_rows.T)
+    our_rows = qr(a.T)[1]
+    right, their_rows = qr(b.T)
+    u, _, z = svd(our_rows @ their_rows.T)
     return np.asarray(our_rows.T @ (u @ z) @ right.T)

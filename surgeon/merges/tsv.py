@@ -7,6 +7,7 @@ import numpy as np
 
 from surgeon.merges.shared import Arithmetic, TensorContext, Varying, WholeArithmetic, merge
 from surgeon.merges.shared.polar import of_task_vectors, orthogonal_factor
+from surgeon.numeric.decompositions import svd
 from surgeon.numeric.dtypes import Array
 
 
@@ -35,7 +36,7 @@ def tsv(
     kept = min(at.shape) // models if len(at.shape) == 2 else 0
 
     def update(deltas: Sequence[Array]) -> Array:
-        parts = [np.linalg.svd(delta, full_matrices=False) for delta in deltas]
+        parts = [svd(delta) for delta in deltas]
         left = orthogonal_factor(np.hstack([u[:, :kept] for u, _, _ in parts]))
         values = np.concatenate([s[:kept] for _, s, _ in parts])
         right = orthogonal_factor(np.vstack([v[:kept] for _, _, v in parts]))

@@ -199,7 +199,7 @@ def _approximated(
 
 
 def _directions(combine: partial[Array], rank: int, values: Sequence[Array]) -> Array:
-    return right_singular(combine(values), rank)[0]
+    return right_singular(combine(values), rank)
 
 
 def _fitted(combine: partial[Array], values: Sequence[Array]) -> Array:

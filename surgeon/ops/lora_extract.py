@@ -17,7 +17,7 @@ from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Scratch, TensorSpec, WholeTensor, detached, rounded
 from surgeon.lazy.values import require_finite, same_values
 from surgeon.numeric.dtypes import DTYPES, Array
-from surgeon.numeric.matrices import coefficients, right_singular
+from surgeon.numeric.matrices import coefficients, kept_share, right_singular
 
 _FLOAT64_BYTES = 8
 _TASKS = {
@@ -230,17 +230,16 @@ def _directions(weight: _Weight, energy: float | None, values: Sequence[Array]) 
     """Return A: the directions of the inputs that the change looks at most."""
     change = _change(weight, *values)
     try:
-        vectors, singular = right_singular(change, weight.rank)
+        vectors = right_singular(change, weight.rank)
     except np.linalg.LinAlgError:
         raise PlanError(f"'{weight.name}': its singular values were not found") from None
-    if energy is not None and (total := float(np.sum(singular**2))):
-        shares = np.cumsum(singular**2) / total
-        if shares[weight.rank - 1] < energy:
-            needed = int(np.searchsorted(shares, energy)) + 1
-            raise PlanError(
-                f"'{weight.name}': rank {weight.rank} keeps {shares[weight.rank - 1]:.4g} of the "
-                f"change's energy, less than {energy:g}; rank {min(needed, len(shares))} would do"
-            )
+    if energy is not None and (share := kept_share(change, vectors)) < energy:
+        shares = np.cumsum(np.linalg.svd(change, compute_uv=False) ** 2)
+        needed = int(np.searchsorted(shares / shares[-1], energy)) + 1
+        raise PlanError(
+            f"'{weight.name}': rank {weight.rank} keeps {share:.4g} of the change's energy, less "
+            f"than {energy:g}; rank {min(needed, len(shares))} would do"
+        )
     return vectors
 
 

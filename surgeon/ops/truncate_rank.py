@@ -15,6 +15,7 @@ from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, WholeTensor
 from surgeon.lazy.values import beyond, require_finite
 from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.numeric.matrices import kept_share, singular
 
 _FLOAT64_BYTES = 8
 
@@ -71,20 +72,18 @@ def truncate_rank(
     draft.replace(changes)
 
 
-def _truncated(name: str, rank: int, energy: float | None, values: Sequence[Array]) -> Array:
-    (matrix,) = values
+def _truncated(name: str, rank: int, energy: float | None, operands: Sequence[Array]) -> Array:
+    (matrix,) = operands
     require_finite(matrix.reshape(-1), f"'{name}'")
     try:
-        left, singular, right = np.linalg.svd(matrix, full_matrices=False)
+        left, values, right = singular(matrix, rank)
     except np.linalg.LinAlgError:
         raise PlanError(f"'{name}': its singular values were not found") from None
-    if energy is not None and (total := float(np.sum(singular**2))):
-        share = float(np.sum(singular[:rank] ** 2)) / total
-        if share < energy:
-            raise PlanError(
-                f"'{name}': rank {rank} keeps {share:.4g} of its squared norm, less than {energy:g}"
-            )
-    return np.asarray((left[:, :rank] * singular[:rank]) @ right[:rank])
+    if energy is not None and (share := kept_share(matrix, right)) < energy:
+        raise PlanError(
+            f"'{name}': rank {rank} keeps {share:.4g} of its squared norm, less than {energy:g}"
+        )
+    return np.asarray((left * values) @ right)
 
 
 def _too_large(name: str, dtype: str, values: Sequence[Array]) -> None:

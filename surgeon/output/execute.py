@@ -38,11 +38,15 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How to write: workers, checksums, and whom to tell how many bytes are done."""
+    """How to write: workers, checksums, whom to tell how many bytes are done, and a device.
+
+    That is where matrices are decomposed, such as "cuda"; "" is NumPy.
+    """
 
     workers: int = 2
     checksums: Algorithm = "crc32"
     progress: Progress | None = None
+    device: str = ""
 
 
 @dataclass

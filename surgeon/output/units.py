@@ -121,6 +121,11 @@ class UnitWriter:
         """Write a batch; return what is known of each of its units."""
         hashing = None if batch.header is None else hashlib.sha256(batch.header)
         done = [self._write_unit(unit, batch.descriptor, hashing) for unit in batch.units]
+        if batch.descriptor is not None:
+            # Starting write-back here lets the disk work while blocks are still being computed.
+            start = batch.units[0].offset
+            size_bytes = batch.units[-1].offset + done[-1].size_bytes - start
+            self._start_write_back(batch.descriptor, start, size_bytes)
         if hashing:
             done[-1] = replace(done[-1], file_sha256=hashing.hexdigest())
         return done
@@ -145,11 +150,7 @@ class UnitWriter:
             else:
                 assert descriptor is not None  # a linked file holds nothing else
                 offset = self._compute(piece, descriptor, offset, running)
-        size = offset - unit.offset
-        if descriptor is not None:
-            # Starting write-back here lets the disk work while blocks are still being computed.
-            self._start_write_back(descriptor, unit.offset, size)
-        return Done(size, running.crc32, running.sha256, copied)
+        return Done(offset - unit.offset, running.crc32, running.sha256, copied)
 
     def _copy(
         self, piece: ByteRange, descriptor: int | None, offset: int, running: Running

@@ -9,6 +9,7 @@ from surgeon.base.errors import listed
 from surgeon.manifest.build import teacher_sha256
 from surgeon.manifest.model import Manifest, checkpoint_of, text
 from surgeon.manifest.names import manifest_of
+from surgeon.numeric.decompositions import on_device
 from surgeon.output import publish
 from surgeon.output.execute import Executor, Options, Written
 from surgeon.output.plan import OutputPlan
@@ -36,6 +37,11 @@ class Result:
 
 def write(plan: OutputPlan, options: Options) -> Result:
     """Write what is planned, and publish it; raises before anything appears at the output."""
+    with on_device(options.device):
+        return _write(plan, options)
+
+
+def _write(plan: OutputPlan, options: Options) -> Result:
     executor = Executor(options)
     checks = plan.opened.plan.checks
     notes = executor.check(checks, sum(file.size_bytes for file in plan.weights))
@@ -54,7 +60,10 @@ def write(plan: OutputPlan, options: Options) -> Result:
                 files.append(file if is_linked else replace(file, source=None))
             written.add(executor.write(files, unit))
         executor.verify_records(plan.records, plan.tensor_files, written)
-        unit.put(manifest_of(plan.path).name, text(_completed(plan, written)))
+        unit.put(
+            manifest_of(plan.path).name,
+            text(replace(_completed(plan, written), device=options.device)),
+        )
         unit.publish(obsolete=plan.obsolete)
     linked = [f"cannot be linked here, so copied: {listed(copied)}"] if copied else []
     written.notes += [*linked, *notes, *unit.notes, *plan.notes]

@@ -19,7 +19,7 @@ from surgeon.numeric.blas import one_thread
 from surgeon.numeric.matrices import coefficients, product, right_singular
 a = np.random.default_rng(0).standard_normal((700, 500))
 def digest():
-    arrays = [product(a, a.T), *right_singular(a, 9), coefficients(a, a[:40]), np.linalg.qr(a)[0]]
+    arrays = [product(a, a.T), right_singular(a, 9), coefficients(a, a[:40]), np.linalg.qr(a)[0]]
     return hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()
 with one_thread():
     print(digest())

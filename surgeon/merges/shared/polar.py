@@ -13,12 +13,13 @@ import numpy as np
 
 from surgeon.lazy import Kernel
 from surgeon.merges.shared import Arithmetic, TensorContext, WholeArithmetic
+from surgeon.numeric.decompositions import svd
 from surgeon.numeric.dtypes import Array
 
 
 def singular(matrix: Array) -> tuple[Array, Array, Array]:
     """Return U, the singular values that are not zero, and V, transposed."""
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    left, values, right = svd(matrix)
     least = max(matrix.shape) * np.finfo(np.float64).eps * values.max(initial=0.0)
     count = int((values > least).sum())
     return left[:, :count], values[:count], right[:count]
