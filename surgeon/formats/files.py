@@ -6,7 +6,7 @@ import mmap
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -113,6 +113,9 @@ class InputFile:
         buffer = bytearray(size_bytes)
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
+
+    def gather(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Take note that these bytes, offsets and sizes, are read next: no matter on a disk."""
 
     def mapped(self, offset: int, size_bytes: int) -> Array:
         """Return a read-only uint8 view of bytes of the file; unmapped when it is let go.
@@ -231,6 +234,10 @@ class Window:
         if within >= 0 and offset + size_bytes <= self.size_bytes:
             return self._tail[within : within + size_bytes]
         return self._file.read(self._offset + offset, size_bytes)
+
+    def gather(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Take note that these bytes are read next."""
+        self._file.gather([(self._offset + offset, size_bytes) for offset, size_bytes in ranges])
 
     def close(self) -> None:
         """The file stays open."""
