@@ -25,7 +25,7 @@ from surgeon.output.write import Result
 from surgeon.output.write import write as write_planned
 from surgeon.recipe import Recipe, plan, read_json
 from surgeon.recipe.locations import beside_recipe
-from surgeon.remote.paths import path_of
+from surgeon.remote.paths import forget, path_of
 
 
 @contextmanager
@@ -114,6 +114,7 @@ def output_plan(
         made.folder_files.check()
         return assumed_output(made).plan(made)
     kind = output_at(output)
+    forget(output)
     note = settled(output)
     with writing(output):
         kind.require_free(made, force=force, force_any=force_any)

@@ -18,6 +18,7 @@ from surgeon.remote.paths import RemotePath
 
 # Tensors that are in memory whole since their elements move, of each file.
 _MAPPED = 2
+_opened: list[bool] = []
 
 
 def open_input(path: Path) -> InputFile:
@@ -29,6 +30,7 @@ class FetchedFile(InputFile):
     """A file that is fetched in ranges; every answer has to be of the content that was opened."""
 
     def __init__(self, path: RemotePath) -> None:
+        _opened[:] = [True]
         self.path = path
         self.reader = reader.Reader(path)
         self.size_bytes = self.reader.size_bytes
@@ -72,6 +74,11 @@ class FetchedFile(InputFile):
 
     def rest(self) -> None:
         """There is nothing open."""
+
+
+def is_any_fetched() -> bool:
+    """Say whether this process has opened a file that is elsewhere."""
+    return bool(_opened)
 
 
 def is_fetched(file: ByteSource) -> TypeGuard[FetchedFile]:

@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from surgeon.base.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.draft import Check
 from surgeon.formats.checkpoint import Record
 from surgeon.formats.safetensors import header_sha256
-from surgeon.lazy import ByteRange, Computed, Scratch, is_computed_at_once, walk
+from surgeon.lazy import ByteRange, Scratch, is_computed_at_once, walk
 from surgeon.numeric.blas import is_pinned
 from surgeon.numeric.dtypes import DTYPES
+from surgeon.output.blocks import COPY_BUFFER, announce, blocks
 from surgeon.output.calls import allocate, sync_file_range, write_all
 from surgeon.output.checksums import Algorithm, Running, crc32_joined
 from surgeon.output.layout import OutputFile, Placed
@@ -35,8 +34,6 @@ _UNIT = 16 << 20
 _MOST_UNITS = 256
 # What computing a tensor costs beside its bytes, in bytes.
 _PER_COMPUTED = 64 << 10
-# Reads and writes of at most this much; larger ones leave the processor's cache.
-COPY_BUFFER = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2
 _NOT_PINNED = (
     "how many threads NumPy's linear algebra has cannot be set here, and the last bits of "
@@ -157,8 +154,40 @@ class Executor:
                     batches += self._batches(None, file)
                 elif self._options.progress:
                     self._options.progress(size_bytes)
+        crcs = self._made(batches, [*files.values()], written)
+        for descriptor, file in files.items():
+            header = file.header
+            if file.content_at >= 0 and self._options.checksums != "none":
+                header = file.header_with(
+                    crcs.get((file.name, placed.name), 0) for placed in file.tensors
+                )
+                write_all(descriptor, memoryview(header), 0)
+            written.files[file.name].header_sha256 = header_sha256(header)
+            if os.pread(descriptor, len(header), 0) != header:
+                raise WriteError(f"{file.name}: reads back with another header than was written")
+        return written
+
+    def measure(self, files: Sequence[OutputFile]) -> tuple[Written, dict[str, bytes]]:
+        """Make files and write them nowhere; return their checksums, and their headers.
+
+        What streams to where nobody can seek begins with a header that holds a fingerprint.
+        """
+        written = Written({file.name: _nothing_of(file) for file in files})
+        batches = [batch for file in files for batch in self._batches(None, file)]
+        crcs = self._made(batches, files, written)
+        return written, {
+            file.name: file.header_with(
+                crcs.get((file.name, placed.name), 0) for placed in file.tensors
+            )
+            for file in files
+        }
+
+    def _made(
+        self, batches: Sequence[list[_Unit]], files: Sequence[OutputFile], written: Written
+    ) -> dict[tuple[str, str], int]:
+        """Have the workers take all batches; returns the CRC-32 of tensors, by file and name."""
         crcs: dict[tuple[str, str], int] = {}
-        workers = worthwhile(self._options.workers, sum(map(_work, files.values())))
+        workers = worthwhile(self._options.workers, sum(map(_work, files)))
         for batch, results in zip(
             batches, parallel_map(self._write, batches, workers), strict=True
         ):
@@ -179,20 +208,10 @@ class Executor:
             for found in written.files.values():
                 found.checksums.clear()
         if not is_pinned() and any(
-            is_computed_at_once(placed.tensor) for file in files.values() for placed in file.tensors
+            is_computed_at_once(placed.tensor) for file in files for placed in file.tensors
         ):
             written.notes.append(_NOT_PINNED)
-        for descriptor, file in files.items():
-            header = file.header
-            if file.content_at >= 0 and self._options.checksums != "none":
-                header = file.header_with(
-                    crcs.get((file.name, placed.name), 0) for placed in file.tensors
-                )
-                write_all(descriptor, memoryview(header), 0)
-            written.files[file.name].header_sha256 = header_sha256(header)
-            if os.pread(descriptor, len(header), 0) != header:
-                raise WriteError(f"{file.name}: reads back with another header than was written")
-        return written
+        return crcs
 
     def verify_records(self, records: Sequence[Record], files: Sequence[OutputFile],
                        written: Written) -> None:  # fmt: skip
@@ -274,6 +293,7 @@ class Executor:
 
     def _write(self, batch: list[_Unit]) -> list[_Done]:
         file = batch[0].file
+        announce((unit.placed.tensor, unit.start, unit.stop) for unit in batch)
         hashing = hashlib.sha256(file.header) if file.is_hashed else None
         done = [self._write_unit(unit, hashing) for unit in batch]
         if hashing:
@@ -290,36 +310,25 @@ class Executor:
         pieces = unit.placed.tensor.pieces(unit.start, unit.stop) if unit.stop else ()
         for piece in pieces:
             if isinstance(piece, ByteRange):
-                if (
-                    running
-                    or descriptor is None
-                    or not self._copied_in_kernel(piece, descriptor, offset)
-                ):
-                    self._copy(piece, descriptor, offset, running)
-                offset += piece.size_bytes
                 copied += piece.size_bytes
-            else:
-                assert descriptor is not None  # a linked file holds nothing else
-                offset = self._compute(piece, descriptor, offset, running)
+                is_plain = not running and descriptor is not None
+                if is_plain and self._copied_in_kernel(piece, descriptor, offset):
+                    offset += piece.size_bytes
+                    continue
+            for block in blocks(piece, self._own.scratch, self._own.buffer):
+                running.update(block)
+                if descriptor is not None:
+                    write_all(descriptor, block, offset)
+                offset += len(block)
         size = offset - unit.offset
         if descriptor is not None:
             # Starting write-back here lets the disk work while blocks are still being computed.
             self._start_write_back(descriptor, unit.offset, size)
         return _Done(size, running.crc32, running.sha256, copied)
 
-    def _copy(
-        self, piece: ByteRange, descriptor: int | None, offset: int, running: Running
-    ) -> None:
-        for start in range(0, piece.size_bytes, COPY_BUFFER):
-            block = self._own.buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
-            piece.file.read_into(piece.offset + start, block)
-            running.update(block)
-            if descriptor is not None:
-                write_all(descriptor, block, offset + start)
-
-    def _copied_in_kernel(self, piece: ByteRange, descriptor: int, offset: int) -> bool:
+    def _copied_in_kernel(self, piece: ByteRange, descriptor: int | None, offset: int) -> bool:
         source = piece.file.fileno()
-        if not hasattr(os, "copy_file_range") or source is None:
+        if not hasattr(os, "copy_file_range") or source is None or descriptor is None:
             return False
         done = 0
         while done < piece.size_bytes:
@@ -337,20 +346,6 @@ class Executor:
             done += count
         piece.file.check_unchanged()
         return True
-
-    def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
-        scratch, start = self._own.scratch, piece.start
-        step = piece.tensor.step
-        while start < piece.stop:
-            stop = min(start + step - start % step, piece.stop)
-            with scratch.scope():
-                block = piece.tensor.elements(start, stop, scratch)
-                data = block.view(np.uint8).data
-                running.update(data)
-                write_all(descriptor, data, offset)
-                offset += len(data)
-            start = stop
-        return offset
 
     def _start_write_back(self, descriptor: int, offset: int, size_bytes: int) -> None:
         if self._start is not None:

@@ -13,6 +13,7 @@ from surgeon.output import publish
 from surgeon.output.execute import Executor, Options, Written
 from surgeon.output.layout import OutputFile
 from surgeon.output.plan import OutputPlan
+from surgeon.remote.paths import RemotePath
 
 # Files that are written at a time: a process may have few open, and its inputs are too.
 _OPEN_AT_ONCE = 32
@@ -40,6 +41,11 @@ class Result:
 
 def write(plan: OutputPlan, options: Options) -> Result:
     """Write what is planned, and publish it; raises before anything appears at the output."""
+    if isinstance(plan.path, RemotePath):
+        from surgeon.output.elsewhere import write_elsewhere
+
+        written = write_elsewhere(plan, plan.path, options, lambda found: _completed(plan, found))
+        return Result(plan, written)
     executor = Executor(options)
     checks = plan.opened.plan.checks
     notes = executor.check(checks, sum(file.size_bytes for file in plan.weights))

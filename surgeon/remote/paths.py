@@ -9,16 +9,17 @@ import re
 import stat
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from surgeon.base.elsewhere import Elsewhere
-from surgeon.base.errors import CheckpointError
+from surgeon.base.errors import CheckpointError, UsageError
 from surgeon.remote import calls, client, hub
 from surgeon.remote.client import Entry, Failure, Got, Identity, Target
 from surgeon.remote.locations import hidden_of, is_given_as_folder, is_url, taken
 
 # The first bytes of a file, which hold most headers whole.
 START_BYTES = 64 << 10
+_STREAMED = 8 << 20
 # Files that are read whole, at once.
 _WHOLE = (".json", ".jinja", ".txt", ".md")
 _FILE_LIKE = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|gguf|json|jsonl|txt|model|jinja)$")
@@ -64,6 +65,14 @@ def forget(path: Path) -> None:
         _seen.repositories.pop(hub.split(place)[:2], None)
 
 
+def require_writable(path: Path) -> None:
+    """Raise UsageError for an output that lies where nothing can be written."""
+    if isinstance(path, RemotePath) and path.scheme in ("http", "https", "hf"):
+        raise UsageError(
+            f"{path}: {path.scheme}:// takes no output; write to s3://, gs://, az://, or to a disk"
+        )
+
+
 def fetch_starts(paths: Sequence[Path]) -> None:
     """Fetch the first bytes of several files at the same time, to be read one by one."""
     remote = [p for p in paths if isinstance(p, RemotePath) and str(p) not in _seen.starts]
@@ -75,6 +84,31 @@ def fetch_starts(paths: Sequence[Path]) -> None:
             _seen.starts[str(path)] = got
         elif got.kind == "missing":
             _seen.starts[str(path)] = None
+
+
+class _Streamed(io.RawIOBase):
+    """A file that is fetched from its beginning to its end, some megabytes at a time."""
+
+    def __init__(self, path: RemotePath, identity: Identity) -> None:
+        self._path = path
+        self._identity = identity
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._place + len(buffer), self._identity.size_bytes)
+        if stop == self._place:
+            return 0
+        wanted = self._path.target, self._place, stop, self._identity
+        try:
+            got = calls.run(client.fetch, *wanted)
+        except Failure as failure:
+            raise self._path.error(failure) from None
+        buffer[: len(got.data)] = got.data
+        self._place = stop
+        return len(got.data)
 
 
 class RemotePath(Elsewhere):
@@ -111,6 +145,8 @@ class RemotePath(Elsewhere):
         scheme, _, rest = place.partition("://")
         host, _, key = rest.partition("/")
         hidden = hidden_of(place)
+        if scheme == "memory":  # which is this process's
+            calls.require_here()
         if self.is_web:  # percent-encoded already, which a key would be again
             return Target(place, "", hidden.userinfo, hidden.query)
         return Target(f"{scheme}://{host}", key)
@@ -254,7 +290,10 @@ class RemotePath(Elsewhere):
         return self.read_regular(1 << 62)
 
     def reading(self) -> BinaryIO:
-        return io.BytesIO(self.read_bytes())
+        got = self._required()
+        if len(got.data) == got.identity.size_bytes:
+            return io.BytesIO(got.data)
+        return io.BufferedReader(_Streamed(self, got.identity), _STREAMED)
 
     def _required(self) -> Got:
         got = self.start()

@@ -47,7 +47,7 @@ class Reader:
         self.path = path
         self.identity: Identity = got.identity
         self.size_bytes = got.identity.size_bytes
-        self._target = path.target
+        self.target = path.target
         self._small: list[tuple[int, bytes]] = [(0, got.data)]
 
     def read(self, offset: int, size_bytes: int) -> bytes:
@@ -69,7 +69,7 @@ class Reader:
     def gather(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Fetch small ranges, of starts and sizes, at the same time; `read` then has them."""
         missing = [(at, size) for at, size in ranges if self._known(at, size) is None]
-        wanted = [(self._target, at, min(at + size, self.size_bytes), self.identity)
+        wanted = [(self.target, at, min(at + size, self.size_bytes), self.identity)
                   for at, size in missing]  # fmt: skip
         for (start, _), got in zip(missing, calls.run(client.fetch_several, wanted), strict=True):
             if isinstance(got, Failure):
@@ -92,7 +92,7 @@ class Reader:
     def begin(self, start: int, stop: int) -> Future[tuple[Got, bool]]:
         """Have a range fetched."""
         request = calls.start(
-            cache.fetch, self._target, str(self.path), start, stop, self.identity,
+            cache.fetch, self.target, str(self.path), start, stop, self.identity,
             cache.directory(),
         )  # fmt: skip
         request.add_done_callback(_count)
