@@ -26,6 +26,7 @@ from surgeon.output.write import Result
 from surgeon.output.write import write as write_planned
 from surgeon.recipe import Recipe, plan, read_json
 from surgeon.recipe.locations import beside_recipe
+from surgeon.remote.paths import forget, path_of
 
 
 @contextmanager
@@ -68,7 +69,7 @@ def opened(
 
         outside = Outside(
             open_model=open_outside,
-            read_json=lambda location: read_json(Path(beside_recipe(recipe, location)), location),
+            read_json=lambda named: read_json(path_of(beside_recipe(recipe, named)), named),
             build_module=torch_module.build if allow_code else torch_module.refuse,
             read_config=lambda name: config_of(models[name] if name else checkpoint),
             tied_names=lambda: _tied_names(checkpoint),
@@ -118,6 +119,7 @@ def output_plan(
         made.folder_files.check()
         return assumed_output(made).plan(made)
     kind = output_at(output)
+    forget(output)
     note = settled(output)
     with writing(output):
         kind.require_free(made, force=force, force_any=force_any)

@@ -14,7 +14,7 @@ ORDER = [
     "__main__", "samples", "cli", "trials", "library", "surgery", "mergekit", "inspection",
     "output", "manifest",
     "model_folder", "recipe", "ops", "merges", "initialisers", "draft", "formats", "lazy",
-    "numeric", "base",
+    "numeric", "remote", "base",
 ]  # fmt: skip
 # Stands apart: the next training run imports it, and nothing offline does.
 APART = "training"
@@ -26,6 +26,8 @@ MAY_IMPORT = {
     "click": {"cli"},
     "matplotlib": {"inspection.pictures", "trials.pictures"},
     "optuna": {"trials.study"},
+    "obstore": {"remote.client"},
+    "huggingface_hub": {"remote.hub"},
     "yaml": {"mergekit"},
     "tabulate": {"base.tables"},
     "jsonschema": {"recipe", "manifest"},
@@ -42,7 +44,7 @@ MAY_IMPORT = {
 }
 # numeric.blas looks for the library that NumPy came with.
 MAY_TOUCH_FILES = {"base.files", "base.ready_made", "formats", "output", "manifest", "recipe",
-                   "model_folder", "surgery", "numeric.blas"}  # fmt: skip
+                   "model_folder", "surgery", "numeric.blas", "remote"}  # fmt: skip
 OS_CALLS = {"open", "read", "pread", "preadv", "write", "pwrite", "ftruncate", "rename", "replace",
             "remove", "unlink", "mkdir", "makedirs", "listdir", "scandir", "walk"}  # fmt: skip
 PATH_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "unlink", "mkdir",

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from surgeon.base.elsewhere import Elsewhere
+
 # Not on every system; where there are no FIFOs there is nothing to wait for either.
 _FLAGS = (
     os.O_RDONLY
@@ -31,8 +33,21 @@ def open_regular(path: Path) -> int:
     return descriptor
 
 
+def is_there(path: Path) -> bool:
+    """Say whether something has this name; a link that leads nowhere is something."""
+    # Not Path.exists, which raises where it may not look.
+    return path.exists() if isinstance(path, Elsewhere) else os.path.lexists(path)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder, in order; raises OSError where it cannot be listed."""
+    return folder.names() if isinstance(folder, Elsewhere) else sorted(os.listdir(folder))  # noqa: PTH208
+
+
 def reading(path: Path) -> BinaryIO:
     """Open a regular file as `open` does; raises as `open_regular`."""
+    if isinstance(path, Elsewhere):
+        return path.reading()
     return os.fdopen(open_regular(path), "rb")
 
 
@@ -48,6 +63,8 @@ def sha256_of(paths: Iterable[Path]) -> str:
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
     """Return the bytes of a regular file; raises ValueError where there are more, or as above."""
+    if isinstance(path, Elsewhere):
+        return path.read_regular(most_bytes)
     with reading(path) as file:
         size_bytes = os.fstat(file.fileno()).st_size
         # No more than it has, since a buffer of the asked size is made; one more, should it grow.

@@ -50,4 +50,6 @@ def located(problem: str, given: Collection[str] = ()) -> Located:
 
 def _is_file(word: str, given: Collection[str]) -> bool:
     path = word.partition("#")[0]
+    if "://" in path:
+        return True
     return bool(word in given or _FILE.fullmatch(word) or os.path.lexists(path))

@@ -164,7 +164,7 @@ def print_text(text: str, *, is_coloured: bool = False) -> None:
 
 def print_path(path: Path) -> None:
     """Print a path: its very bytes for a script, escaped for a terminal."""
-    click.echo(shown(str(path)) if sys.stdout.isatty() else os.fsencode(path))
+    click.echo(shown(str(path)) if sys.stdout.isatty() else os.fsencode(str(path)))
 
 
 def print_document(kind: str, document: Mapping[str, Any]) -> None:

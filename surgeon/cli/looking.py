@@ -12,6 +12,7 @@ from surgeon.base.errors import UsageError
 from surgeon.cli import completion, screens
 from surgeon.cli.group import command, print_document, print_text, say
 from surgeon.cli.options import (
+    LOCATION,
     json_option,
 )
 
@@ -99,7 +100,7 @@ def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None
 
 
 @command("verify", "surgeon verify grown.safetensors")
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=LOCATION)
 @json_option
 @click.pass_context
 def _verify(context: click.Context, output: Path, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from surgeon.base.errors import UsageError
+from surgeon.base.files import is_there
 from surgeon.base.problems import located
 from surgeon.base.tables import shown
 from surgeon.cli import completion, screens
@@ -23,6 +23,8 @@ from surgeon.cli.options import (
     set_option,
     size,
 )
+from surgeon.remote.locations import taken
+from surgeon.remote.paths import path_of
 
 if TYPE_CHECKING:
     from surgeon.library.running import Job
@@ -92,16 +94,17 @@ def _models_and_output(
     job: Job, paths: Sequence[str], output: Path | None
 ) -> tuple[Sequence[str], Path]:
     """Tell the output from the models; raises UsageError where it can only have been forgotten."""
+    paths = [taken(path) for path in paths]
     if output is not None:
         return paths, output
     if not paths:
         raise UsageError(f"OUTPUT is missing: after the input {job.input!s}, or as -o OUTPUT")
-    return paths[:-1], Path(paths[-1])
+    return paths[:-1], path_of(paths[-1])
 
 
 def _forgotten(job: Job, models: Sequence[str], target: Path) -> str:
     """Say what the last path was taken for, where it may have been meant as an input."""
-    if not os.path.lexists(target):
+    if not is_there(target):
         return ""
     inputs = " and ".join((str(job.input), *models))
     return (
@@ -153,7 +156,7 @@ def _plan(
         raise UsageError("--color is for --tree")
     from surgeon.library.running import planned
 
-    with replace(job, models=models).opened() as opened:
+    with replace(job, models=[taken(model) for model in models]).opened() as opened:
         found = planned(opened, output, force=force, force_any=force_any, link=False, as_tree=tree)
         if as_json:
             print_document("plan", found.as_json())

@@ -11,9 +11,25 @@ import click
 
 from surgeon.base.errors import UsageError
 from surgeon.cli import completion
+from surgeon.remote.locations import taken
+from surgeon.remote.paths import path_of
 
 if TYPE_CHECKING:
     from surgeon.model_folder.carried import Carry
+
+
+class _Location(click.ParamType):  # type: ignore[type-arg]  # not generic in older ones
+    """A path, or a URL, of which from here on nothing is shown that is secret."""
+
+    name = "path"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Path:
+        return path_of(value)
+
+
+LOCATION = _Location()
 
 
 def pairs(
@@ -81,7 +97,7 @@ optimizer_option = click.option(
     "behind the one in INPUT, which is taken where a stage carries it.",
 )  # fmt: skip
 output_option = click.option(
-    "-o", "--output", metavar="OUTPUT", type=click.Path(path_type=Path),
+    "-o", "--output", metavar="OUTPUT", type=LOCATION,
     help="Where the result goes: a .safetensors file, or a model folder.",
 )  # fmt: skip
 force_option = click.option(
@@ -121,7 +137,9 @@ def job_options(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:  # fmt: skip
         from surgeon.library.running import Job
 
-        job = Job(recipe, source, (), named, variables, optimizer, optimizer_order,
+        named = {name: taken(location) for name, location in named.items()}
+        optimizer = None if optimizer is None else taken(optimizer)
+        job = Job(taken(recipe), taken(source), (), named, variables, optimizer, optimizer_order,
                   allow_code=allow_code, carry=carry)  # fmt: skip
         function(job=job, **others)
 

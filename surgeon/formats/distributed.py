@@ -29,6 +29,7 @@ from surgeon.formats.checkpoint import (
     plain,
     spec_of,
 )
+from surgeon.formats.fetched import open_input
 from surgeon.formats.files import InMemory, InputFile, Window
 from surgeon.lazy import Joined, LazyTensor, Sharded, Stored, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
@@ -132,7 +133,7 @@ def open_distributed(folder: Path, read: ReadPickle, archives: ReadArchive) -> C
     per problem.
     """
     path = folder / DISTRIBUTED
-    metadata = InputFile(path)
+    metadata = open_input(path)
     try:
         if metadata.size_bytes > LONGEST_PICKLE:
             raise ValueError(
@@ -350,7 +351,7 @@ class _Parts:
                 or "\0" in extent.file
             ):
                 raise ValueError(f"found the path {extent.file!r}, expected a file of the folder")
-            file = self.files[extent.file] = InputFile(self._folder / extent.file)
+            file = self.files[extent.file] = open_input(self._folder / extent.file)
             self._stack.callback(file.close)
         if min(extent.offset, extent.size_bytes) < 0 or (
             extent.offset + extent.size_bytes > file.size_bytes

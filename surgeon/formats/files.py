@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -111,6 +111,9 @@ class InputFile:
         self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
 
+    def gather(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Take note that these bytes, offsets and sizes, are read next: no matter on a disk."""
+
     def close(self) -> None:
         """Close the file; whoever opened it does so once."""
         with self._lock:
@@ -210,6 +213,10 @@ class Window:
         if within >= 0 and offset + size_bytes <= self.size_bytes:
             return self._tail[within : within + size_bytes]
         return self._file.read(self._offset + offset, size_bytes)
+
+    def gather(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Take note that these bytes are read next."""
+        self._file.gather([(self._offset + offset, size_bytes) for offset, size_bytes in ranges])
 
     def close(self) -> None:
         """The file stays open."""

@@ -10,12 +10,14 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import CheckpointError, listed
-from surgeon.base.files import read_regular
+from surgeon.base.files import is_there, names_in, read_regular
 from surgeon.base.strict_json import MOST_BYTES, parse_object
 from surgeon.formats.checkpoint import DISTRIBUTED, Checkpoint, at_most
 from surgeon.formats.foreign import SAVE_ALL_RANKS
 from surgeon.lazy import LazyTensor
+from surgeon.remote.paths import fetch_starts
 
 OpenFile = Callable[[Path], Checkpoint]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -45,19 +47,18 @@ _DEEPEST_SNAPSHOT = 3
 
 def is_distributed(folder: Path) -> bool:
     """Tell a torch distributed checkpoint from a model's folder, which may hold one besides."""
-    # Not Path.exists, which raises where it may not look.
-    return os.path.lexists(folder / DISTRIBUTED) and not has_weights(folder)
+    return is_there(folder / DISTRIBUTED) and not has_weights(folder)
 
 
 def has_weights(folder: Path) -> bool:
     """Say whether a folder is a model's, or an adapter's."""
-    return any(os.path.lexists(folder / name) for name in (*_WEIGHTS, *_INDEXES, *_ADAPTERS))
+    return any(is_there(folder / name) for name in (*_WEIGHTS, *_INDEXES, *_ADAPTERS))
 
 
 def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:
     """Open the weights of a model folder; raises CheckpointError where they are not clear."""
     try:
-        there = sorted(entry.name for entry in folder.iterdir())
+        there = names_in(folder)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be listed: {error.strerror}") from None
     found = [name for name in (*_WEIGHTS, *_INDEXES) if name in there]
@@ -90,21 +91,21 @@ def model_folder_of(path: Path) -> Path | None:
     if not _MODEL_FILE.fullmatch(path.name):
         return None
     folder = path.parent
-    return folder if any(os.path.lexists(folder / name) for name in _CONFIGS) else None
+    return folder if any(is_there(folder / name) for name in _CONFIGS) else None
 
 
 def in_folder(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """Return the checkpoint of a model folder, with what lies there besides and is not read."""
     read = {path.name for path in checkpoint.weight_files}
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = names_in(folder)
     except OSError as error:
         checkpoint.close()
         raise CheckpointError(f"{folder}: cannot be listed: {error.strerror}") from None
     left = tuple(
-        entry.name
-        for entry in entries
-        if entry.name not in read and entry.name not in _ADAPTERS and _is_other(entry)
+        name
+        for name in entries
+        if name not in read and name not in _ADAPTERS and _is_other(folder / name)
     )
     notes = checkpoint.notes
     shown = [name for name in left if name != ".git"]
@@ -113,13 +114,15 @@ def in_folder(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     return replace(checkpoint, folder=folder, left_behind=left, notes=notes)
 
 
-def _is_other(entry: os.DirEntry[str]) -> bool:
+def _is_other(path: Path) -> bool:
+    if not any(fnmatch(path.name, pattern) for pattern in (*_OTHER_FOLDERS, *_OTHER_WEIGHTS)):
+        return False
     try:
-        is_folder = entry.is_dir()
+        is_folder = path.is_dir()
     except OSError:  # a link that leads to itself
         is_folder = False
     kinds = _OTHER_FOLDERS if is_folder else _OTHER_WEIGHTS
-    return any(fnmatch(entry.name, pattern) for pattern in kinds)
+    return any(fnmatch(path.name, pattern) for pattern in kinds)
 
 
 def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
@@ -130,6 +133,7 @@ def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
     problems: list[str] = []
     shards: dict[str, Checkpoint] = {}
     try:
+        fetch_starts([folder / name for name in names if is_there(folder / name)])
         for name in names:
             if problem := _misplaced(folder, name):
                 problems.append(f"{path}: {problem}")
@@ -183,7 +187,7 @@ def leaves_folder(path: Path) -> str:
 
     A hub cache has snapshots/REVISION/..., of links, beside blobs/.
     """
-    if not os.path.islink(path):  # noqa: PTH114 (Path.is_symlink raises where it may not look)
+    if isinstance(path, Elsewhere) or not os.path.islink(path):  # noqa: PTH114 (Path.is_symlink raises where it may not look)
         return ""
     target = os.path.realpath(path)
     folder = Path(os.path.realpath(path.parent))
@@ -204,9 +208,14 @@ def _misplaced(folder: Path, name: str) -> str:
     """Say what is wrong with where a shard is said to be."""
     if Path(name).name != name or name in ("", "..") or "\0" in name:
         return f"shard {name!r}: found a path, expected the name of a file in the folder"
-    if not os.path.exists(folder / name):  # noqa: PTH110 (Path.exists raises where it may not look)
+    if not _is_reached(folder / name):
         return f"shard {name!r}: it is named in the index but missing in the folder"
     return leaves_folder(folder / name)
+
+
+def _is_reached(path: Path) -> bool:
+    # Path.exists raises where it may not look.
+    return is_there(path) and (isinstance(path, Elsewhere) or os.path.exists(path))  # noqa: PTH110
 
 
 def _differences(weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> list[str]:

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from surgeon.base.collection import collection_paused
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import CheckpointError
 from surgeon.base.units import spoken_size
 from surgeon.formats.checkpoint import Checkpoint, Contents
 from surgeon.formats.containers import choose
+from surgeon.formats.fetched import open_input
 from surgeon.formats.files import InputFile
 from surgeon.formats.folders import (
     has_weights,
@@ -30,6 +32,8 @@ from surgeon.formats.remains import settled
 from surgeon.formats.safetensors import has_header, open_safetensors
 from surgeon.formats.wrappers import renaming, without_count
 from surgeon.lazy import walk
+from surgeon.remote.locations import is_url, split_fragment, taken
+from surgeon.remote.paths import forget, path_of
 
 # Enough for every magic number that `foreign` knows.
 _START = 512
@@ -62,7 +66,10 @@ def _closed_on_failure(opened: InputFile | Contents) -> Iterator[None]:
 
 def _open(path: Path, inner: str) -> Checkpoint:
     try:
-        os.lstat(path)
+        if not isinstance(path, Elsewhere):
+            os.lstat(path)
+        elif not path.exists():
+            raise FileNotFoundError
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
@@ -141,7 +148,7 @@ def open_contents(path: Path) -> Contents:
 
     Raises CheckpointError where it is no torch file, or refers to what could run code.
     """
-    file = InputFile(path)
+    file = open_input(path)
     with _closed_on_failure(file):
         start = file.read(0, min(_START, file.size_bytes))
         if not _is_torch(start):
@@ -160,7 +167,7 @@ def open_optimizer(location: str) -> SavedState:
             if contents := _folder_of_parts(path):
                 with _closed_on_failure(contents):
                     return state_in(contents, inner)
-    file = InputFile(path)
+    file = open_input(path)
     with _closed_on_failure(file), collection_paused():
         start = file.read(0, min(_START, file.size_bytes))
         if _is_torch(start):
@@ -173,6 +180,10 @@ def open_optimizer(location: str) -> SavedState:
 
 def _split(location: str) -> tuple[Path, str]:
     """Split `in.pt#model.ema` at the last '#' before which there is a file."""
+    if is_url(location):
+        place, inner = split_fragment(taken(location))
+        forget(fetched := path_of(place))
+        return fetched, inner
     path, end = location, len(location)
     while not os.path.exists(path):  # noqa: PTH110 (Path.exists raises where it may not look)
         end = location.rfind("#", 0, end)
@@ -184,6 +195,8 @@ def _split(location: str) -> tuple[Path, str]:
 
 
 def _is_folder(path: Path) -> bool:
+    if isinstance(path, Elsewhere):
+        return path.is_dir()
     return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises where it may not look)
 
 
@@ -197,7 +210,7 @@ def _is_legacy(start: bytes) -> bool:
 
 def _open_file(path: Path, inner: str = "") -> Checkpoint:
     """Open one file by its first bytes."""
-    file = InputFile(path)
+    file = open_input(path)
     with _closed_on_failure(file):
         start = file.read(0, min(_START, file.size_bytes))
         if _is_torch(start):
@@ -248,6 +261,13 @@ def _archived(file: InputFile) -> Contents:
 
 def _folder_of_parts(folder: Path) -> Contents | None:
     """Return what a folder holds that the ranks of one run saved; None of any other folder."""
+    if isinstance(folder, Elsewhere):
+        if is_distributed(folder):
+            raise CheckpointError(
+                f"{folder}: is a distributed checkpoint, which is read from a disk of this machine "
+                "alone; copy it here"
+            )
+        return None
     if is_distributed(folder):
         from surgeon.formats.archives import Archives
         from surgeon.formats.distributed import open_distributed

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import CheckpointError
 from surgeon.base.files import open_regular, read_regular, reading
 from surgeon.base.strict_json import MOST_BYTES as LONGEST_HEADER
@@ -50,7 +51,7 @@ def settled(output: Path) -> str:
 
     Raises CheckpointError where it cannot be done.
     """
-    if output.name in ("", "..") or "\0" in str(output):
+    if isinstance(output, Elsewhere) or output.name in ("", "..") or "\0" in str(output):
         return ""
     places = places_of(output)
     done = [one for token in tokens_beside(places) for one in _settled(output, places, token)]

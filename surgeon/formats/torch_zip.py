@@ -21,6 +21,8 @@ _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+# torch begins each storage at a multiple of 64 bytes, by what it adds to the header before it.
+_PADDING = 128
 _LONGEST_COMMENT = 65535
 _LONGEST_DIRECTORY = 256_000_000
 _ENCRYPTED, _SIZES_FOLLOW = 1, 8
@@ -112,6 +114,7 @@ def open_archive(file: InputFile | Window) -> Archive:
     records: dict[str, Record] = {}
     code: dict[str, _Code] = {}
     entries.sort()
+    file.gather([_local(entry) for entry in entries])
     for place, entry in enumerate(entries):
         following = entries[place + 1][0] if place + 1 < len(entries) else directory_offset
         name = entry.name.decode("utf-8", "backslashreplace")
@@ -209,6 +212,11 @@ def _large(extra: bytes, *values: int) -> list[int]:
             value, large = int.from_bytes(large[:8], "little"), large[8:]
         found.append(value)
     return found
+
+
+def _local(entry: _Entry) -> tuple[int, int]:
+    """Return where an entry's local header is, and how long it is at most as torch writes it."""
+    return entry.header_offset, _LOCAL.size + len(entry.name) + _PADDING
 
 
 def _packed(file: InputFile | Window, entry: _Entry, following: int) -> Record:

@@ -22,6 +22,7 @@ from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.output.workers import parallel_map, worthwhile
+from surgeon.remote.locations import taken
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -182,6 +183,7 @@ def compare(locations: Sequence[str], workers: int) -> Comparison:
 
     Raises PlanError where there is none.
     """
+    locations = [taken(location) for location in locations]
     with ExitStack() as stack:
         opened = [open_checkpoint(location) for location in locations]
         for checkpoint in opened:

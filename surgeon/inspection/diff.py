@@ -20,6 +20,7 @@ from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, upca
 from surgeon.lazy.values import same_values
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.remote.locations import taken
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _spec_text(spec: TensorSpec) -> str:
 
 def compare(a: str, b: str, pattern: Sequence[str], *, watch: Watch = unwatched) -> Difference:
     """Open two checkpoints and compare what patterns select of either."""
+    a, b = taken(a), taken(b)
     first = open_checkpoint(a)
     try:
         second = open_checkpoint(b)

@@ -15,6 +15,7 @@ from surgeon.base.errors import CheckpointError
 from surgeon.base.strict_json import read_json
 from surgeon.base.tables import plural, shown
 from surgeon.base.units import spoken_size
+from surgeon.formats.fetched import open_input
 from surgeon.formats.files import InputFile
 from surgeon.formats.remains import MANIFEST_SUFFIX, WEIGHTS_SUFFIX, settled
 from surgeon.formats.safetensors import open_safetensors
@@ -148,7 +149,7 @@ def _output_of(path: Path) -> Path:
 
 def _open(manifest: Path, name: str, found: Verified) -> InputFile | None:
     try:
-        return InputFile(manifest.parent / name)
+        return open_input(manifest.parent / name)
     except CheckpointError as error:
         if os.path.lexists(manifest.parent / name):
             raise  # nobody knows whether it is what it should be

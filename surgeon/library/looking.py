@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from surgeon.base.errors import UsageError
 from surgeon.base.lists import as_list
@@ -18,6 +17,7 @@ from surgeon.inspection.diff import Difference
 from surgeon.inspection.verify import Verified
 from surgeon.library.answers import Inspected
 from surgeon.output.workers import default_workers
+from surgeon.remote.paths import path_of
 
 Location = str | os.PathLike[str]
 
@@ -56,4 +56,4 @@ def compare(base: Location, *others: Location, workers: int | None = None) -> Co
 
 def verify(output: Location, *, workers: int | None = None) -> Verified:
     """Hash an output again and compare with its manifest; `verified` says whether they agree."""
-    return verification.verify(Path(output), workers or default_workers())
+    return verification.verify(path_of(output), workers or default_workers())

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +23,8 @@ from surgeon.output.opened import Opened
 from surgeon.output.workers import default_workers
 from surgeon.recipe import Recipe, RecipeLike
 from surgeon.recipe.locations import bind_models
+from surgeon.remote.locations import taken
+from surgeon.remote.paths import path_of
 
 Location = str | os.PathLike[str]
 # By the names that the recipe has for them, or in the order in which it leaves them open.
@@ -116,13 +117,13 @@ class Job:
         """Open all checkpoints and plan; reads headers only."""
         loaded = Recipe.load(self.recipe, self.variables)
         state, order = (
-            None if path is None else os.fspath(path)
+            None if path is None else taken(os.fspath(path))
             for path in (self.optimizer, self.optimizer_order)
         )
         with (
             telling_of_depth(),
             surgery.opened(
-                loaded, os.fspath(self.input), bound(loaded, self.models, self.named), state,
+                loaded, taken(os.fspath(self.input)), bound(loaded, self.models, self.named), state,
                 optimizer_order=order, allow_code=self.allow_code, carry_files=self.carry,
             ) as opened,
         ):  # fmt: skip
@@ -139,7 +140,7 @@ def planned(
     as_tree: bool = False,
 ) -> Planned:
     """Say what a job would write."""
-    target = None if output is None else Path(output)
+    target = None if output is None else path_of(output)
     made = surgery.output_plan(opened, target, force=force, force_any=force_any, link=link)
     return Planned(report.planned(made, as_tree=as_tree), **report.planned_as_json(made))
 
@@ -169,7 +170,7 @@ def applied(
         count = workers_within(most, opened.written_tensors, count)
     options = Options(count, checksums, progress, device)
     result = surgery.write(
-        opened, Path(output), options, force=force, force_any=force_any, link=link
+        opened, path_of(output), options, force=force, force_any=force_any, link=link
     )
     said = report.applied(result, time.monotonic() - began)
     places = {"output": result.output, "manifest": result.manifest}
@@ -180,12 +181,12 @@ def bound(
     recipe: Recipe, models: Models, named: Mapping[str, Location] = _NOTHING
 ) -> dict[str, str]:
     """Return where each model of a recipe is; raises UsageError where one is missing."""
-    by_name = {name: os.fspath(path) for name, path in named.items()}
+    by_name = {name: taken(os.fspath(path)) for name, path in named.items()}
     if isinstance(models, Mapping):
-        by_name |= {name: os.fspath(path) for name, path in models.items()}
+        by_name |= {name: taken(os.fspath(path)) for name, path in models.items()}
         return bind_models(recipe, (), by_name)
     several = [models] if isinstance(models, str | os.PathLike) else models
-    return bind_models(recipe, [os.fspath(path) for path in several], by_name)
+    return bind_models(recipe, [taken(os.fspath(path)) for path in several], by_name)
 
 
 @contextmanager

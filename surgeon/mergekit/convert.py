@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.base.errors import SurgeonError, UsageError, did_you_mean
-from surgeon.formats.files import InputFile
+from surgeon.formats.fetched import open_input
 from surgeon.mergekit.importer import Imported, Importer
 from surgeon.mergekit.methods import METHODS
 from surgeon.mergekit.schema import CONFIG
@@ -81,7 +81,7 @@ def _read(path: Path) -> list[Any]:
         raise UsageError(
             "mergekit configurations are YAML: pip install 'surgeon-checkpoints[mergekit]'"
         ) from None
-    file = InputFile(path)
+    file = open_input(path)
     try:
         if file.size_bytes > _LONGEST:
             raise UsageError(f"{path.name}: longer than {_LONGEST:,} bytes")

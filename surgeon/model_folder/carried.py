@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import CheckpointError, listed
+from surgeon.base.files import names_in
 from surgeon.base.units import spoken_size
 from surgeon.formats import Checkpoint
 from surgeon.formats.folders import leaves_folder
@@ -69,6 +71,13 @@ def carried_line(files: Mapping[str, Path]) -> str:
 
 def _below(folder: Path, gone: Collection[str]) -> Iterator[Path]:
     """Yield what a folder and its own subfolders hold; links to folders are not entered."""
+    if isinstance(folder, Elsewhere):
+        for name in names_in(folder):
+            if name in gone or name.startswith("."):
+                continue
+            path = folder / name
+            yield from _below(path, ()) if path.is_dir() else [path]
+        return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name in gone or entry.name.startswith("."):
             continue
@@ -92,6 +101,8 @@ def _refuse(error: OSError) -> None:
 
 def _problem(path: Path, folder: Path) -> str:
     """Say why a file is not carried; a link may lead within the folder, or into its cache."""
+    if isinstance(path, Elsewhere):
+        return ""
     target = Path(os.path.realpath(path))
     is_inside = Path(os.path.realpath(folder)) in target.parents
     if path.is_symlink() and not is_inside and leaves_folder(path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.base.errors import CheckpointError, PlanError
+from surgeon.base.files import is_there
 from surgeon.base.strict_json import read_json
 from surgeon.draft import MODEL_WEIGHTS, Tensors
 from surgeon.draft.adapters import CONFIG as ADAPTER_CONFIG
@@ -177,7 +177,7 @@ def config_of(checkpoint: Checkpoint) -> Json:
 
 def _read(path: Path) -> tuple[Json, str]:
     """Return a configuration, {} where there is none, and what is wrong with it."""
-    if not os.path.lexists(path):
+    if not is_there(path):
         return {}, ""
     try:
         config = read_json(path, allow_infinite=True)
@@ -203,7 +203,7 @@ def _left_out(source: Checkpoint, plan: Plan) -> tuple[str, ...]:
 def _followed(recipe: Recipe, source: Checkpoint, plan: Plan) -> Followed | None:
     stated = recipe.output.get("config", {})
     path = source.folder / MODEL_CONFIG if source.folder else None
-    if path is not None and not os.path.lexists(path):
+    if path is not None and not is_there(path):
         path = None
     if path is None and not stated:
         return None

@@ -15,11 +15,12 @@ from surgeon.formats.safetensors import header_sha256
 from surgeon.lazy import ByteRange, is_computed_at_once, walk
 from surgeon.numeric.blas import is_pinned
 from surgeon.output import units
+from surgeon.output.blocks import COPY_BUFFER
 from surgeon.output.calls import allocate, write_all
 from surgeon.output.checksums import Algorithm, Running, crc32_joined
 from surgeon.output.layout import OutputFile
 from surgeon.output.publish import Unit as Place
-from surgeon.output.units import COPY_BUFFER, Batch, Done, Unit, UnitWriter, units_of
+from surgeon.output.units import Batch, Done, Unit, UnitWriter, units_of
 from surgeon.output.workers import parallel_map, worthwhile
 
 # The most units that one worker takes at a time.
@@ -102,12 +103,18 @@ class Tally:
         """Take note of a file that is linked."""
         self.written.linked_bytes += file.size_bytes - len(file.header)
 
+    def header_of(self, file: OutputFile) -> bytes:
+        """Return a file's header, with the fingerprint of its tensors."""
+        crcs = self._crcs[file.name]
+        if file.content_at < 0 or self._algorithm == "none":
+            return file.header
+        return file.header_with(crcs.get(placed.name, 0) for placed in file.tensors)
+
     def complete(self, file: OutputFile, descriptor: int) -> None:
-        """Give a file the fingerprint of its tensors; raises WriteError where it does not last."""
-        header = file.header
-        crcs = self._crcs.pop(file.name)
-        if file.content_at >= 0 and self._algorithm != "none":
-            header = file.header_with(crcs.get(placed.name, 0) for placed in file.tensors)
+        """Give a file its header; raises WriteError where that does not last."""
+        header = self.header_of(file)
+        del self._crcs[file.name]
+        if header is not file.header:  # never into a linked file, which is the input's
             write_all(descriptor, memoryview(header), 0)
         self.written.files[file.name].header_sha256 = header_sha256(header)
         if os.pread(descriptor, len(header), 0) != header:
@@ -161,6 +168,23 @@ class Executor:
                     batches += self._batches(None, file)
                 elif self._options.progress:
                     self._options.progress(file.size_bytes - len(file.header))
+        self._run(batches, files, tally)
+        for descriptor, file in described.items():
+            tally.complete(file, descriptor)
+        place.rest()
+        return tally.written
+
+    def measure(self, files: Sequence[OutputFile]) -> tuple[Written, dict[str, bytes]]:
+        """Make files and write them nowhere; return their checksums, and their headers.
+
+        What streams to where nobody can seek begins with a header that holds a fingerprint.
+        """
+        tally = Tally(files, self._options.checksums)
+        self._run([batch for file in files for batch in self._batches(None, file)], files, tally)
+        return tally.written, {file.name: tally.header_of(file) for file in files}
+
+    def _run(self, batches: Sequence[Batch], files: Sequence[OutputFile], tally: Tally) -> None:
+        """Have the workers take all batches."""
         workers = worthwhile(self._options.workers, sum(map(_work, files)))
         for batch, results in zip(
             batches, parallel_map(self._writer.write, batches, workers), strict=True
@@ -170,10 +194,6 @@ class Executor:
                 if self._options.progress:
                     self._options.progress(done.size_bytes)
         tally.written.notes += pinning_notes(files)
-        for descriptor, file in described.items():
-            tally.complete(file, descriptor)
-        place.rest()
-        return tally.written
 
     def verify_records(self, records: Sequence[Record], files: Sequence[OutputFile],
                        written: Written) -> None:  # fmt: skip

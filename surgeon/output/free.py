@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import SurgeonError, UsageError
+from surgeon.base.files import is_there, names_in
 from surgeon.formats import Checkpoint
 from surgeon.formats.swapping import is_remains
 from surgeon.manifest.model import Manifest, read
@@ -52,7 +54,7 @@ def require_replaceable(path: Path, opened: Opened, *, force: bool, force_any: b
     """Raise UsageError where something is there that the options do not let go."""
     is_folder = path.suffix != ".safetensors"
     entries = [path] if is_folder else [path, manifest_of(path), optimizer_of(path)]
-    there = [entry for entry in entries if os.path.lexists(entry)]
+    there = [entry for entry in entries if is_there(entry)]
     for entry in there:
         if entry.is_dir() != is_folder:
             kind, other = ("a folder", "file") if entry.is_dir() else ("a file", "folder")
@@ -104,7 +106,7 @@ def is_input(path: Path, opened: Opened) -> bool:
 
 
 def _is_model(folder: Path) -> bool:
-    return any(is_weights(name) for name in os.listdir(folder))  # noqa: PTH208
+    return any(is_weights(name) for name in names_in(folder))
 
 
 def is_weights(name: str) -> bool:
@@ -122,4 +124,6 @@ def manifest_at(output: Path) -> Manifest | None:
 
 def real_path(path: Path) -> Path:
     """Return a path without links."""
+    if isinstance(path, Elsewhere):
+        return path
     return Path(os.path.realpath(path))

@@ -9,12 +9,20 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from surgeon.base.elsewhere import Elsewhere
+from surgeon.base.files import names_in
+
+# In object storage, where files wait that will take the place of others.
+WAITING = ".surgeon-waiting"
+
 
 def foreign(folder: Path, ours: Collection[str]) -> list[str]:
     """List what lies in a folder besides `ours`: files, and folders that hold nothing of ours.
 
     All paths are relative to the folder. Links are not followed.
     """
+    if isinstance(folder, Elsewhere):
+        return _foreign_elsewhere(folder, ours)
     above = {str(parent) for name in ours for parent in Path(name).parents}
     found: list[str] = []
 
@@ -28,6 +36,18 @@ def foreign(folder: Path, ours: Collection[str]) -> list[str]:
                     found.append(name)
 
     look("")
+    return found
+
+
+def _foreign_elsewhere(folder: Path, ours: Collection[str], inside: str = "") -> list[str]:
+    above = {str(parent) for name in ours for parent in Path(name).parents}
+    found: list[str] = []
+    for name in names_in(folder / inside):
+        whole = f"{inside}/{name}" if inside else name
+        if whole in above and (folder / whole).is_dir():
+            found += _foreign_elsewhere(folder, ours, whole)
+        elif whole not in ours and name != WAITING:
+            found.append(whole)
     return found
 
 

@@ -13,7 +13,7 @@ from surgeon.base.errors import PlanError
 from surgeon.base.units import spoken_size
 from surgeon.draft import Tensors
 from surgeon.lazy import ByteRange, LazyTensor, bottom_up
-from surgeon.output.units import COPY_BUFFER
+from surgeon.output.blocks import COPY_BUFFER
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import SurgeonError, UsageError, WriteError
 from surgeon.base.units import parse_size
 from surgeon.draft import ADAPTER_WEIGHTS
@@ -20,6 +21,7 @@ from surgeon.output.free import is_input, manifest_at, require_apart, require_re
 from surgeon.output.layout import OutputFile, index_of, lay_out, lay_out_shards
 from surgeon.output.linking import untouched
 from surgeon.output.opened import Opened
+from surgeon.remote.paths import require_writable
 
 DEFAULT_SHARD_SIZE = "5GB"
 # Suffixes of files that surgeon does not write, and that nobody means a folder by.
@@ -87,6 +89,7 @@ class Output(Protocol):
 
 def output_at(path: Path) -> Output:
     """Return the kind of output that a path asks for; raises UsageError for another format's."""
+    require_writable(path)
     suffix = path.suffix.lower()
     if suffix in _OTHER_FORMATS or (
         suffix != ".safetensors" and get_close_matches(suffix, [".safetensors"], cutoff=0.8)
@@ -275,6 +278,8 @@ def _require_linkable_metadata(opened: Opened, link: bool) -> None:
 
 
 def _require_parent(path: Path) -> None:
+    if isinstance(path, Elsewhere):
+        return  # object storage has no folders that would have to be there
     parent = path.absolute().parent
     if not parent.is_dir():
         raise WriteError(f"{path}: there is no folder {parent}")

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import WriteError
+from surgeon.base.files import reading
 from surgeon.formats.files import InputFile
 from surgeon.formats.remains import places_of
 from surgeon.formats.swapping import flush, mend, swap, temporary_beside, token_in
@@ -211,7 +213,7 @@ class _FileUnit:
 
     def carry(self, source: Path, name: str) -> None:
         with (
-            source.open("rb") as original,
+            reading(source) as original,
             open(self.descriptor(name), "wb", closefd=False) as copy,
         ):
             shutil.copyfileobj(original, copy)
@@ -246,7 +248,11 @@ class _FolderUnit:
     def carry(self, source: Path, name: str) -> None:
         target = self._folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        if not isinstance(source, Elsewhere):
+            shutil.copyfile(source, target)
+            return
+        with reading(source) as original, target.open("xb") as copy:
+            shutil.copyfileobj(original, copy)
 
     def link(self, source: InputFile, name: str) -> bool:
         return link(source, self._folder / name)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from surgeon.base.errors import UsageError, listed
+from surgeon.base.files import names_in
 from surgeon.manifest.names import FOLDER_MANIFEST, FOLDER_OPTIMIZER
 from surgeon.output.free import is_input, is_weights, manifest_at, real_path
 from surgeon.output.keeping import foreign
@@ -57,11 +57,11 @@ def _ours(plan: OutputPlan, root: Path, *, force_any: bool) -> frozenset[str]:
         if manifest.optimizer_state:
             ours.add(manifest.optimizer_state.file)
     if is_input(plan.path, plan.opened):
-        files = (Path(os.path.abspath(file)) for file in plan.opened.input.weight_files)  # noqa: PTH100
+        files = (file.absolute() for file in plan.opened.input.weight_files)
         ours |= {file.name for file in files if real_path(file.parent) == root}
     if force_any:
         ours |= {FOLDER_MANIFEST, FOLDER_OPTIMIZER}
-        ours |= {name for name in os.listdir(root) if is_weights(name)}  # noqa: PTH208
+        ours |= {name for name in names_in(root) if is_weights(name)}
     return frozenset(ours)
 
 

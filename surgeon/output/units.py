@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from surgeon.base.errors import CheckpointError
-from surgeon.lazy import ByteRange, Computed, LazyTensor, Scratch, is_computed_at_once, walk
+from surgeon.lazy import ByteRange, LazyTensor, Scratch, is_computed_at_once, walk
 from surgeon.numeric.dtypes import DTYPES
+from surgeon.output.blocks import COPY_BUFFER, announce, blocks
 from surgeon.output.calls import sync_file_range, write_all
 from surgeon.output.checksums import Algorithm, Running
 from surgeon.output.layout import OutputFile, Placed
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 # Bytes that one worker takes at a time; a multiple of every block.
 UNIT = 16 << 20
-# Reads and writes of at most this much; larger ones leave the processor's cache.
-COPY_BUFFER = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2
 
 
@@ -119,6 +116,7 @@ class UnitWriter:
 
     def write(self, batch: Batch) -> list[Done]:
         """Write a batch; return what is known of each of its units."""
+        announce((unit.tensor, unit.start, unit.stop) for unit in batch.units)
         hashing = None if batch.header is None else hashlib.sha256(batch.header)
         done = [self._write_unit(unit, batch.descriptor, hashing) for unit in batch.units]
         if batch.descriptor is not None:
@@ -139,32 +137,21 @@ class UnitWriter:
         pieces = unit.tensor.pieces(unit.start, unit.stop) if unit.stop else ()
         for piece in pieces:
             if isinstance(piece, ByteRange):
-                if (
-                    running
-                    or descriptor is None
-                    or not self._copied_in_kernel(piece, descriptor, offset)
-                ):
-                    self._copy(piece, descriptor, offset, running)
-                offset += piece.size_bytes
                 copied += piece.size_bytes
-            else:
-                assert descriptor is not None  # a linked file holds nothing else
-                offset = self._compute(piece, descriptor, offset, running)
+                is_plain = not running and descriptor is not None
+                if is_plain and self._copied_in_kernel(piece, descriptor, offset):
+                    offset += piece.size_bytes
+                    continue
+            for block in blocks(piece, self._own.scratch, self._own.buffer):
+                running.update(block)
+                if descriptor is not None:
+                    write_all(descriptor, block, offset)
+                offset += len(block)
         return Done(offset - unit.offset, running.crc32, running.sha256, copied)
 
-    def _copy(
-        self, piece: ByteRange, descriptor: int | None, offset: int, running: Running
-    ) -> None:
-        for start in range(0, piece.size_bytes, COPY_BUFFER):
-            block = self._own.buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
-            piece.file.read_into(piece.offset + start, block)
-            running.update(block)
-            if descriptor is not None:
-                write_all(descriptor, block, offset + start)
-
-    def _copied_in_kernel(self, piece: ByteRange, descriptor: int, offset: int) -> bool:
+    def _copied_in_kernel(self, piece: ByteRange, descriptor: int | None, offset: int) -> bool:
         source = piece.file.fileno()
-        if not hasattr(os, "copy_file_range") or source is None:
+        if not hasattr(os, "copy_file_range") or source is None or descriptor is None:
             return False
         done = 0
         while done < piece.size_bytes:
@@ -182,20 +169,6 @@ class UnitWriter:
             done += count
         piece.file.check_unchanged()
         return True
-
-    def _compute(self, piece: Computed, descriptor: int, offset: int, running: Running) -> int:
-        scratch, start = self._own.scratch, piece.start
-        step = piece.tensor.step
-        while start < piece.stop:
-            stop = min(start + step - start % step, piece.stop)
-            with scratch.scope():
-                block = piece.tensor.elements(start, stop, scratch)
-                data = block.view(np.uint8).data
-                running.update(data)
-                write_all(descriptor, data, offset)
-                offset += len(data)
-            start = stop
-        return offset
 
     def _start_write_back(self, descriptor: int, offset: int, size_bytes: int) -> None:
         if self._start is not None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from surgeon.base.errors import WriteError
+from surgeon.remote.calls import may_fork
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -44,19 +45,23 @@ def worthwhile(workers: int, size_bytes: int) -> int:
     return workers if size_bytes >= _SHARED_FROM else 1
 
 
-def parallel_map(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
+def parallel_map(
+    work: Callable[[_In], _Out], items: Sequence[_In], workers: int, *, apart: bool = False
+) -> Iterator[_Out]:
     """Yield results in the order of the items; the first failure ends all workers.
 
     Where there are several workers, `work` runs in processes that are forked here: they see
     everything that there is now, what they change stays theirs, and results are pickled. Elsewhere
-    it runs in threads: what it changes must be of one thread alone.
+    it runs in threads: what it changes must be of one thread alone. With `apart`, one worker is
+    forked too, where several would be.
     """
     workers = min(workers, len(items))
-    if workers <= 1:
+    is_forked = sys.platform == "linux" and may_fork()
+    if workers <= 1 and not (workers and apart and is_forked):
         yield from map(work, items)
-    elif sys.platform == "linux":
+    elif is_forked:
         yield from _forked(work, items, workers)
-    else:  # system libraries do not survive a fork, or there is none
+    else:  # system libraries, or a client, do not survive a fork, or there is none
         yield from _threaded(work, items, workers)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from surgeon.base.errors import listed
@@ -13,6 +15,7 @@ from surgeon.numeric.decompositions import on_device
 from surgeon.output import publish
 from surgeon.output.execute import Executor, Options, Written
 from surgeon.output.plan import OutputPlan
+from surgeon.remote.paths import RemotePath
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,16 @@ class Result:
 
 def write(plan: OutputPlan, options: Options) -> Result:
     """Write what is planned, and publish it; raises before anything appears at the output."""
+    completed = partial(_completed, plan, options.device)
     with on_device(options.device):
-        return _write(plan, options)
+        if isinstance(plan.path, RemotePath):
+            from surgeon.output.elsewhere import write_elsewhere
+
+            return Result(plan, write_elsewhere(plan, plan.path, options, completed))
+        return Result(plan, _write(plan, options, completed))
 
 
-def _write(plan: OutputPlan, options: Options) -> Result:
+def _write(plan: OutputPlan, options: Options, completed: Callable[[Written], Manifest]) -> Written:
     executor = Executor(options)
     checks = plan.opened.plan.checks
     notes = executor.check(checks, sum(file.size_bytes for file in plan.weights))
@@ -60,17 +68,14 @@ def _write(plan: OutputPlan, options: Options) -> Result:
                 files.append(file if is_linked else replace(file, source=None))
             written.add(executor.write(files, unit))
         executor.verify_records(plan.records, plan.tensor_files, written)
-        unit.put(
-            manifest_of(plan.path).name,
-            text(replace(_completed(plan, written), device=options.device)),
-        )
+        unit.put(manifest_of(plan.path).name, text(completed(written)))
         unit.publish(obsolete=plan.obsolete)
     linked = [f"cannot be linked here, so copied: {listed(copied)}"] if copied else []
     written.notes += [*linked, *notes, *unit.notes, *plan.notes]
-    return Result(plan, written)
+    return written
 
 
-def _completed(plan: OutputPlan, written: Written) -> Manifest:
+def _completed(plan: OutputPlan, device: str, written: Written) -> Manifest:
     """Return the manifest with what was found out while writing."""
     opened, state = plan.opened, plan.state
     checksums: dict[str, str] = {}
@@ -80,7 +85,7 @@ def _completed(plan: OutputPlan, written: Written) -> Manifest:
              for part, file in zip(checkpoint.parts, plan.weights, strict=True)]  # fmt: skip
     for file in plan.weights:
         checksums |= written.files[file.name].checksums
-    return plan.manifest.with_checksums(
+    return replace(plan.manifest, device=device).with_checksums(
         checksums,
         checkpoint=checkpoint_of(checkpoint.file, parts),
         teacher=teacher_sha256(opened.stages, opened.checkpoints),

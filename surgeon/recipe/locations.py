@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import UsageError, nearest
 from surgeon.recipe.recipe import Recipe
+from surgeon.remote.locations import is_url
 
 
 def bind_models(recipe: Recipe, extra: Sequence[str], named: Mapping[str, str]) -> dict[str, str]:
@@ -80,8 +82,10 @@ def _is_named(model: str, recipe: Recipe) -> bool:
 
 def beside_recipe(recipe: Recipe, location: str) -> str:
     """Return where a path of the recipe leads: from the recipe's folder, else from here."""
+    if is_url(location):
+        return location
     place, _, inside = location.partition("#")
     for path in (recipe.folder / place, Path(place)):
-        if os.path.exists(path):  # noqa: PTH110 (Path.exists raises for names that are too long)
+        if path.exists() if isinstance(path, Elsewhere) else os.path.exists(path):  # noqa: PTH110 (Path.exists raises for names that are too long)
             return f"{path}#{inside}" if inside else str(path)
     return location

@@ -16,12 +16,15 @@ import surgeon.merges
 import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
 from surgeon.base import strict_json
 from surgeon.base.errors import SurgeonError, UsageError, did_you_mean
+from surgeon.base.files import reading
 from surgeon.base.ready_made import MOST_BYTES, find, read_json
 from surgeon.draft.registry import COMMON, OPS
 from surgeon.recipe import torch_classes, variables
 from surgeon.recipe.frame import RECIPE_SCHEMA
 from surgeon.recipe.validation import problems_of
 from surgeon.recipe.variables import Filled, TypedNumber
+from surgeon.remote.locations import is_url, require_plain
+from surgeon.remote.paths import path_of
 
 # Of a checkpoint in a recipe's place: the bytes that tell.
 _STARTS_WITHIN = 16
@@ -114,10 +117,12 @@ def written(recipe: RecipeLike) -> Written:
         path, label = Path("recipe"), "recipe"
         text = _as_json(dict(recipe), label)
     else:
-        path = find(os.fspath(recipe))
+        location = os.fspath(recipe)
+        path = path_of(location) if is_url(location) else find(location)
         label = path.name or str(path)
         _require_text(path, label)
         text = read_json(path, label)
+    require_plain(text, label)
     try:
         # With variables still in it, only what they are substituted with can be checked.
         frame = {"type": "object", "properties": {"vars": RECIPE_SCHEMA["properties"]["vars"]}}
@@ -132,6 +137,7 @@ def written(recipe: RecipeLike) -> Written:
 def fill_in(source: Written, overrides: Mapping[str, Any]) -> Recipe:
     """Give a recipe's variables their values and check all of it; raises as `load`."""
     text, label = source.text, source.label
+    require_plain(dict(overrides), label)
     try:
         return _parse(_filled(text, overrides, label), text, source.path, label)
     except RecursionError:
@@ -142,7 +148,7 @@ def _require_text(path: Path, label: str) -> None:
     """Raise UsageError for a checkpoint in a recipe's place."""
     what = "a folder" if path.is_dir() else ""
     if path.is_file():  # a pipe might never give a byte
-        with suppress(OSError), path.open("rb") as file:
+        with suppress(OSError), reading(path) as file:
             start = file.read(_STARTS_WITHIN)
             # A zip file, a pickle, and a safetensors header behind its length.
             if start.startswith((b"PK\x03\x04", b"\x80")) or start[4:9] == b"\0\0\0\0{":

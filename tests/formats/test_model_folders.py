@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_listed_is_one_line(folder, monkeypatch):
     def refuse(place):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr("surgeon.formats.folders.names_in", refuse)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 (a Path would be opened)
     assert (
         error_of(folder / "model.safetensors") == f"{folder}: cannot be listed: Permission denied"

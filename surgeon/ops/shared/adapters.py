@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from pathlib import PurePath
 from typing import Any
 
 from surgeon.base import bounded
@@ -15,6 +14,7 @@ from surgeon.draft import Draft, Outside, Tensors
 from surgeon.draft.adapters import CONFIG, PREFIX, scaling, setting
 from surgeon.lazy import LazyTensor
 from surgeon.ops.shared.adapter_names import Named, named_otherwise
+from surgeon.remote.paths import path_of
 
 KINDS = ("LORA", "LOHA", "LOKR", "IA3", "TRAINABLE_TOKENS")
 
@@ -171,7 +171,7 @@ def _adapter_of_others(
 
 def _configuration(outside: Outside, location: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what adapter_config.json says, in the folder or beside the file."""
-    for folder in (PurePath(location), PurePath(location).parent):
+    for folder in (path_of(location), path_of(location).parent):
         try:
             found = outside.read_json(str(folder / CONFIG))
         except MissingError:

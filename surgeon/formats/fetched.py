@@ -1,0 +1,93 @@
+"""Input files that are elsewhere: the same answers as a file's, by requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeGuard
+
+import numpy as np
+
+from surgeon.base.errors import CheckpointError
+from surgeon.formats.files import InputFile
+from surgeon.lazy import ByteSource
+from surgeon.numeric.dtypes import Array
+from surgeon.remote import reader
+from surgeon.remote.paths import RemotePath
+
+# Tensors that are in memory whole since their elements move, of each file.
+_MAPPED = 2
+_opened: list[bool] = []
+
+
+def open_input(path: Path) -> InputFile:
+    """Open an input file, be it on this machine or elsewhere."""
+    return FetchedFile(path) if isinstance(path, RemotePath) else InputFile(path)
+
+
+class FetchedFile(InputFile):
+    """A file that is fetched in ranges; every answer has to be of the content that was opened."""
+
+    def __init__(self, path: RemotePath) -> None:
+        _opened[:] = [True]
+        self.path = path
+        self.reader = reader.Reader(path)
+        self.size_bytes = self.reader.size_bytes
+        self._mapped: dict[tuple[int, int], Array] = {}
+
+    def fileno(self) -> int | None:
+        return None
+
+    @contextmanager
+    def descriptor(self) -> Iterator[int]:
+        raise CheckpointError(f"{self.path}: is elsewhere, and here a file is needed")
+        yield
+
+    def check_unchanged(self) -> None:
+        """Every answer was checked."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.reader.read_into(offset, buffer)
+
+    def read(self, offset: int, size_bytes: int) -> bytes:
+        return self.reader.read(offset, size_bytes)
+
+    def gather(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self.reader.gather(ranges)
+
+    def mapped(self, offset: int, size_bytes: int) -> Array:
+        """Return bytes of the file, which are then in memory: they are asked for block by block."""
+        if (kept := self._mapped.get((offset, size_bytes))) is not None:
+            return kept
+        data = np.empty(size_bytes, np.uint8)
+        if size_bytes:
+            self.reader.read_into(offset, data.data)
+        while len(self._mapped) >= _MAPPED:
+            self._mapped.pop(next(iter(self._mapped), (0, 0)), None)
+        self._mapped[offset, size_bytes] = data
+        return data
+
+    def close(self) -> None:
+        """There is nothing open; what is in memory goes."""
+        self._mapped.clear()
+
+    def rest(self) -> None:
+        """There is nothing open."""
+
+
+def is_any_fetched() -> bool:
+    """Say whether this process has opened a file that is elsewhere."""
+    return bool(_opened)
+
+
+def is_fetched(file: ByteSource) -> TypeGuard[FetchedFile]:
+    """Say whether a file is elsewhere."""
+    return isinstance(file, FetchedFile)
+
+
+def will_read(wanted: Iterable[tuple[ByteSource, int, int]]) -> None:
+    """Say which bytes a worker reads next, in order: of files elsewhere they are fetched then."""
+    remote = [(file.reader, start, stop) for file, start, stop in wanted if is_fetched(file)]
+    if remote:
+        reader.will_read(remote)

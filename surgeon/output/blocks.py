@@ -1,0 +1,64 @@
+"""The bytes of a piece of a tensor, block by block: read from an input, or computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from surgeon.formats.fetched import is_any_fetched, will_read
+from surgeon.lazy import ByteRange, ByteSource, LazyTensor, Scratch, walk
+from surgeon.lazy.base import Piece
+
+# Reads and writes of at most this much; larger ones leave the processor's cache.
+COPY_BUFFER = 1 << 20
+# Of what a tensor is computed from, bytes that are announced together, operand by operand.
+_ANNOUNCED = 8 << 20
+
+
+def blocks(piece: Piece, scratch: Scratch, buffer: memoryview) -> Iterator[memoryview]:
+    """Yield the bytes of a piece, in order; each block is gone when the next is asked for."""
+    if isinstance(piece, ByteRange):
+        for start in range(0, piece.size_bytes, COPY_BUFFER):
+            block = buffer[: min(COPY_BUFFER, piece.size_bytes - start)]
+            piece.file.read_into(piece.offset + start, block)
+            yield block
+        return
+    start, step = piece.start, piece.tensor.step
+    while start < piece.stop:
+        stop = min(start + step - start % step, piece.stop)
+        with scratch.scope():
+            yield piece.tensor.elements(start, stop, scratch).view(np.uint8).data
+        start = stop
+
+
+def announce(parts: Iterator[tuple[LazyTensor, int, int]]) -> None:
+    """Have what elements of tensors are made of fetched from elsewhere before it is asked for."""
+    if not is_any_fetched():
+        return
+    wanted: list[tuple[ByteSource, int, int]] = []
+    for tensor, start, stop in parts:
+        for piece in tensor.pieces(start, stop) if stop else ():
+            if isinstance(piece, ByteRange):
+                wanted.append((piece.file, piece.offset, piece.offset + piece.size_bytes))
+            else:
+                wanted += _sources(piece.tensor, piece.start, piece.stop)
+    will_read(wanted)
+
+
+def _sources(tensor: LazyTensor, start: int, stop: int) -> list[tuple[ByteSource, int, int]]:
+    """Return what elements are computed from: of an operand as large, those in the same place."""
+    runs: list[ByteRange] = []
+    for form in walk(tensor):
+        if not form.operands and form.spec.count:
+            is_alike = form.spec.count == tensor.spec.count
+            first, last = (start, stop) if is_alike else (0, form.spec.count)
+            runs += [piece for piece in form.locate(first, last) if isinstance(piece, ByteRange)]
+    most = max((run.size_bytes for run in runs), default=0)
+    # Models that are merged are read side by side.
+    return [
+        (run.file, run.offset + at, run.offset + min(at + _ANNOUNCED, run.size_bytes))
+        for at in range(0, most, _ANNOUNCED)
+        for run in runs
+        if at < run.size_bytes
+    ]
