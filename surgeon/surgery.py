@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from surgeon.base.errors import PlanError
@@ -15,6 +16,7 @@ from surgeon.manifest import build as manifest
 from surgeon.manifest.carry import carry
 from surgeon.model_folder.carried import Carry
 from surgeon.model_folder.files import config_of, folder_files
+from surgeon.model_folder.tokenized import token_ids
 from surgeon.ops.shared import torch_module
 from surgeon.output.execute import Options
 from surgeon.output.opened import Opened
@@ -71,6 +73,7 @@ def opened(
             build_module=torch_module.build if allow_code else torch_module.refuse,
             read_config=lambda name: config_of(models[name] if name else checkpoint),
             tied_names=lambda: _tied_names(checkpoint),
+            tokenize=partial(token_ids, checkpoint.folder),
             location=lambda name: str(locations[name]) if name in models else "",
         )
         theirs = {name: model.tensors for name, model in models.items()}
