@@ -17,6 +17,7 @@ from surgeon.training.errors import ManifestError
 from surgeon.training.gradients import Gradients
 from surgeon.training.manifest import Manifest
 from surgeon.training.report import Report
+from surgeon.training.routers import collect_router, collect_routing
 from surgeon.training.run import Run
 
 __all__ = [
@@ -33,5 +34,7 @@ __all__ = [
     "TorchClass",
     "collect_fisher",
     "collect_gram",
+    "collect_router",
+    "collect_routing",
     "update_batch_norm",
 ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from surgeon import recipe, surgery
+from surgeon.base.errors import PlanError
 from surgeon.output.execute import Options
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -177,3 +180,125 @@ def test_rows_of_prompts_point_to_the_sum_of_their_embeddings(tmp_path: Path) ->
     two = unit(unit(table[[0, 4]].sum(0), dim=0) - unit(table[[0, 5, 4]].sum(0), dim=0), dim=0)
     for layer in found.model.layers:
         torch.testing.assert_close(layer.mlp.gate.weight, torch.stack([one, two]))
+
+
+# --- Some of the experts ----------------------------------------------------------------------
+
+ROUTED = {"moe_intermediate_size": 12, "num_experts_per_tok": 2}
+MIXTURES = {
+    "Mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "Qwen3Moe": {**ROUTED, "num_experts": 6, "norm_topk_prob": False, "head_dim": 4},
+    "Qwen2Moe": {**ROUTED, "num_experts": 6, "shared_expert_intermediate_size": 8},
+    "Olmoe": {"num_experts": 6, "num_experts_per_tok": 2},
+    "DeepseekV3": {**LATENT, **ROUTED, "first_k_dense_replace": 1, "n_routed_experts": 6,
+                   "n_group": 2, "topk_group": 2, "n_shared_experts": 1},
+    "GptOss": {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 4,
+               "layer_types": ["full_attention"] * 2, "sliding_window": 8},
+}  # fmt: skip
+
+
+def mixture_model(kind: str) -> Any:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **MIXTURES[kind]})
+    config._experts_implementation = "eager"
+    torch.manual_seed(3)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).double().eval()
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(torch.randn(tensor.shape, dtype=torch.float64) * 0.3)
+        if name.endswith("e_score_correction_bias"):
+            tensor.abs_()  # masked groups must not be better than others
+    return model
+
+
+def surgered(tmp_path: Path, model: Any, step: dict[str, Any]) -> Any:
+    import transformers
+
+    model.save_pretrained(tmp_path / "whole")
+    plan = recipe.load({"surgeon": 1, "steps": [step]}, {})
+    with surgery.opened(plan, str(tmp_path / "whole"), {}) as opened:
+        surgery.write(opened, tmp_path / "some", Options(), force=True)
+    return loaded(transformers, tmp_path / "some")
+
+
+def restrict(model: Any, kept: list[int]) -> None:
+    """Have the routers choose among some experts alone."""
+    for layer in model.model.layers:
+        router = getattr(layer.mlp, "gate", None) or getattr(layer.mlp, "router", None)
+        if not hasattr(router, "top_k"):
+            continue  # a dense layer
+        others = [n for n in range(len(router.weight)) if n not in kept]
+        if hasattr(router, "e_score_correction_bias"):
+            router.e_score_correction_bias[others] = -1e9
+        else:
+            router.forward = partial(_restricted, router.forward, router.weight, others)
+
+
+def _restricted(forward: Any, rows: torch.Tensor, others: list[int], *given: Any) -> Any:
+    linear = torch.nn.functional.linear
+
+    def masked(x: torch.Tensor, weight: torch.Tensor, *bias: torch.Tensor) -> torch.Tensor:
+        logits = linear(x, weight, *bias)
+        if weight is rows:
+            logits[:, others] = -1e9
+        return logits
+
+    with mock.patch("torch.nn.functional.linear", masked):
+        return forward(*given)
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+@pytest.mark.parametrize("kept", [[0, 2, 3, 5], [1, 4]])
+def test_kept_experts_compute_what_the_router_restricted_to_them_does(
+    tmp_path: Path, kind: str, kept: list[int]
+) -> None:
+    if kind == "DeepseekV3" and len(kept) == 2:
+        pytest.skip("groups of one expert are refused, see below")
+    model = mixture_model(kind)
+    found = surgered(tmp_path, model, {"op": "keep_experts", "by": kept})
+    assert len(found.model.layers[1].mlp.experts.down_proj) == len(kept)
+    whole = logits(model)
+    restrict(model, kept)
+    expected = logits(model)
+    assert not torch.allclose(whole, expected)
+    torch.testing.assert_close(logits(found), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fewer_experts_than_the_router_chose_are_all_chosen(tmp_path: Path) -> None:
+    model = mixture_model("Mixtral")
+    found = surgered(tmp_path, model, {"op": "keep_experts", "by": [4]})
+    assert found.config.num_experts_per_tok == 1
+    restrict(model, [4])
+    torch.testing.assert_close(logits(found), logits(model), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3], [1, 4], [3, 4, 0, 1]])
+def test_groups_of_experts_that_would_be_others_are_refused(
+    tmp_path: Path, kept: list[int]
+) -> None:
+    with pytest.raises(PlanError, match=r"in 2 groups \(n_group\)"):
+        surgered(tmp_path, mixture_model("DeepseekV3"), {"op": "keep_experts", "by": kept})
+
+
+@pytest.mark.parametrize("kind", ["Mixtral", "GptOss"])
+def test_merging_by_what_the_routers_chose_reads_the_training_side_s_file(
+    tmp_path: Path, kind: str
+) -> None:
+    from surgeon.training import collect_routing
+
+    model = mixture_model(kind)
+    collect_routing(model, [TOKENS], tmp_path / "routing.json")
+    step = {"op": "merge_experts", "by": str(tmp_path / "routing.json"), "keep": 3}
+    found = surgered(tmp_path, model, step)
+    assert found.config.num_local_experts == 3
+    assert logits(found).isfinite().all()
+
+
+def test_merged_equal_experts_compute_what_one_did(tmp_path: Path) -> None:
+    model = mixture_model("Mixtral")
+    for layer in model.model.layers:
+        for tensor in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
+            tensor.data[:] = tensor.data[:1].clone()
+    step = {"op": "merge_experts", "by": [[0, 3], [1, 2, 4], [5]]}
+    found = surgered(tmp_path, model, step)
+    torch.testing.assert_close(logits(found), logits(model), rtol=1e-5, atol=1e-6)
