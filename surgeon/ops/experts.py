@@ -67,7 +67,7 @@ def experts(
         list[Any] | Literal["*"],
         "the experts in order: names of models, '@input' for the input itself, or {model, name, "
         "scale}; '*' is the input and all models",
-        {"items": _ENTRY, "minItems": 2},
+        {"items": _ENTRY, "minItems": 1},
     ],
     per_token: Annotated[int, "how many experts each token goes through", {"minimum": 1}] = 2,
     router: Annotated[
