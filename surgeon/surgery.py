@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from surgeon.base.collection import collection_paused, spared_from_collection
@@ -16,6 +17,7 @@ from surgeon.manifest import build as manifest
 from surgeon.manifest.carry import carry
 from surgeon.model_folder.carried import Carry
 from surgeon.model_folder.files import config_of, folder_files
+from surgeon.model_folder.tokenized import token_ids
 from surgeon.ops.shared import torch_module
 from surgeon.output.execute import Options
 from surgeon.output.opened import Opened
@@ -73,6 +75,7 @@ def opened(
             build_module=torch_module.build if allow_code else torch_module.refuse,
             read_config=lambda name: config_of(models[name] if name else checkpoint),
             tied_names=lambda: _tied_names(checkpoint),
+            tokenize=partial(token_ids, checkpoint.folder),
             location=lambda name: str(locations[name]) if name in models else "",
         )
         theirs = {name: model.tensors for name, model in models.items()}

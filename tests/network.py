@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,38 @@ def example_codes() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(9)
     codes = torch.randn(6, 8, generator=generator).to(torch.float8_e4m3fn)
     return {"packed.weight": codes, "packed.weight_scale": torch.rand(6, 1, generator=generator)}
+
+
+def example_mixture() -> dict[str, torch.Tensor]:
+    """A layer of three experts with a router, and one that holds its experts in one tensor."""
+    generator = torch.Generator().manual_seed(10)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(torch.bfloat16)
+
+    apart = {f"layers.0.moe.experts.{n}.{w}.weight": normal(6, 8) for n in range(3) for w in "ab"}
+    return apart | {
+        "layers.0.moe.gate.weight": normal(3, 8),
+        "layers.1.moe.experts.up": normal(3, 8, 6),
+        "layers.1.moe.router.weight": normal(3, 8),
+        "layers.1.moe.router.bias": normal(3),
+    }
+
+
+def example_dense(seed: int) -> dict[str, torch.Tensor]:
+    """A layer of a dense model that experts can be made of."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"gate_proj": (6, 8), "up_proj": (6, 8), "down_proj": (8, 6)}
+    return {f"model.layers.0.mlp.{name}.weight": torch.randn(shape, generator=generator)
+            for name, shape in shapes.items()}  # fmt: skip
+
+
+SPECIAL: Mapping[str, Callable[[], dict[str, torch.Tensor]]] = {
+    "dequantize": example_codes,
+    "keep_experts": example_mixture,
+    "merge_experts": example_mixture,
+    "experts": lambda: example_dense(11),
+}
 
 
 def example_importances(seed: int) -> dict[str, torch.Tensor]:
@@ -224,7 +256,7 @@ def example_bench(folder: Path, op: str = "") -> Bench:
     A few ops need another input than the network.
     """
     made = Bench(folder)
-    special = example_codes() if op == "dequantize" else {}
+    special = SPECIAL.get(op, dict)()
     made.given({**example_tensors(), **special}, TIES)
     models = {
         "other": example_tensors(1),
@@ -236,6 +268,9 @@ def example_bench(folder: Path, op: str = "") -> Bench:
     }
     for name, tensors in models.items():
         made.models[name] = str(write(folder / f"{name}.safetensors", tensors, TIES))
+    if op == "experts":
+        dense = {**example_tensors(1), **example_dense(12)}
+        write(folder / "other.safetensors", dense, TIES)
     write_adapter(folder / "adapter", example_adapter())
     if op == "lora_combine":
         factors = {name: one for name, one in example_adapter().items() if "lora" in name}

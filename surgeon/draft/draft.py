@@ -41,6 +41,8 @@ class Outside(NamedTuple):
     location: Callable[[str], str] = lambda name: ""
     # {name that the input's config ties: the name that is stored in its place}
     tied_names: Callable[[], Mapping[str, str]] = dict
+    # The token ids of texts, by the tokenizer of the input's folder.
+    tokenize: Callable[[Sequence[str]], list[list[int]]] = lambda texts: []
 
 
 @dataclass
@@ -60,6 +62,8 @@ class Draft:
     weights_file: str = MODEL_WEIGHTS
     # Whether the result is to be held to the class of transformers that its config names.
     class_asked: bool = False
+    # What a step says of the input's config.json that no tensor says; output.config says it last.
+    config: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LazyTensor:
         return self.tensors[name]

@@ -16,6 +16,7 @@ from surgeon.base.errors import SurgeonError, UsageError, did_you_mean
 from surgeon.formats.fetched import open_input
 from surgeon.mergekit.importer import Imported, Importer
 from surgeon.mergekit.methods import METHODS
+from surgeon.mergekit.moe import imported_moe, is_moe
 from surgeon.mergekit.schema import CONFIG
 from surgeon.mergekit.shape import plain
 from surgeon.recipe.validation import problems_of
@@ -31,7 +32,10 @@ def imported(path: Path) -> Imported:
 
     Raises UsageError with a line for everything that cannot be imported.
     """
-    documents = [_checked(path.name, document) for document in _read(path)]
+    read = _read(path)
+    if len(read) == 1 and is_moe(read[0]):
+        return imported_moe(read[0], path.name)
+    documents = [_checked(path.name, document) for document in read]
     *before, (config, notes) = documents
     earlier: dict[str, Json] = {}
     for number, (document, said) in enumerate(before, 1):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from surgeon.model_folder.architectures import Architecture, architecture_of
 from surgeon.model_folder.case import Case
+from surgeon.model_folder.said import meaning_of
+from surgeon.model_folder.sizes import follow_sizes
 
 # Dense models whose feed-forward layers may become Mixtral's experts: all else is the same.
 _DENSE = ("llama", "mistral")
@@ -27,7 +30,17 @@ def becomes(case: Case) -> Architecture | None:
     case.notes.append(
         f"model_type {was} becomes {now}: what config.json does not state may have another default"
     )
-    return architecture_of(case.new, case.after)
+    known = architecture_of(case.new, case.after)
+    if known is not None:
+        _follow_tensors(case, known)
+    return known
+
+
+def _follow_tensors(case: Case, known: Architecture) -> None:
+    """Write the numbers that new tensors say, as the class names them that the model is now."""
+    new = {name: tensor for name, tensor in case.after.items() if name not in case.before}
+    now = replace(case, old=case.new, before={}, after=new, architecture=known)
+    follow_sizes(now, meaning_of(now))
 
 
 def _write_mixtral(case: Case, experts: int) -> None:

@@ -208,14 +208,15 @@ def _followed(recipe: Recipe, source: Checkpoint, plan: Plan) -> Followed | None
     if path is None and not stated:
         return None
     # Here, since what is known of families of models takes a while to import.
-    from surgeon.model_folder.follow import Followed, follow
+    from surgeon.model_folder.follow import Followed, combined, follow
 
     config, problem = _read(path) if path else ({}, "")
     if not problem:
         if path is None:
             return follow(config, stated, {}, {})
         generation, _ = _read(path.with_name(_GENERATION))
-        return follow(config, stated, source.tensors, plan.tensors, generation)
+        said = combined(dict(plan.config), stated)
+        return follow(config, said, source.tensors, plan.tensors, generation)
     if stated:
         raise PlanError(f"{recipe.label}: output.config: {path}: {problem}")
     if _described(source.tensors) == _described(plan.tensors):

@@ -31,7 +31,7 @@ from surgeon.model_folder.token_ids import follow_token_ids, followed_generation
 from surgeon.model_folder.whole_layers import require_whole_layers
 from surgeon.numeric.dtypes import DTYPES, dtype_named
 
-__all__ = ["Followed", "changes_of", "follow"]
+__all__ = ["Followed", "changes_of", "combined", "follow"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def follow(
     agree with it; everything else stays as it is.
     """
     known = architecture_of(config, before)
-    case = Case(config, stated, _merged(config, stated), before, after, known)
+    case = Case(config, stated, combined(config, stated), before, after, known)
     made: Json | None = None
     if config:
         meaning = meaning_of(case)
@@ -92,13 +92,13 @@ def follow(
     return Followed(case.new, changes_of(config, case.new), notes, problems, made)
 
 
-def _merged(config: Json, stated: Mapping[str, Any]) -> Json:
+def combined(config: Json, stated: Mapping[str, Any]) -> Json:
     """Return a config with what is stated in its place; objects are merged in turn."""
     merged = deepcopy(config)
     for key, value in stated.items():
         inside = merged.get(key)
         if isinstance(inside, dict) and isinstance(value, dict):
-            merged[key] = _merged(inside, value)
+            merged[key] = combined(inside, value)
         else:
             merged[key] = deepcopy(value)
     return merged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from surgeon.draft import Draft, Tensors
 from surgeon.draft.registry import op
 from surgeon.initialisers import fresh
 from surgeon.lazy import Copied, LazyTensor
+from surgeon.ops.shared.scores import best, numbers, read_scores, require_named, section
 
 _ONE: Schema = {"type": ["integer", "string"], "format": "indices"}
 _ITEM: Schema = {
@@ -68,7 +69,9 @@ class _Taken:
     },
     paper="Kim et al. 2023, SOLAR 10.7B (depth up-scaling), https://arxiv.org/abs/2312.15166; "
     "Wu et al. 2024, LLaMA Pro (blocks that start as the identity), "
-    "https://arxiv.org/abs/2401.02415",
+    "https://arxiv.org/abs/2401.02415; Men et al. 2024, ShortGPT (the influence of blocks), "
+    "https://arxiv.org/abs/2403.03853",
+    exactly_one=("take", "by"),
 )
 def layers(
     draft: Draft,
@@ -80,11 +83,18 @@ def layers(
         {"format": "name-pattern"},
     ],
     take: Annotated[
-        list[Any],
+        list[Any] | None,
         "the layers of the result in order: 'a:b', 'a:b:step', a number, or an object with "
         "{range, model, zero, every}",
         {"items": {"anyOf": [_ONE, _ITEM]}, "minItems": 1},
-    ],
+    ] = None,
+    by: Annotated[
+        str | None,
+        "instead of `take`, a file of surgeon.training.collect_importance: the `keep` layers that "
+        "change the most stay, in their order",
+        {"minLength": 1},
+    ] = None,
+    keep: Annotated[int | None, "with `by`, how many layers stay", {"minimum": 1}] = None,
     base: Annotated[
         str | None,
         "with `into`, the model that is rebuilt instead of the state",
@@ -106,18 +116,33 @@ def layers(
     numbers, and for layers of a model that have not the tensors and shapes of one here. With `into`
     the state stays, and later steps merge with the result.
     """
+    if (by is None) != (keep is None):
+        raise PlanError("'by' is the file, and 'keep' how many layers stay: give both")
+    scores = (
+        None if by is None else (by, section(read_scores(draft, by, "importance"), "layers", by))
+    )
+
+    def taken(module: str, count: int) -> Sequence[Any]:
+        if scores is None or keep is None:
+            return take or []
+        if keep > count:
+            raise PlanError(f"{depth.called(module)} has {count} layers, and no {keep} to keep")
+        where, said = scores
+        values = numbers(require_named(said, module, where), count, f"{where}: layers.{module}")
+        return best(values, keep)
+
     if into is None:
         if base is not None:
             raise PlanError("'base' is for a result that is kept 'into' a model")
-        draft.tensors = _rebuilt(draft, container, take)
+        draft.tensors = _rebuilt(draft, container, taken)
         return
     if into in draft.models:
         raise PlanError(f"there is a model '{into}' already")
     on = draft if base is None else replace(draft, tensors=dict(draft.model(base)))
-    draft.models[into] = _rebuilt(on, container, take)
+    draft.models[into] = _rebuilt(on, container, taken)
 
 
-def _rebuilt(draft: Draft, container: str, take: Sequence[Any]) -> Tensors:
+def _rebuilt(draft: Draft, container: str, taken: Callable[[str, int], Sequence[Any]]) -> Tensors:
     """Return a draft's tensors with the layers that are taken; raises PlanError."""
     problems: list[str] = []
     containers = _containers(draft.tensors, container)
@@ -126,7 +151,7 @@ def _rebuilt(draft: Draft, container: str, take: Sequence[Any]) -> Tensors:
     changes: dict[str, Tensors] = {}
     for module, own in containers.items():
         try:
-            changes[module] = _Container(draft, module, own).rebuilt(take)
+            changes[module] = _Container(draft, module, own).rebuilt(taken(module, len(own)))
         except PlanError as error:
             problems += error.problems
     if problems:

@@ -21,6 +21,7 @@ from surgeon.ops.shared.consumers import (
     require_one_size,
     with_tied_layers,
 )
+from surgeon.ops.shared.importance import Kept, kept_by
 from surgeon.ops.shared.parametrised import require_whole
 
 
@@ -38,9 +39,16 @@ def narrow(
     *,
     target: Target,
     keep: Annotated[
-        Indices | None, 'what to keep, in this order: 3, "0:5", [1, 2, "7:9"]', SCHEMA
+        Indices | None,
+        'what to keep, in this order: 3, "0:5", [1, 2, "7:9"]; with `by`, how many',
+        SCHEMA,
     ] = None,
     drop: Annotated[Indices | None, "what to drop; the rest keeps its order", SCHEMA] = None,
+    by: Annotated[
+        str | None,
+        "a file of surgeon.training.collect_importance: the most important are kept",
+        {"minLength": 1},
+    ] = None,
     block: Annotated[int, "rows for each index, such as a head's size", {"minimum": 1}] = 1,
     parts: Annotated[
         int, "equal parts to choose the same of, such as 3 for fused q, k, v", {"minimum": 1}
@@ -78,8 +86,15 @@ def narrow(
     Query heads that share keys and values: `"shared": {"target": "**.(k|v)_proj", "by": 4}`, where
     four heads share one, has those go along whose heads all go, and refuses what would pair the
     others anew.
+
+    With `by` the highest scores are kept in their order: of heads and neurons those of the layer
+    that reads them, so that each layer of a pattern keeps its own; of channels, which many layers
+    read, the same everywhere. Of heads that share keys, whole groups are kept with their keys where
+    `keep` is a multiple of `shared.by`, and else as many of each group.
     """
     found = outputs(draft, target, dim)
+    if by is not None and drop is not None:
+        raise PlanError("'by' says what to keep; 'drop' has no part in it")
     problems: list[str] = []
     kept: list[list[int]] = []
     for layer in found:
@@ -91,7 +106,7 @@ def narrow(
             )
             continue
         try:
-            kept.append(_kept(keep, drop, units))
+            kept.append(_kept(keep, drop, units) if by is None else [])
         except PlanError as error:
             problems += [f"'{layer.label}': {line}" for line in error.problems]
     if problems:
@@ -102,6 +117,13 @@ def narrow(
     if consumers is not None and found:
         units = require_one_size(found) // (parts * block)
         reading = readers(draft, consumers, units, block)
+    if by is not None and found:
+        units = require_one_size(found) // (parts * block)
+        modules = (reader.name.rpartition(".")[0] for reader in reading)
+        chosen_by = kept_by(draft, by, keep, units, modules, shared["by"] if shared else None)
+        kept = [chosen_by.of(layer.layer.module) for layer in found]
+    else:
+        chosen_by = Kept({"": kept[0] if kept else []})
     for layer, indices in zip(found, kept, strict=True):
         ranges = _in_each_part(indices, layer, parts, block)
         for name, own_dim in with_tied_layers(draft, layer, dim, tied):
@@ -109,32 +131,26 @@ def narrow(
     require_whole(draft, changes, [reader.name for reader in reading], has_zeros=False)
     draft.replace(changes)
     if shared is not None and shared["target"] and kept:
-        _narrow_shared(draft, shared["target"], shared["by"], kept, block)
+        if by is None and any(other != kept[0] for other in kept):
+            raise PlanError("what shares by groups keeps the same of each layer of the target")
+        _narrow_shared(draft, shared["target"], shared["by"], chosen_by, block)
     draft.replace(
         {
-            reader.name: Selected(draft[reader.name], reader.dim, runs(kept[0], reader.block))
+            reader.name: Selected(
+                draft[reader.name],
+                reader.dim,
+                runs(chosen_by.of(reader.name.rpartition(".")[0]), reader.block),
+            )
             for reader in reading
         }
     )
 
 
-def _narrow_shared(
-    draft: Draft, target: str | list[str], by: int, kept: Sequence[list[int]], block: int
-) -> None:
+def _narrow_shared(draft: Draft, target: str | list[str], by: int, kept: Kept, block: int) -> None:
     """Keep what is shared by indices that are kept, such as key heads by query heads."""
-    indices = kept[0]
-    groups = [index // by for index in indices]
-    left = list(dict.fromkeys(groups))
-    if any(other != indices for other in kept) or groups != [
-        group for group in left for _ in range(len(groups) // len(left))
-    ]:
-        counts = ", ".join(f"{groups.count(group)} of group {group}" for group in left)
-        raise PlanError(
-            f"what is shared by {by} would be shared by others: {counts} are kept; keep as many of "
-            "each, or all or none of one"
-        )
     changes: dict[str, LazyTensor] = {}
     for layer in outputs(draft, target, 0):
+        left = _groups_left(kept.of(layer.layer.module), by)
         if layer.size % block or max(left) >= layer.size // block:
             raise PlanError(
                 f"'{layer.label}' has {layer.size} outputs, not {block} for each group of {by}"
@@ -142,6 +158,19 @@ def _narrow_shared(
         for name, own_dim in with_tied_layers(draft, layer, 0, draft.shared()):
             changes[name] = Selected(draft[name], own_dim, runs(left, block))
     draft.replace(changes)
+
+
+def _groups_left(indices: Sequence[int], by: int) -> list[int]:
+    """Return the groups that are left; raises PlanError where others would share them."""
+    groups = [index // by for index in indices]
+    left = list(dict.fromkeys(groups))
+    if groups != [group for group in left for _ in range(len(groups) // len(left))]:
+        counts = ", ".join(f"{groups.count(group)} of group {group}" for group in left)
+        raise PlanError(
+            f"what is shared by {by} would be shared by others: {counts} are kept; keep as many of "
+            "each, or all or none of one"
+        )
+    return left
 
 
 def _kept(keep: Indices | None, drop: Indices | None, units: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from surgeon import __version__
@@ -51,6 +51,8 @@ class Plan:
     weights_file: str
     # The first step that holds the result to the class that its config names.
     class_asked_at: str | None = None
+    # What steps say of the input's config; output.config says it last.
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make(
@@ -108,6 +110,7 @@ def make(
         sidecars=draft.sidecars,
         weights_file=draft.weights_file,
         class_asked_at=class_asked_at,
+        config=draft.config,
     )
 
 

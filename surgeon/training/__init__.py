@@ -15,8 +15,10 @@ from surgeon.training.collecting import collect_fisher, collect_gram, update_bat
 from surgeon.training.distillation import Distillation
 from surgeon.training.errors import ManifestError
 from surgeon.training.gradients import Gradients
+from surgeon.training.importance import collect_importance
 from surgeon.training.manifest import Manifest
 from surgeon.training.report import Report
+from surgeon.training.routers import collect_router, collect_routing
 from surgeon.training.run import Run
 
 __all__ = [
@@ -33,5 +35,8 @@ __all__ = [
     "TorchClass",
     "collect_fisher",
     "collect_gram",
+    "collect_importance",
+    "collect_router",
+    "collect_routing",
     "update_batch_norm",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from surgeon.training.errors import ManifestError
+from surgeon.training.watching import Forward, in_eval_mode, run_model
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -42,7 +43,7 @@ def collect_fisher(
     parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     count = 0
-    with _in_eval_mode(model), _requiring_gradients(parameters.values()), torch.enable_grad():
+    with in_eval_mode(model), _requiring_gradients(parameters.values()), torch.enable_grad():
         for batch in batches:
             for example in _examples(batch):
                 gradients = torch.autograd.grad(
@@ -62,7 +63,7 @@ def collect_gram(
     batches: Iterable[Any],
     path: str | Path,
     *,
-    forward: Callable[[nn.Module, Any], object] | None = None,
+    forward: Forward | None = None,
 ) -> None:
     """Write the Gram matrix XᵀX of the inputs of every nn.Linear, by the name of its weight.
 
@@ -72,7 +73,6 @@ def collect_gram(
     mode meanwhile. float64. Raises ManifestError where no layer gets any input.
     """
     totals: dict[int, Tensor] = {}
-    run = forward or _forward
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> None:
         (given,) = (*inputs, *by_name.values())
@@ -83,9 +83,9 @@ def collect_gram(
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     hooks = [layer.register_forward_pre_hook(add, with_kwargs=True) for layer in layers.values()]
     try:
-        with _in_eval_mode(model), torch.no_grad():
+        with in_eval_mode(model), torch.no_grad():
             for batch in batches:
-                run(model, batch)
+                run_model(model, batch, forward)
     finally:
         for hook in hooks:
             hook.remove()
@@ -104,12 +104,6 @@ def update_batch_norm(model: nn.Module, batches: Iterable[Any]) -> None:
     """
     device = next((tensor.device for tensor in model.parameters()), None)
     update_bn(batches, model, device)
-
-
-def _forward(model: nn.Module, batch: Any) -> object:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
 
 def _examples(batch: Any) -> Iterator[Any]:
@@ -139,17 +133,6 @@ def _sliced(batch: Any, index: int) -> Any:
     if isinstance(batch, Mapping):
         return {name: _sliced(item, index) for name, item in batch.items()}
     return tuple(_sliced(item, index) for item in batch)
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -25,7 +25,7 @@ Json = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
 Key = TypeVar("Key")
 
-_SETTINGS = {
+SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -88,7 +88,7 @@ def run(folder: Path, environment: Path, jobs: Mapping[Key, Job]) -> dict[Key, M
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, **_SETTINGS},
+        env={**os.environ, **SETTINGS},
     )
     if done.returncode:
         raise RuntimeError(f"mergekit cannot be run:\n{done.stderr}")
