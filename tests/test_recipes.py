@@ -91,8 +91,8 @@ def test_gradual_unfreezing_trains_more_in_each_stage(tmp_path: Path) -> None:
 
 def test_tie_embeddings_stores_one_of_them(tmp_path: Path) -> None:
     found, manifest = applied(tmp_path, "tie-embeddings")
-    assert manifest["ties"] == {"model.embed_tokens.weight": "lm_head.weight"}
-    assert "model.embed_tokens.weight" not in found
+    assert manifest["ties"] == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert "lm_head.weight" not in found
 
 
 def test_average_checkpoints_is_their_mean(tmp_path: Path) -> None:
