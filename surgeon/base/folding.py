@@ -12,7 +12,7 @@ _LONGEST_NUMBER = 10
 _HERE = "{}"
 
 
-def ranges(numbers: Sequence[int], through: str = "-") -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """Return `0-3,7` for 0, 1, 2, 3 and 7, in rising order."""
     runs: list[list[int]] = []
     for value in numbers:
@@ -20,7 +20,7 @@ def ranges(numbers: Sequence[int], through: str = "-") -> str:
             runs[-1][1] = value
         else:
             runs.append([value, value])
-    return ",".join(str(a) if a == b else f"{a}{through}{b}" for a, b in runs)
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 @dataclass

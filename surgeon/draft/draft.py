@@ -153,15 +153,16 @@ class Draft:
 
 
 def ties(tensors: Tensors) -> dict[str, str]:
-    """Return {alias: owner} of tied names; the owner is the first by name.
+    """Return {alias: owner} of tied names; the owner, which is stored, comes first among them.
 
-    So does safetensors' `save_model`, which records the same in the metadata.
+    A file's own names come before those that its metadata ties to them, and so does the name that
+    `tie` was told to tie to.
     """
     if len(set(map(id, tensors.values()))) == len(tensors):
         return {}
     owners: dict[int, str] = {}
-    for name in sorted(tensors):
-        owners.setdefault(id(tensors[name]), name)
+    for name, tensor in tensors.items():
+        owners.setdefault(id(tensor), name)
     return {name: owner for name in sorted(tensors) if (owner := owners[id(tensors[name])]) != name}
 
 

@@ -39,7 +39,8 @@ def open_safetensors(file: InputFile) -> Checkpoint:
         raise CheckpointError(f"{file.path}: {error}") from None
     tensors = _tensors(file, entries, data_offset)
     ties = tied_names(metadata, tensors)
-    tensors.update((alias, tensors[owner]) for alias, owner in ties.items())
+    # The metadata's own order is any.
+    tensors.update((alias, tensors[owner]) for alias, owner in sorted(ties.items()))
     return Checkpoint(
         path=file.path,
         tensors=tensors,

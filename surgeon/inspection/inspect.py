@@ -230,7 +230,7 @@ def _collapse(made: list[tuple[Node, int]]) -> list[tuple[Node, int]]:
         node, shape = group[0]
         if len(group) > 1:
             numbers = sorted(int(member.name) for member, _ in group)
-            name = f"{{{ranges(numbers, '..')}}}"
+            name = f"{{{ranges(numbers)}}}"
             node = Node(
                 name, node.entry, node.children, len(group), node.elements,
                 node.size_bytes,

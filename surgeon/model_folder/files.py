@@ -30,6 +30,8 @@ Json = dict[str, Any]
 
 MODEL_CONFIG = "config.json"
 _GENERATION = "generation_config.json"
+# Llama and Mistral as their makers store them: consolidated.00.pth, consolidated.safetensors.
+_ORIGINAL, _ORIGINAL_CONFIG = "consolidated", "params.json"
 # What goes with the weights as they were: the state of the run that made them, and the same weights
 # in formats that surgeon does not write.
 _STALE = (
@@ -164,11 +166,13 @@ def config_of(checkpoint: Checkpoint) -> Json:
 
     Raises CheckpointError for one that cannot be read.
     """
-    adapts = is_adapter(checkpoint.tensors)
-    if checkpoint.folder is None and not adapts:
-        return {}
+    name = ADAPTER_CONFIG if is_adapter(checkpoint.tensors) else MODEL_CONFIG
+    if checkpoint.folder is None and name == MODEL_CONFIG:
+        if not checkpoint.path.name.startswith(_ORIGINAL):
+            return {}
+        name = _ORIGINAL_CONFIG
     folder = checkpoint.folder or checkpoint.path.parent
-    path = folder / (ADAPTER_CONFIG if adapts else MODEL_CONFIG)
+    path = folder / name
     config, problem = _read(path)
     if problem:
         raise CheckpointError(f"{path}: {problem}")

@@ -11,6 +11,7 @@ from surgeon.base.patterns import Destination, Names
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
 from surgeon.lazy import Joined, LazyTensor, Selected
+from surgeon.ops.shared.counts import Count, number
 from surgeon.ops.shared.grouping import dimension, put_together, require_alike
 
 
@@ -30,9 +31,7 @@ def concat(
     into: Annotated[Destination, "the name of the result; its captures group the parts"],
     expect: Annotated[int | None, "how many parts each has", {"minimum": 1}] = None,
     groups: Annotated[
-        int,
-        "how many groups (heads) the parts alternate in: a slice of each per group",
-        {"minimum": 1},
+        Count, "how many groups (heads) the parts alternate in: a slice of each per group"
     ] = 1,
 ) -> None:
     """Put tensors end to end along a dimension, in the place of the first.
@@ -44,7 +43,8 @@ def concat(
     each part, then group 1 of each, and so on. Raises where a group lacks a part or a name is
     taken.
     """
-    put_together(draft, from_, into, expect, partial(_join, dim, groups))
+    each = number(draft, groups, "groups")
+    put_together(draft, from_, into, expect, partial(_join, dim, each))
 
 
 def _join(dim: int, groups: int, names: Sequence[str], parts: tuple[LazyTensor, ...]) -> LazyTensor:

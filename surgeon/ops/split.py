@@ -10,6 +10,7 @@ from surgeon.base.patterns import Destinations, Names
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Selected
+from surgeon.ops.shared.counts import Count, number
 from surgeon.ops.shared.grouping import dimension, take_apart
 
 
@@ -21,7 +22,7 @@ from surgeon.ops.shared.grouping import dimension, take_apart
         "parts": 2,
         "into": ["encoder.{i}.first.weight", "encoder.{i}.second.weight"],
     },
-    exactly_one=("sizes", "parts"),
+    exactly_one=("sizes", "parts", "proportions"),
 )
 def split(
     draft: Draft,
@@ -37,33 +38,45 @@ def split(
         {"items": {"type": "integer", "minimum": 1}, "minItems": 1},
     ] = None,
     parts: Annotated[int | None, "the number of parts of equal size", {"minimum": 1}] = None,
+    proportions: Annotated[
+        list[Count] | None,
+        "the parts' sizes in proportion, such as heads of queries, keys and values",
+        {"minItems": 1},
+    ] = None,
     groups: Annotated[
-        int,
-        "how many groups (heads) the parts alternate in: a slice of each per group",
-        {"minimum": 1},
+        Count, "how many groups (heads) the parts alternate in: a slice of each per group"
     ] = 1,
 ) -> None:
     """Cut tensors along a dimension; the parts take their place.
 
     Captures of `target` name the parts, so that one step serves all layers. `sizes` add up to the
-    dimension's size. With `groups`, as in fused heads of GPT-NeoX, the dimension holds for each
-    group (head) a slice of every part; the parts come out whole, and `concat` with the same
-    `groups` is the way back. Raises where sizes do not fit or a name is taken.
+    dimension's size; `proportions` share it out, by numbers or by what the config beside the input
+    says: `[{"config": "num_attention_heads"}, 2, 2]`. With `groups`, as in fused heads of GPT-NeoX,
+    the dimension holds for each group (head) a slice of every part; the parts come out whole, and
+    `concat` with the same `groups` is the way back. Raises where sizes do not fit or a name is
+    taken.
     """
-    take_apart(draft, target, into, partial(_parts, dim, sizes, parts, groups))
+    shares = [number(draft, share, "proportions") for share in proportions or ()]
+    each = number(draft, groups, "groups")
+    take_apart(draft, target, into, partial(_parts, dim, sizes, shares or [1] * (parts or 1), each))
 
 
 def _parts(
-    dim: int, sizes: list[int] | None, parts: int | None, groups: int, name: str, tensor: LazyTensor
+    dim: int,
+    sizes: list[int] | None,
+    shares: list[int],
+    groups: int,
+    name: str,
+    tensor: LazyTensor,
 ) -> list[LazyTensor]:
     dim = dimension(name, tensor.spec, dim)
     size = tensor.spec.shape[dim]
-    if parts is not None and size % parts:
+    if sizes is None and size % sum(shares):
+        equal = f"{len(shares)} equal parts" if set(shares) == {1} else f"parts as {shares}"
         raise PlanError(
-            f"'{name}' is {tensor.spec}: {size} in dimension {dim} is not {parts} equal parts; "
-            "give 'sizes'"
+            f"'{name}' is {tensor.spec}: {size} in dimension {dim} is not {equal}; give 'sizes'"
         )
-    sizes = sizes or [size // (parts or 1)] * (parts or 1)
+    sizes = sizes or [size // sum(shares) * share for share in shares]
     if sum(sizes) != size:
         raise PlanError(
             f"'{name}' is {tensor.spec}: sizes {sizes} are {sum(sizes)} together, not {size}"

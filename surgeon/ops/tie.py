@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Literal
 
 from surgeon.base.errors import PlanError, listed
 from surgeon.base.lists import as_list
 from surgeon.base.patterns import Destination, Names
-from surgeon.draft import Draft
+from surgeon.draft import Draft, Tensors
 from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Scratch
 from surgeon.lazy.values import same_values
@@ -30,8 +31,8 @@ def tie(
 ) -> None:
     """Bind names to the tensor of another name.
 
-    They are then stored and trained as one. Raises where the specs differ, and with `equal` (before
-    anything is written) where the values do.
+    They are then stored and trained as one, under the name that they are tied to. Raises where the
+    specs differ, and with `equal` (before anything is written) where the values do.
     """
     targets = as_list(target)
     moves = list(destinations(draft, targets, [to] * len(targets)))
@@ -50,6 +51,24 @@ def tie(
         if when == "equal":
             draft.check(partial(_require_equal, name, owner, ours, theirs))
         draft.tensors[name] = theirs
+    draft.tensors = _behind(draft.tensors, dict(moves))
+
+
+def _behind(tensors: Tensors, owners: Mapping[str, str]) -> Tensors:
+    """Return tensors with each name after its owner, which is stored since it comes first."""
+    places = {name: place for place, name in enumerate(tensors)}
+    early: dict[str, list[str]] = {}
+    for name, owner in owners.items():
+        if places[name] < places[owner]:
+            early.setdefault(owner, []).append(name)
+    moved = {name for names in early.values() for name in names}
+    ordered: Tensors = {}
+    pending = [name for name in reversed(tensors) if name not in moved]
+    while pending:
+        name = pending.pop()
+        ordered[name] = tensors[name]
+        pending += reversed(early.get(name, []))
+    return ordered
 
 
 def _require_equal(

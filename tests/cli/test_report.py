@@ -124,7 +124,7 @@ def test_alike_numbered_modules_become_one_node(tmp_path: Path) -> None:
     tensors |= {"layers.12.w": np.zeros((9, 3), np.float32), "fc.w": np.zeros(1, np.float32)}
     save_file(tensors, tmp_path / "a.safetensors")
     nodes = inspection.tree(found_in(tmp_path / "a.safetensors"))
-    inside = {"{0..11}": (12, {"w": (1, {})}), "12": (1, {"w": (1, {})})}
+    inside = {"{0-11}": (12, {"w": (1, {})}), "12": (1, {"w": (1, {})})}
     assert names_in(nodes) == {"layers": (1, inside), "fc": (1, {"w": (1, {})})}
     assert {node.name: node.elements for node in nodes} == {"layers": 12 * 6 + 27, "fc": 1}
 
@@ -135,7 +135,7 @@ def test_the_tree_shows_figures_of_one_and_how_many(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(tmp_path / "a.safetensors"))
     text = inspection.as_text(checkpoint, found_in(tmp_path / "a.safetensors"), as_tree=True)
     checkpoint.close()
-    row = "net.layers.{0..2,5}.w  F32 (2, 3)     4 x 6  4 x 24 B"
+    row = "net.layers.{0-2,5}.w  F32 (2, 3)     4 x 6  4 x 24 B"
     assert text.splitlines()[1] == row
 
 

@@ -137,3 +137,19 @@ def test_several_patterns_are_cut_in_one_step(bench):
 def test_a_tensor_that_two_patterns_match_is_an_error(bench):
     with pytest.raises(PlanError, match=r"'h.0.qkv.weight' matches both 'h\.0\.qkv' and"):
         bench.given(QKV).plan(step(["h.0.qkv", "h.{i}.qkv"], PARTS, parts=3))
+
+
+def test_proportions_share_a_dimension_out(bench):
+    bench.given({"w": QKV["h.0.qkv.weight"]})
+    made = bench.operate(step("w", ["q", "k", "v"], proportions=[4, 1, 1])).tensors
+    wanted = QKV["h.0.qkv.weight"].split([24, 6, 6])
+    assert_identical(made, dict(zip("qkv", wanted, strict=True)))
+    with pytest.raises(PlanError, match=r"36 in dimension 0 is not parts as \[4, 1\]"):
+        bench.plan(step("w", ["q", "k"], proportions=[4, 1]))
+
+
+def test_proportions_are_what_the_config_says_or_an_error(bench):
+    bench.given({"w": QKV["h.0.qkv.weight"]})
+    shares = [{"config": ["n_head", "text.heads"]}, 1]
+    with pytest.raises(PlanError, match=r"no config .* says 'n_head', 'text\.heads'"):
+        bench.plan(step("w", ["q", "k"], proportions=shares))

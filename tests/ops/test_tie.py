@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from surgeon.base.errors import PlanError
 from tests.network import assert_identical, read
@@ -43,6 +44,16 @@ def test_tie_comes_back_when_read_again(bench):
     bench.input.write_bytes(bench.output.read_bytes())
     made = bench.operate({"op": "expect", "target": ["head", "embed"], "tied": True})
     assert made.manifest["ties"] == {"head.weight": "embed.weight"}
+
+
+@pytest.mark.parametrize("target", ["a", "b", ["a", "c"]])
+def test_the_name_tied_to_is_the_one_that_is_stored(bench, target):
+    bench.given({"a": W, "b": W.clone(), "c": W.clone(), "z": W.clone(), "zz": W.clone()})
+    made = bench.operate(step(target, "z"), {"op": "rename", "from": "zz", "to": "0"})
+    assert made.manifest["ties"] == dict.fromkeys(target, "z")
+    assert set(load_file(made.path)) == {"a", "b", "c", "z", "0"} - set(target)
+    bench.input.write_bytes(bench.output.read_bytes())
+    assert bench.operate().manifest["ties"] == made.manifest["ties"]
 
 
 def test_differing_values_are_refused_before_anything_is_written(bench):

@@ -206,9 +206,17 @@ def test_file_that_transformers_would_refuse_is_written(bench):
     assert linked(bench.folder / "out", bench.folder) == set()
 
 
-def test_file_that_owns_a_tie_by_another_name_is_written(bench):
+def test_file_that_owns_a_tie_goes_on_owning_it(bench):
     save_file({"b": torch.ones(2)}, bench.input, {"format": "pt", "a": "b"})
     made = bench.operate(to=bench.folder / "out", link=True)
+    assert len(linked(bench.folder / "out", bench.folder)) == 1
+    assert made.manifest["ties"] == {"a": "b"}
+
+
+def test_file_that_no_longer_owns_a_tie_is_written(bench):
+    save_file({"b": torch.ones(2)}, bench.input, {"format": "pt", "a": "b"})
+    tie = {"op": "tie", "target": "b", "to": "a"}
+    made = bench.operate({"op": "untie", "target": "b"}, tie, to=bench.folder / "out", link=True)
     assert linked(bench.folder / "out", bench.folder) == set()
     assert made.manifest["ties"] == {"b": "a"}
 
