@@ -12,7 +12,7 @@ from tests.house import imports as imported_by
 # From the roof to the ground: a room imports from those after it.
 ORDER = [
     "__main__", "samples", "cli", "trials", "library", "surgery", "mergekit", "inspection",
-    "output", "manifest",
+    "output", "pictures", "manifest",
     "model_folder", "recipe", "ops", "merges", "initialisers", "draft", "formats", "lazy",
     "numeric", "base",
 ]  # fmt: skip
