@@ -24,7 +24,7 @@ SIBLINGS = {"ops": ("ops.shared",), "merges": ("merges.shared",)}
 # Who else may, for each thing that few may.
 MAY_IMPORT = {
     "click": {"cli"},
-    "matplotlib": {"inspection.pictures", "trials.pictures"},
+    "matplotlib": {"pictures"},
     "optuna": {"trials.study"},
     "yaml": {"mergekit"},
     "tabulate": {"base.tables"},
