@@ -48,8 +48,8 @@ def _op_page(op: Op) -> str:
     return re.sub(r"\n\ninitialisations\n(  .*(\n|$))+", "\n", text).rstrip()
 
 
-_ORDER = ("apply", "plan", "validate", "inspect", "diff", "compare", "verify", "import", "ops",
-          "schema", "recipes")  # fmt: skip
+_ORDER = ("apply", "plan", "validate", "inspect", "diff", "compare", "verify", "report", "import",
+          "ops", "schema", "recipes")  # fmt: skip
 
 
 def _in_order() -> list[tuple[str, click.Command]]:

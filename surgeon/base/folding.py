@@ -127,10 +127,13 @@ def _value(figure: str) -> float:
     return float(figure.replace(",", ""))
 
 
+_RUN = r"[0-9]+(?:-[0-9]+)?"
+
+
 def times(name: str) -> int:
     """Return how many names a folded one stands for."""
     count = 1
-    for inside in re.findall(r"\{([\d,-]+)\}", name):
+    for inside in re.findall(rf"\{{({_RUN}(?:,{_RUN})*)\}}", name):
         runs = [[int(end) for end in run.split("-")] for run in inside.split(",")]
         count *= sum(run[-1] - run[0] + 1 for run in runs)
     return count

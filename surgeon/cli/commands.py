@@ -23,7 +23,7 @@ _MALLOC = {_M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_THRESHOLD: 32 << 20}
 
 
 # They register themselves; each imports what is heavy when it is called.
-from surgeon.cli import looking, operating, searching, terminal, words  # noqa: E402, F401
+from surgeon.cli import looking, operating, reporting, searching, terminal, words  # noqa: E402, F401
 from surgeon.cli.group import commands  # noqa: E402
 
 

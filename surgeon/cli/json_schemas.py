@@ -61,6 +61,7 @@ def _plan() -> Schema:
     tensor = _object(dtype=_TEXT, shape=_list(_COUNT), lineage=_list(schema_of(Change)))
     recipe = _object(file=_TEXT, sha256=_TEXT, about=_TEXT, vars=_ANY_OBJECT, seed=_COUNT)
     return _object(
+        {"before": _by_name(_SPEC), "inputs": _by_name(_object(file=_TEXT, bytes=_COUNT))},
         recipe=recipe, steps=_STEPS, tensors=_by_name(tensor), ties=_by_name(_TEXT),
         dropped=_ANY, files=_FILES, checks=_TEXTS, optimizer=_STATE, optimizer_state=_STATE,
         config=_ANY, carried=_TEXTS, teacher=_STATE, stages=_list(schema_of(Stage)), notes=_TEXTS,

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from surgeon.base.errors import UsageError
 from surgeon.cli import completion, screens
 from surgeon.cli.group import command, print_document, print_text, say
-from surgeon.cli.options import (
-    LOCATION,
-    json_option,
-)
-
-if TYPE_CHECKING:
-    pass
+from surgeon.cli.options import LOCATION, json_option, picture_option
 
 
 @command("inspect", "surgeon inspect model.pt 'layers.*.attention' --stats")
@@ -25,19 +18,29 @@ if TYPE_CHECKING:
 @click.argument("pattern", metavar="[PATTERN]...", nargs=-1, shell_complete=completion.tensor)
 @click.option("--tree", is_flag=True, help="Show modules; numbered ones that are alike, once.")
 @click.option("--stats", is_flag=True, help="Read the values: range, mean, norm, zeros, NaN.")
+@picture_option("Draw how large each layer is, and how its values are spread,")
 @json_option
 def _inspect(
-    checkpoint: str, pattern: Sequence[str], tree: bool, stats: bool, as_json: bool
-) -> None:
+    checkpoint: str, pattern: Sequence[str], tree: bool, stats: bool, picture: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """List the tensors of CHECKPOINT: names, dtypes, shapes, sizes, ties, metadata."""
     if tree and stats:
         raise UsageError("--tree and --stats exclude each other")
     from surgeon.formats import open_checkpoint
     from surgeon.inspection import inspect as inspection
 
+    if picture:
+        from surgeon.pictures.figures import require_drawable
+
+        require_drawable(picture)
     opened = open_checkpoint(checkpoint)
     try:
         found = inspection.inspected(opened.tensors, pattern, stats=stats)
+        if picture:
+            from surgeon.inspection.spread import plot
+
+            plot(checkpoint, found, picture, watch=screens.reading)
         if as_json:
             print_document("inspect", inspection.as_json(opened, found, as_tree=tree))
         else:
@@ -51,13 +54,23 @@ def _inspect(
 @click.argument("a", shell_complete=completion.file)
 @click.argument("b", shell_complete=completion.file)
 @click.argument("pattern", metavar="[PATTERN]...", nargs=-1, shell_complete=completion.tensor)
+@picture_option("Draw the relative change of every tensor, layers by modules,")
 @json_option
 @click.pass_context
-def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_json: bool) -> None:
+def _diff(
+    context: click.Context, a: str, b: str, pattern: Sequence[str], picture: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Compare the tensors of two checkpoints; exits with 1 where they differ."""
     from surgeon.inspection import diff
 
+    if picture:
+        from surgeon.pictures.figures import require_drawable
+
+        require_drawable(picture)
     found = diff.compare(a, b, pattern, watch=screens.reading)
+    if picture:
+        found.plot(picture)
     say([f"note: {note}" for note in found.notes])
     if as_json:
         print_document("diff", found.as_json())
@@ -70,10 +83,7 @@ def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_jso
 @click.argument(
     "models", metavar="A B [C]...", nargs=-1, required=True, shell_complete=completion.file
 )
-@click.option(
-    "--picture", metavar="FILE", type=click.Path(path_type=Path),
-    help="Draw layers by modules as a heat map, into a .png or .svg file (needs matplotlib).",
-)  # fmt: skip
+@picture_option("Draw how far each layer and module moved, and whether together,")
 @json_option
 def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None:
     """Say how alike models are, per layer.
@@ -84,14 +94,14 @@ def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None
     if len(models) < 2:
         raise UsageError("compare takes two models or more")
     from surgeon.inspection import compare as comparison
-    from surgeon.inspection import pictures
     from surgeon.output.workers import default_workers
+    from surgeon.pictures.figures import require_drawable
 
     if picture:
-        pictures.require_drawable(picture)
+        require_drawable(picture)
     found = comparison.compare(models, default_workers())
     if picture:
-        pictures.heat_map(found, picture)
+        found.plot(picture)
     if as_json:
         print_document("compare", found.as_json())
     else:

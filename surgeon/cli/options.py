@@ -126,6 +126,14 @@ json_option = click.option(
 )
 
 
+def picture_option(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Take the file that a picture of something goes to."""
+    return click.option(
+        "--picture", metavar="FILE", type=click.Path(path_type=Path),
+        help=f"{what} into a .png or .svg file (needs matplotlib).",
+    )  # fmt: skip
+
+
 def job_options(function: Callable[..., None]) -> Callable[..., None]:
     """Take RECIPE, INPUT and all that says how they are read, as one `job`."""
 

@@ -16,6 +16,7 @@ from surgeon.cli.options import (
     json_option,
     model_option,
     pairs,
+    picture_option,
     set_option,
 )
 from surgeon.cli.process import INTERRUPTED
@@ -65,10 +66,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the trials of earlier runs.")
 @click.option("--force", is_flag=True, help="Replace BEST and its trials, and begin anew.")
-@click.option(
-    "--picture", metavar="FILE", type=click.Path(path_type=Path),
-    help="Draw the trials, into a .png or .svg file (needs matplotlib).",
-)  # fmt: skip
+@picture_option("Draw the trials,")
 @model_option
 @set_option
 @allow_code_option
@@ -89,7 +87,7 @@ def _search(
     import gc
     from tempfile import TemporaryDirectory
 
-    from surgeon.inspection.pictures import require_drawable
+    from surgeon.pictures.figures import require_drawable
     from surgeon.recipe.locations import bind_models
     from surgeon.trials import scores
     from surgeon.trials.search import Settings, prepared, run

@@ -2,114 +2,48 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgeon.base.depth import is_before_layers, layer_of
 from surgeon.base.errors import PlanError
 from surgeon.base.folding import folded
 from surgeon.base.screen import screen
 from surgeon.base.tables import number, shown, table
 from surgeon.formats import open_checkpoint
 from surgeon.formats.remains import told
+from surgeon.inspection.heat_maps import comparison
+from surgeon.inspection.layers import depth, place
+from surgeon.inspection.products import Figures
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.blas import one_thread
-from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.numeric.dtypes import DTYPES
 from surgeon.output.workers import parallel_map, worthwhile
+from surgeon.pictures.figures import letters
+from surgeon.pictures.heat import Mark
 from surgeon.remote.locations import taken
+
+if TYPE_CHECKING:
+    from surgeon.pictures.figures import Figure
 
 _FLOAT64 = np.dtype(np.float64)
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Inner products of A and of the others' differences from it, over some of the elements.
-
-    `products` is (1 + others, 1 + others), A first; `changed` counts elements that two of the
-    others or more differ from A in, and `conflicting` those of them that they move both ways.
-    Elements with a NaN or Inf anywhere are counted in `nonfinite` alone.
-    """
-
-    products: Array
-    elements: int = 0
-    changed: int = 0
-    conflicting: int = 0
-    nonfinite: int = 0
-
-    def __add__(self, other: Figures) -> Figures:
-        return Figures(
-            self.products + other.products,
-            self.elements + other.elements,
-            self.changed + other.changed,
-            self.conflicting + other.conflicting,
-            self.nonfinite + other.nonfinite,
-        )
-
-    @property
-    def relative(self) -> list[float | None]:
-        """The norm of each other model's difference by the norm of A."""
-        squares = np.diagonal(self.products)
-        return [_ratio(math.sqrt(square), math.sqrt(squares[0])) for square in squares[1:]]
-
-    @property
-    def cosines(self) -> list[list[float | None]]:
-        """The cosines between the differences, a row and a column for each of the others."""
-        count = len(self.products) - 1
-        return [[self._cosine(i + 1, j + 1) for j in range(count)] for i in range(count)]
-
-    @property
-    def cosine(self) -> float | None:
-        """The mean cosine over all pairs of differences; of one other model, that to A itself."""
-        if len(self.products) == 2:
-            a, change, product = self.products[0, 0], self.products[1, 1], self.products[0, 1]
-            other = a + 2 * product + change
-            return _ratio(a + product, math.sqrt(a) * math.sqrt(max(other, 0.0)))
-        pairs = combinations(range(1, len(self.products)), 2)
-        known = [cosine for i, j in pairs if (cosine := self._cosine(i, j)) is not None]
-        return math.fsum(known) / len(known) if known else None
-
-    @property
-    def conflicts(self) -> float | None:
-        """The share of elements that are moved both ways, among those that two or more move."""
-        return _ratio(self.conflicting, self.changed)
-
-    def _cosine(self, i: int, j: int) -> float | None:
-        norms = math.sqrt(self.products[i, i]) * math.sqrt(self.products[j, j])
-        return _ratio(self.products[i, j], norms)
-
-    def as_json(self) -> dict[str, Any]:
-        several = len(self.products) > 2
-        return {
-            "elements": self.elements,
-            "norm": _known(math.sqrt(self.products[0, 0])),
-            "relative_change": self.relative,
-            "cosine": self.cosine,
-            **({"cosines": self.cosines, "sign_conflicts": self.conflicts} if several else {}),
-            **({"nonfinite": self.nonfinite} if self.nonfinite else {}),
-        }
-
-
-def _ratio(value: float, by: float) -> float | None:
-    return _known(float(value) / float(by)) if by else None
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """What `compare` found: {layer: {module: figures}}, in the order of the layers."""
+    """What `compare` found: {layer: {module: figures}}, in the order of the layers.
+
+    `left_out` are tensors that not all models have in one shape.
+    """
 
     models: tuple[str, ...]
     layers: dict[str, dict[str, Figures]]
     notes: tuple[str, ...]
+    left_out: dict[str, Mark] = field(default_factory=dict)
 
     @property
     def total(self) -> Figures:
@@ -131,13 +65,17 @@ class Comparison:
             ],
         }
 
+    def plot(self, path: Path | None = None) -> Figure:
+        """Return a picture of it, layers by modules; saved too where there is a path."""
+        return comparison(self.models, self.layers, self.left_out).plot(path)
+
     def __str__(self) -> str:
         return self.as_text()
 
     def as_text(self) -> str:
         """Return a row for every layer, on a terminal for those alike, and one for all of them."""
         several = len(self.models) > 2
-        changes = [f"change of {label}" for label in _labels(self.models)[1:]]
+        changes = [f"change of {label}" for label in letters(len(self.models))[1:]]
         headers = ["layer", "elements", *changes, "cosine", *(["conflicts"] if several else [])]
         named = [(layer, _sum(modules.values())) for layer, modules in self.layers.items()]
         rows = [_row(layer, figures, several) for layer, figures in [*named, ("all", self.total)]]
@@ -149,10 +87,10 @@ class Comparison:
             if several
             else "change: norm of the difference by the norm of A; cosine: of A and B"
         )
-        labels = _labels(self.models)
-        letters = [f"{label}: {shown(model)}" for label, model in zip(labels, self.models,
+        labels = letters(len(self.models))
+        said = [f"{label}: {shown(model)}" for label, model in zip(labels, self.models,
                                                                       strict=True)]  # fmt: skip
-        return "\n".join([*letters, "", table(headers, rows, right=headers[1:]), "", about])
+        return "\n".join([*said, "", table(headers, rows, right=headers[1:]), "", about])
 
 
 def _row(layer: str, figures: Figures, several: bool) -> tuple[str, ...]:
@@ -164,11 +102,6 @@ def _row(layer: str, figures: Figures, several: bool) -> tuple[str, ...]:
         number(figures.cosine) or "-",
         *(["-" if conflicts is None else f"{conflicts:.1%}"] if several else []),
     )
-
-
-def _labels(models: Sequence[str]) -> list[str]:
-    """Return A, B, ... Z, then numbers."""
-    return [chr(65 + i) if i < 26 else str(i + 1) for i in range(len(models))]
 
 
 def _sum(parts: Iterable[Figures]) -> Figures:
@@ -189,7 +122,7 @@ def compare(locations: Sequence[str], workers: int) -> Comparison:
         for checkpoint in opened:
             stack.callback(checkpoint.close)
         models = [checkpoint.tensors for checkpoint in opened]
-        names, notes = _common(models, _labels(locations))
+        names, notes, left_out = _common(models, letters(len(locations)))
         notes += [line for one in opened for line in told(one.path, one.notes)]
         if not names:
             raise PlanError(*notes, "the models have no floating-point tensor in common")
@@ -198,17 +131,18 @@ def compare(locations: Sequence[str], workers: int) -> Comparison:
         found = parallel_map(_figures, groups, worthwhile(workers, size))
         layers: dict[str, dict[str, Figures]] = {}
         for name, figures in zip(names, found, strict=True):
-            layer, module = _place(name)
+            layer, module = place(name)
             modules = layers.setdefault(layer, {})
             modules[module] = modules[module] + figures if module in modules else figures
-    return Comparison(tuple(locations), layers, tuple(notes))
+    return Comparison(tuple(locations), layers, tuple(notes), left_out)
 
 
-def _common(models: Sequence[dict[str, LazyTensor]], labels: Sequence[str]) -> tuple[
-    list[str], list[str]
-]:  # fmt: skip
-    """Return the names to compare, in the order of the layers, and what is left out."""
+def _common(
+    models: Sequence[dict[str, LazyTensor]], labels: Sequence[str]
+) -> tuple[list[str], list[str], dict[str, Mark]]:
+    """Return the names to compare, in the order of the layers, and what is left out, and why."""
     names: list[str] = []
+    left_out: dict[str, Mark] = {}
     notes: list[str] = []
     seen: set[tuple[int, ...]] = set()
     everything = dict.fromkeys(name for model in models for name in model)
@@ -216,8 +150,10 @@ def _common(models: Sequence[dict[str, LazyTensor]], labels: Sequence[str]) -> t
         specs = {label: model[name].spec for label, model in zip(labels, models, strict=True)
                  if name in model}  # fmt: skip
         if len(specs) < len(models):
+            left_out[name] = "only in one"
             notes.append(f"'{name}' is only in {', '.join(specs)}; left out")
         elif len({spec.shape for spec in specs.values()}) > 1:
+            left_out[name] = "reshaped"
             shapes = ", ".join(f"{spec} in {label}" for label, spec in specs.items())
             notes.append(f"'{name}' is {shapes}; left out")
         elif all(DTYPES[spec.dtype].kind == "float" for spec in specs.values()):
@@ -225,23 +161,7 @@ def _common(models: Sequence[dict[str, LazyTensor]], labels: Sequence[str]) -> t
             if identity not in seen:  # tied in all of them
                 names.append(name)
             seen.add(identity)
-    return sorted(names, key=_depth), notes
-
-
-def _depth(name: str) -> tuple[int, str, int]:
-    layer = layer_of(name)
-    if layer is None:
-        return (0 if is_before_layers(name) else 2), "", 0
-    return 1, *layer
-
-
-def _place(name: str) -> tuple[str, str]:
-    """Return the layer and the module in it that a tensor belongs to."""
-    layer, module = layer_of(name), name.rpartition(".")[0]
-    if layer is None:
-        return module or name, ""
-    label = f"{layer[0]}.{layer[1]}".removeprefix(".")
-    return label, module.removeprefix(label).removeprefix(".")
+    return sorted(names, key=depth), notes, left_out
 
 
 def _figures(tensors: tuple[LazyTensor, ...]) -> Figures:

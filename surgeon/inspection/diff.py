@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,13 +15,18 @@ from surgeon.base.screen import screen
 from surgeon.base.tables import number, plural, shape_text, table
 from surgeon.formats import open_checkpoint
 from surgeon.formats.remains import told
+from surgeon.inspection.heat_maps import difference
 from surgeon.inspection.inspect import selected
 from surgeon.inspection.watching import Watch, unwatched
 from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, upcast_blocks
 from surgeon.lazy.values import same_values
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.pictures.heat import Mark
 from surgeon.remote.locations import taken
+
+if TYPE_CHECKING:
+    from surgeon.pictures.figures import Figure
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Distance:
 
 @dataclass
 class Difference:
-    """What `diff` found, by name."""
+    """What `diff` found, by name; `same` are the names of tensors that do not differ."""
 
     a: str
     b: str
@@ -50,6 +56,7 @@ class Difference:
     reshaped: dict[str, tuple[TensorSpec, TensorSpec]] = field(default_factory=dict)
     changed: dict[str, Distance] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    same: list[str] = field(default_factory=list)
 
     @property
     def equal(self) -> bool:
@@ -70,6 +77,14 @@ class Difference:
             },
             "changed": {name: asdict(distance) for name, distance in self.changed.items()},
         }
+
+    def plot(self, path: Path | None = None) -> Figure:
+        """Return a picture of it, layers by modules; saved too where there is a path."""
+        marks: dict[str, Mark] = dict.fromkeys(self.same, "unchanged")
+        marks |= dict.fromkeys(self.reshaped, "reshaped")
+        marks |= dict.fromkeys([*self.added, *self.removed], "only in one")
+        changes = {name: distance.relative for name, distance in self.changed.items()}
+        return difference((self.a, self.b), changes, marks).plot(path)
 
     def __str__(self) -> str:
         return self.as_text()
@@ -169,6 +184,8 @@ def _compare(
             if done:
                 done(a.spec.size_bytes)
     found.changed |= {name: far[name] for name in names if name in far}
+    elsewhere = found.removed.keys() | found.added.keys() | found.reshaped.keys() | far.keys()
+    found.same += [name for name in names if name not in elsewhere]
 
 
 def _one_range(tensor: LazyTensor) -> ByteRange | None:

@@ -31,12 +31,18 @@ class Answer:
 
 @dataclass(frozen=True, repr=False)
 class Planned(Answer):
-    """What a recipe would make of an input; `dropped` are names that nothing was made of."""
+    """What a recipe would make of an input.
+
+    `before` is what the input's tensors were that are changed or dropped; `dropped` are names that
+    nothing was made of.
+    """
 
     recipe: Json
+    inputs: dict[str, Json]
     steps: list[Json]
     tensors: dict[str, Json]
     ties: dict[str, str]
+    before: dict[str, Json]
     dropped: list[str]
     files: list[Json]
     carried: list[str]

@@ -330,6 +330,11 @@ def read(kind: type[AnyManifest], path: Path) -> AnyManifest:
         deepest=_DEEPEST,
         allow_surrogates=True,  # names of files
     )
+    return of_document(kind, found, path)
+
+
+def of_document(kind: type[AnyManifest], found: Mapping[str, Any], path: Path) -> AnyManifest:
+    """Return the manifest that parsed JSON is; raises ValueError with what is wrong."""
     version = found.get("surgeon_manifest")
     if type(version) is not int or version < 1:
         raise ValueError("not a surgeon manifest: it has no 'surgeon_manifest' version")

@@ -17,11 +17,12 @@ from surgeon.manifest.build import change_entry
 from surgeon.manifest.model import Stage, TorchClass
 from surgeon.manifest.stages import is_parameter
 from surgeon.model_folder.carried import carried_line
-from surgeon.output.changes import changes_table, changes_tree, lost, short_json, valid
+from surgeon.output.changes import changes_table, changes_tree, lost, specs_before
 from surgeon.output.layout import OutputFile
 from surgeon.output.opened import Opened
 from surgeon.output.plan import OutputPlan
 from surgeon.output.write import Result
+from surgeon.recipe.fates import short_json, valid
 from surgeon.recipe.plan import Plan, StepSummary
 
 Json = dict[str, Any]
@@ -47,7 +48,7 @@ def applied(result: Result, seconds: float) -> list[str]:
     lines += _tied_lines(plan)
     kinds = [_kind(tensor) for tensor in plan.tensors.values()]
     parts = [f"{kinds.count(kind):,} {kind}" for kind in ("copied", "computed", "created")]
-    parts += [f"{len(lost(plan)):,} dropped"]
+    parts += [f"{len(lost(plan, opened.input.tensors)):,} dropped"]
     lines.append(f"{plural(len(kinds), 'tensor')}: {', '.join(parts)}")
     total = written.copied_bytes + written.computed_bytes + written.linked_bytes
     linked = f"{spoken_size(written.linked_bytes)} linked, " if written.linked_bytes else ""
@@ -184,7 +185,7 @@ def applied_as_json(result: Result) -> Json:
         "copied_bytes": result.written.copied_bytes,
         "computed_bytes": result.written.computed_bytes,
         "linked_bytes": result.written.linked_bytes,
-        "dropped": lost(opened.plan),
+        "dropped": lost(opened.plan, opened.input.tensors),
         "optimizer_state": _state_as_json(opened, result.optimizer),
         "config": valid(result.plan.config_changes),
         "steps": _steps_as_json(opened.plan),
@@ -287,10 +288,18 @@ def planned_as_json(output: OutputPlan) -> Json:
         }
     return {
         "recipe": opened.recipe.as_json(),
+        "inputs": {
+            name: {"file": given.path.name, "bytes": given.size_bytes}
+            for name, given in opened.checkpoints.items()
+        },
         "steps": _steps_as_json(plan),
         "tensors": tensors,
         "ties": ties(plan.tensors),
-        "dropped": lost(plan),
+        "before": {
+            name: {"dtype": spec.dtype, "shape": list(spec.shape)}
+            for name, spec in specs_before(opened).items()
+        },
+        "dropped": lost(plan, opened.input.tensors),
         "files": _files_as_json(output.weights),
         "checks": [place for place, _ in plan.checks],
         "optimizer": as_json(stages.optimizer) if stages.optimizer else None,

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from surgeon.base.errors import PlanError, UsageError
-from surgeon.inspection import pictures
 from surgeon.inspection.compare import compare
+from surgeon.pictures import figures
 
 NAMES = ["embed.weight", "layers.0.mlp.up.weight", "layers.0.mlp.up.bias", "layers.10.attn.weight",
          "layers.9.attn.weight", "head.weight"]  # fmt: skip
@@ -158,8 +158,8 @@ def test_command_prints_a_table_or_a_document(tmp_path: Path) -> None:
 def test_picture_is_drawn_the_same_each_time(tmp_path: Path, suffix: str, count: int) -> None:
     found = compare(models(tmp_path, count), 1)
     first, second = (tmp_path / f"{i}.{suffix}" for i in range(2))
-    pictures.heat_map(found, first)
-    pictures.heat_map(found, second)
+    found.plot(first)
+    found.plot(second)
     assert first.read_bytes() == second.read_bytes()
     start = {"png": b"\x89PNG", "svg": b"<?xml"}[suffix]
     assert first.read_bytes().startswith(start)
@@ -172,12 +172,12 @@ def test_picture_that_cannot_be_drawn_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError, match=r"a \.png or \.svg file"):
-        pictures.require_drawable(tmp_path / "a.jpg")
+        figures.require_drawable(tmp_path / "a.jpg")
     with pytest.raises(UsageError, match="there is no folder"):
-        pictures.require_drawable(tmp_path / "none" / "a.png")
+        figures.require_drawable(tmp_path / "none" / "a.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'surgeon-checkpoints\[picture\]'"):
-        pictures.require_drawable(tmp_path / "a.png")
+        figures.require_drawable(tmp_path / "a.png")
 
 
 def test_one_model_is_not_enough(tmp_path: Path) -> None:
