@@ -10,6 +10,7 @@ from surgeon.base.errors import listed
 from surgeon.model_folder.architectures import Architecture
 from surgeon.model_folder.case import Case, Json, containers
 from surgeon.model_folder.said import Meaning
+from surgeon.model_folder.ties import tied_by_config
 from surgeon.model_folder.whole_layers import class_names, normal
 
 _COUNT = re.compile(r"(.*_)?(layers?|depth|blocks|num_hidden_layers|experts)")
@@ -112,6 +113,7 @@ def require_names(case: Case, architecture: Architecture | None, meaning: Meanin
         name
         for name, tensor in case.before.items()
         if name not in case.after and not _NUMBERED.search(name) and id(tensor) not in kept
+        and not tied_by_config(case, name)
         and any(not row.is_buffer for row in architecture.rows_of(name))
     ]  # fmt: skip
     if gone and "architectures" not in case.stated:

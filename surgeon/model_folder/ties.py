@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from surgeon.draft import Tensors
 from surgeon.model_folder.architectures import Architecture, architecture_of
@@ -47,16 +47,31 @@ def tied_names(config: Json, tensors: Tensors) -> dict[str, str]:
     if known is None or not _ties(known, config):
         return {}
     inside = {known.inside(name): name for name in tensors}
-    pairs = known.ties or {
-        head: source
-        for head in matching(COMMON.output, _own_names(known))
-        for source in matching(COMMON.embedding, inside)
-    }
     return {
         target: inside[source]
-        for target, source in pairs.items()
+        for target, source in _pairs(known, inside)
         if target not in inside and source in inside and _is_head(target)
     }
+
+
+def tied_by_config(case: Case, name: str) -> bool:
+    """Return whether a class makes a tensor that is not there of one that is, as configured."""
+    known = case.architecture
+    if known is None or not _ties(known, case.new):
+        return False
+    inside = {known.inside(other) for other in case.after}
+    return any(
+        target == known.inside(name) and source in inside
+        for target, source in _pairs(known, inside)
+    )
+
+
+def _pairs(known: Architecture, inside: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield output embeddings and what they may be tied to, by the class's names."""
+    yield from known.ties.items()
+    for head in () if known.ties else matching(COMMON.output, _own_names(known)):
+        for source in matching(COMMON.embedding, inside):
+            yield head, source
 
 
 def _require_head(case: Case, was: bool | None) -> None:

@@ -99,7 +99,8 @@ def lora_merge(
         _collect(changes, found, weight)
     results = changes.results(nonfinite) if not changes.problems else {}
     if changes.problems:
-        raise PlanError(*changes.problems)
+        # Of a module that an adapter both holds and adds to, both find the same.
+        raise PlanError(*dict.fromkeys(changes.problems))
     draft.replace(results)
 
 

@@ -8,7 +8,7 @@ from surgeon.draft.registry import op
 from surgeon.initialisers import BiasInit, Init, for_sibling, fresh
 from surgeon.lazy import LazyTensor
 from surgeon.ops.shared.modules import layers, weight_of
-from surgeon.ops.shared.parametrised import require_length, require_no_vectors
+from surgeon.ops.shared.parametrised import require_length, require_no_norms, require_no_vectors
 
 
 @op(group="values", example={"target": "classifier", "init": "xavier_uniform"})
@@ -22,6 +22,8 @@ def reinit(
     """
     changes: dict[str, LazyTensor] = {}
     for layer in layers(draft, target):
+        if layer.is_module:
+            require_no_norms(draft, layer.module)
         weight = weight_of(draft, layer.module)
         for name in layer.names:
             leaf = layer.leaf(name)

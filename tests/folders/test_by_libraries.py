@@ -110,3 +110,21 @@ def test_adapter_opens_with_its_base(tmp_path: Path) -> None:
     made = peft.AutoPeftModelForCausalLM.from_pretrained(out).eval()
     with torch.no_grad():
         torch.testing.assert_close(made(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_adapter_of_a_tied_head_parts_it_from_the_embedding(tmp_path: Path) -> None:
+    """PEFT adds to the head alone while the adapter is apart: the same logits."""
+    peft = pytest.importorskip("peft")
+    model, source = llama(tmp_path, tie_word_embeddings=True)
+    config = peft.LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    with_adapter = peft.get_peft_model(model, config).eval()
+    with_adapter.save_pretrained(tmp_path / "adapter")
+    merge = {"op": "lora_merge", "adapter": str(tmp_path / "adapter")}
+    alone = ["apply", str(write_recipe(tmp_path, merge)), str(source), str(tmp_path / "refused")]
+    said = CliRunner().invoke(commands, alone).output
+    assert said.count("'lm_head.weight', which is tied to 'model.embed_tokens.weight'") == 1
+    parted = {"op": "copy", "from": "model.embed_tokens", "to": "lm_head"}
+    out = applied(tmp_path, source, str(write_recipe(tmp_path, parted, merge)))
+    made = type(model).from_pretrained(out).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(made(IDS).logits, with_adapter(IDS).logits)

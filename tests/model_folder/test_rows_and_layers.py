@@ -290,13 +290,14 @@ def test_head_of_a_pair_that_is_stored_once_is_the_pair(tied: Any, bench: Bench)
         ({"architectures": ["LlamaModel"]}, ""),
     ],
 )
-def test_untied_model_needs_its_head(folder: Any, stated: Json, problem: str) -> None:
+def test_untied_model_needs_its_head(folder: Any, bench: Bench, stated: Json, problem: str) -> None:
     step = {"op": "delete", "target": "lm_head"}
     if problem:
         with pytest.raises(PlanError, match=problem):
             folder(LLAMA | OWN, step, stated=stated)
     else:
         assert folder(LLAMA | OWN, step, stated=stated) == LLAMA | OWN | stated
+        assert not [n for n in notes_of(bench, step, config=stated) if "is gone" in n]
 
 
 # --- Tensors that the class computes in float32 ---------------------------------------------------

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, spectral_norm
+from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from surgeon.base.errors import PlanError
 
@@ -18,6 +18,10 @@ def network(kind):
         "consumer": lambda: nn.Sequential(first, parametrizations.weight_norm(second)),
         "spectral": lambda: nn.Sequential(parametrizations.spectral_norm(first), second),
         "old spectral": lambda: nn.Sequential(spectral_norm(first), second),
+        "pruned": lambda: nn.Sequential(prune.l1_unstructured(first, "weight", 0.5), second),
+        "pruned consumer": lambda: nn.Sequential(
+            first, prune.random_unstructured(second, "weight", 0.5)
+        ),
     }
     return wrapped[kind]()
 
@@ -53,6 +57,41 @@ def test_fresh_weights_beside_vectors_of_the_old_are_refused(kind, target, bench
     step = {"op": "reinit", "target": target, "init": "normal"}
     with pytest.raises(PlanError, match="is of a spectral norm, whose vectors"):
         bench.given(state_of(network(kind))).plan(step)
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"), [("weight", "would not be those of"), ("pruned", "are no mask")]
+)
+def test_fresh_values_of_a_whole_module_leave_out_no_part(kind, problem, bench):
+    with pytest.raises(PlanError, match=problem):
+        bench.given(state_of(network(kind))).plan({"op": "reinit", "target": "0"})
+
+
+@pytest.mark.parametrize(
+    ("step", "problem"),
+    [({"op": "widen", "target": "0", "rows": 1, "init": "normal"}, "no initialiser makes a mask"),
+     ({"op": "narrow", "target": "0.weight_orig", "drop": 1}, "whose parts change together")],
+)  # fmt: skip
+def test_masks_of_pruned_weights_are_not_made_or_left(step, problem, bench):
+    with pytest.raises(PlanError, match=f"is pruned .*{problem}"):
+        bench.given(state_of(network("pruned"))).plan(step)
+
+
+@pytest.mark.parametrize("kind", ["pruned", "pruned consumer"])
+def test_masks_narrow_with_their_weights(kind, bench):
+    """prune.remove, which multiplies, then a smaller network: the same outputs."""
+    model = network(kind)
+    step = {"op": "narrow", "target": "0", "keep": [0, 2, 5], "consumers": "1"}
+    made = bench.given(state_of(model)).operate(step).tensors
+    small = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 3))
+    for layer in range(2):
+        if f"{layer}.weight_mask" in made:
+            prune.identity(small[layer], "weight")
+    small.load_state_dict(made)
+    for pruned in (model, small):
+        prune.remove(pruned[kind == "pruned consumer"], "weight")
+    torch.testing.assert_close(small[0].weight, model[0].weight[[0, 2, 5]], rtol=0, atol=0)
+    torch.testing.assert_close(small[1].weight, model[1].weight[:, [0, 2, 5]], rtol=0, atol=0)
 
 
 def test_rows_of_norms_and_directions_narrow_together(bench):

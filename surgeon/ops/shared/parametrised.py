@@ -1,4 +1,4 @@
-"""Weights that a checkpoint keeps in parts: weight norm and spectral norm."""
+"""Weights that a checkpoint keeps in parts: weight norm, spectral norm, pruned by a mask."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _WEIGHT_NORMS = (
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
 )
 _SPECTRAL_NORMS = ("weight_orig", "parametrizations.weight.original")
+# torch.nn.utils.prune keeps a weight and the mask that it is multiplied with.
+_PRUNED = (("weight_orig", "weight_mask"), ("bias_orig", "bias_mask"))
 # The weight, and the vectors by which its norm is estimated.
 _VECTORS = (
     ("weight_orig", "weight_u", "weight_v"),
@@ -54,6 +56,27 @@ def require_length(draft: Draft, name: str, init: Any) -> None:
             )
 
 
+def require_no_norms(draft: Draft, module: str) -> None:
+    """Raise PlanError where fresh values of a whole module would pass its weight by, or its norms.
+
+    A direction is fresh by itself; norms that went with it, or a mask, are no initialiser's.
+    """
+    prefix = f"{module}." if module else ""
+    for norm, direction in _WEIGHT_NORMS:
+        if f"{prefix}{norm}" in draft.tensors and f"{prefix}{direction}" in draft.tensors:
+            raise PlanError(
+                f"'{module}' has a weight norm: its norms ('{prefix}{norm}') would not be those of "
+                f"fresh directions; name '{prefix}{direction}' to keep the norms, or remove it in "
+                "torch (remove_weight_norm, remove_parametrizations) first"
+            )
+    for weight, mask in _PRUNED:
+        if f"{prefix}{mask}" in draft.tensors:
+            raise PlanError(
+                f"'{module}' is pruned ('{prefix}{weight}' times '{prefix}{mask}'), and fresh "
+                f"values are no mask; name '{prefix}{weight}' to keep the mask"
+            )
+
+
 def require_no_vectors(draft: Draft, name: str) -> None:
     """Raise PlanError for a part of a spectral norm: its vectors are those of its old weight."""
     for weight, *vectors in _VECTORS:
@@ -80,8 +103,12 @@ def _problems(
     has_zeros: bool,
 ) -> Iterator[str]:
     prefix = f"{module}." if module else ""
+    for weight, mask in _PRUNED:
+        parts = f"{prefix}{weight}", f"{prefix}{mask}"
+        if all(part in draft.tensors for part in parts):
+            yield from _pruned(draft, module, parts, changed, read)
     for leaf in _SPECTRAL_NORMS:
-        if f"{prefix}{leaf}" in draft.tensors:
+        if f"{prefix}{leaf}" in draft.tensors and f"{prefix}weight_mask" not in draft.tensors:
             yield (
                 f"'{module}' has a spectral norm ('{prefix}{leaf}'), whose vectors go with its "
                 "size; remove it in torch (remove_spectral_norm, remove_parametrizations) first"
@@ -113,3 +140,18 @@ def _problems(
                 f"{whole}, and a direction of zeros has no length: the result would be NaN; "
                 "take another init"
             )
+
+
+def _pruned(
+    draft: Draft,
+    module: str,
+    parts: tuple[str, str],
+    changed: Mapping[str, LazyTensor],
+    read: set[str],
+) -> Iterator[str]:
+    weight, mask = parts
+    whole = f"'{module}' is pruned ('{weight}' times '{mask}')"
+    if len(read & {*parts}) == 1 or len(changed.keys() & {*parts}) == 1:
+        yield f"{whole}, whose parts change together; name both"
+    elif weight in changed and changed[weight].spec.count > draft.spec(weight).count:
+        yield f"{whole}, and no initialiser makes a mask; prune.remove it in torch first"
