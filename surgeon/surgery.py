@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from surgeon.base.errors import PlanError
 from surgeon.draft import Outside, Tensors
@@ -14,7 +16,7 @@ from surgeon.formats.remains import settled
 from surgeon.manifest import build as manifest
 from surgeon.manifest.carry import carry
 from surgeon.model_folder.carried import Carry
-from surgeon.model_folder.files import config_of, folder_files
+from surgeon.model_folder.files import config_of, folder_files, generation_of
 from surgeon.ops.shared import torch_module
 from surgeon.output.execute import Options
 from surgeon.output.opened import Opened
@@ -25,6 +27,11 @@ from surgeon.output.write import Result
 from surgeon.output.write import write as write_planned
 from surgeon.recipe import Recipe, plan, read_json
 from surgeon.recipe.locations import beside_recipe
+from surgeon.tokens.folder import read_text, read_tokenizer
+from surgeon.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from surgeon.model_folder.vocabulary import Places
 
 
 @contextmanager
@@ -72,6 +79,15 @@ def opened(
             read_config=lambda name: config_of(models[name] if name else checkpoint),
             tied_names=lambda: _tied_names(checkpoint),
             location=lambda name: str(locations[name]) if name in models else "",
+            text_of=lambda location: read_text(Path(beside_recipe(recipe, location))),
+            read_tokenizer=cache(lambda name: _tokenizer(models[name] if name else checkpoint)),
+            open_tokenizer=cache(
+                lambda location: read_tokenizer(Path(beside_recipe(recipe, location)))
+            ),
+            vocabularies=lambda name, tensors: _vocabularies(
+                config_of(models[name] if name else checkpoint), tensors
+            ),
+            named_ids=lambda: _named_ids(checkpoint),
         )
         theirs = {name: model.tensors for name, model in models.items()}
         made = plan.make(recipe, checkpoint.tensors, theirs, outside, checkpoint.metadata)
@@ -93,6 +109,23 @@ def _tied_names(checkpoint: Checkpoint) -> Mapping[str, str]:
     from surgeon.model_folder.ties import tied_names
 
     return tied_names(config_of(checkpoint), checkpoint.tensors)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Return the tokenizer beside a checkpoint's weights."""
+    return read_tokenizer(checkpoint.folder or checkpoint.path.parent)
+
+
+def _vocabularies(config: Mapping[str, Any], tensors: Tensors) -> Mapping[str, Places]:
+    from surgeon.model_folder.vocabulary import vocabularies
+
+    return vocabularies(dict(config), tensors)
+
+
+def _named_ids(checkpoint: Checkpoint) -> Collection[int]:
+    from surgeon.model_folder.vocabulary import named_ids
+
+    return named_ids(config_of(checkpoint), generation_of(checkpoint))
 
 
 def output_plan(

@@ -88,6 +88,19 @@ def write(path: Path, tensors: Tensors, ties: Mapping[str, str] | None = None) -
     return path
 
 
+def write_tokenizer(folder: Path, *tokens: str) -> Path:
+    """Write a tokenizer that knows whole words, numbered in this order; the first is unknown's."""
+    model = {
+        "type": "WordLevel",
+        "vocab": {token: number for number, token in enumerate(tokens)},
+        "unk_token": tokens[0],
+    }
+    document = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}}
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**document, "model": model}))
+    return path
+
+
 def write_recipe(folder: Path, *steps: Json, **rest: Any) -> Path:
     """Write a recipe beside the checkpoints."""
     path = folder / "recipe.json"
@@ -237,6 +250,7 @@ def example_bench(folder: Path, op: str = "") -> Bench:
     for name, tensors in models.items():
         made.models[name] = str(write(folder / f"{name}.safetensors", tensors, TIES))
     write_adapter(folder / "adapter", example_adapter())
+    write_tokenizer(folder, *(f"t{number}" for number in range(5)))
     if op == "lora_combine":
         factors = {name: one for name, one in example_adapter().items() if "lora" in name}
         write_adapter(folder / "second", factors, r=2, lora_alpha=3)
