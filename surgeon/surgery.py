@@ -80,12 +80,12 @@ def opened(
             tied_names=lambda: _tied_names(checkpoint),
             location=lambda name: str(locations[name]) if name in models else "",
             text_of=lambda location: read_text(Path(beside_recipe(recipe, location))),
-            read_tokenizer=cache(lambda name: _tokenizer(models[name] if name else checkpoint)),
+            read_tokenizer=cache(lambda name: _tokenizer(name, checkpoint, models)),
             open_tokenizer=cache(
                 lambda location: read_tokenizer(Path(beside_recipe(recipe, location)))
             ),
             vocabularies=lambda name, tensors: _vocabularies(
-                config_of(models[name] if name else checkpoint), tensors
+                config_of(models.get(name or "", checkpoint)), tensors
             ),
             named_ids=lambda: _named_ids(checkpoint),
         )
@@ -111,8 +111,14 @@ def _tied_names(checkpoint: Checkpoint) -> Mapping[str, str]:
     return tied_names(config_of(checkpoint), checkpoint.tensors)
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """Return the tokenizer beside a checkpoint's weights."""
+def _tokenizer(
+    name: str | None, checkpoint: Checkpoint, models: Mapping[str, Checkpoint]
+) -> Tokenizer:
+    """Return the tokenizer beside the weights of the input, or of a model."""
+    if name is not None:
+        if name not in models:
+            raise PlanError(f"model '{name}' is made by a step, and has no tokenizer of its own")
+        checkpoint = models[name]
     return read_tokenizer(checkpoint.folder or checkpoint.path.parent)
 
 

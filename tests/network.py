@@ -251,6 +251,11 @@ def example_bench(folder: Path, op: str = "") -> Bench:
         made.models[name] = str(write(folder / f"{name}.safetensors", tensors, TIES))
     write_adapter(folder / "adapter", example_adapter())
     write_tokenizer(folder, *(f"t{number}" for number in range(5)))
+    if op in ("vocabulary", "transplant_tokenizer"):  # another tokenizer beside another model
+        (folder / "another").mkdir()
+        write_tokenizer(folder / "another", "t0", "t3", "t1", "u", "v")
+        place = folder / "another" / "other.safetensors"
+        made.models["other"] = str(write(place, example_tensors(1), TIES))
     if op == "lora_combine":
         factors = {name: one for name, one in example_adapter().items() if "lora" in name}
         write_adapter(folder / "second", factors, r=2, lora_alpha=3)

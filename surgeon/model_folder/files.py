@@ -113,8 +113,8 @@ def folder_files(
     left_out = _left_out(source, plan)
     if source.folder and followed and any("after" not in change for change in followed.changes):
         left_out += tuple(name for name in STALE if (source.folder / name).is_file())
-    if plan.tokenizer and source.folder:
-        left_out += tuple(name for name in plan.tokenizer.other_forms if name not in left_out)
+    if plan.tokens and source.folder:
+        left_out += plan.tokens.left_out
     about = tuple(_about_models(source, models or {}, plan.same_vocabulary)) if followed else ()
     return replace(_along(recipe, source, plan, carry, left_out, followed), about_models=about)
 

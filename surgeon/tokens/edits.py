@@ -53,6 +53,31 @@ def with_entries(tokenizer: Tokenizer, entries: Iterable[Json]) -> Tokenizer:
     return _checked(_followed(replace(tokenizer, document=document)))
 
 
+def union(tokenizers: Sequence[Tokenizer]) -> Tokenizer:
+    """Return the first tokenizer with the tokens of the others, in their order, behind its own.
+
+    Its merges stay as they are. Raises PlanError for kinds that have no union.
+    """
+    made, *others = tokenizers
+    for other in others:
+        if other.kind != made.kind:
+            raise PlanError(
+                f"{made.label} is {made.kind} and {other.label} {other.kind}, of which there is no "
+                "union; say from which the tokens are"
+            )
+        added = [entry for entry in other.added if entry["content"] not in made.ids]
+        apart = {entry["content"] for entry in added}
+        more = [
+            token
+            for token, _ in sorted(other.model_ids.items(), key=lambda item: item[1])
+            if token not in made.ids and token not in apart
+        ]
+        made = with_vocabulary(made, more)
+        if added:
+            made = with_entries(made, sorted(added, key=lambda entry: int(entry["id"])))
+    return made
+
+
 def with_vocabulary(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
     """Return a tokenizer whose model has more tokens, before those that are added ones alone.
 
@@ -64,7 +89,10 @@ def with_vocabulary(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
     own = document["model"]["vocab"]
     first = max(tokenizer.model_ids.values(), default=-1) + 1
     if isinstance(own, list):
-        raise PlanError("pieces of a Unigram have scores, which tokens of another have not")
+        raise PlanError(
+            f"{tokenizer.label}: pieces of a Unigram have scores, which those of two tokenizers "
+            "do not share; say from which the tokens are"
+        )
     own.update({token: first + place for place, token in enumerate(tokens)})
     for entry in document.get("added_tokens") or []:
         if entry["content"] not in own:

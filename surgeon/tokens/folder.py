@@ -14,6 +14,7 @@ from surgeon.tokens.tokenizer import (
     DOCUMENT,
     OTHER_FORMS,
     SPECIAL,
+    TEMPLATE,
     Tokenizer,
     require_known,
 )
@@ -44,6 +45,7 @@ def read_tokenizer(place: Path) -> Tokenizer:
         document=document,
         beside={name: _read(folder / name) for name in names},
         other_forms=tuple(name for name in OTHER_FORMS if (folder / name).is_file()),
+        template=read_text(folder / TEMPLATE) if (folder / TEMPLATE).is_file() else None,
     )
     try:
         require_known(made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surgeon.tokens.tokenizer import Tokenizer
+from surgeon.tokens.tokenizer import TEMPLATE, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,14 @@ class TokenMoves:
 
     before: Tokenizer
     after: Tokenizer
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The files beside the tokenizer before that say nothing of the one after."""
+        template = () if self.before.template is None else (TEMPLATE,)
+        there = (*self.before.other_forms, *self.before.beside, *template)
+        after = (*self.after.beside, *(() if self.after.template is None else (TEMPLATE,)))
+        return tuple(name for name in there if name not in after)
 
     def knows(self, number: int) -> bool:
         """Say whether there was a token of this number."""

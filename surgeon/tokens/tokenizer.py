@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ DOCUMENT = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
 ADDED = "added_tokens.json"
+TEMPLATE = "chat_template.jinja"
 # Files of a tokenizer besides, which say what its document says in another form.
 OTHER_FORMS = (
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
@@ -32,13 +33,15 @@ class Tokenizer:
     """The tokenizer of a model folder, as it is or as it will be.
 
     `document` is tokenizer.json, `beside` the other JSON files that name tokens, as far as they are
-    there; `other_forms` are files that hold the vocabulary once more.
+    there; `other_forms` are files that hold the vocabulary once more; `template` is the chat
+    template, where that is a file.
     """
 
     label: str
     document: Json
     beside: Mapping[str, Json] = field(default_factory=dict)
     other_forms: tuple[str, ...] = ()
+    template: str | None = None
 
     @property
     def kind(self) -> str:
@@ -119,10 +122,19 @@ class Tokenizer:
     def texts(self) -> dict[str, str]:
         """Return the files of the tokenizer, as transformers writes them."""
         files = {DOCUMENT: self.document, **self.beside}
-        return {
+        made = {
             name: json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             for name, content in files.items()
         }
+        return made if self.template is None else {**made, TEMPLATE: self.template}
+
+    def text_of(self, token: str) -> str:
+        """Return what a token stands for in a text; U+FFFD where that is part of a character."""
+        number = self.ids[token]
+        if any(entry["content"] == token for entry in self.added):
+            return token
+        text: str = self.library.decode([number], skip_special_tokens=False)
+        return text
 
 
 def content_of(value: object) -> str | None:
@@ -176,8 +188,3 @@ def require_known(tokenizer: Tokenizer) -> None:
             f"{tokenizer.label}: {DOCUMENT}: its model is {kind!r}, which is none of "
             f"{', '.join(KINDS)}"
         )
-
-
-def shown(tokens: Iterable[str]) -> str:
-    """Return tokens as they are shown: the first of them, and how many more."""
-    return listed(list(tokens))
