@@ -8,7 +8,6 @@ from typing import Annotated, Any, NamedTuple
 
 from surgeon.base.errors import PlanError, listed
 from surgeon.base.schema import Schema
-from surgeon.base.strict_json import parse_json
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
 from surgeon.initialisers import InitSchema, for_sibling, grown
@@ -20,6 +19,7 @@ from surgeon.ops.shared.vocabulary import (
     TokenTensors,
     Vocabulary,
     padded,
+    tokens_in,
     vocabulary_of,
 )
 from surgeon.tokens.edits import NewToken, with_tokens
@@ -121,20 +121,6 @@ def _wanted(
     counts = Counter(one.token for one in found)
     if twice := [token for token, count in counts.items() if count > 1]:
         raise PlanError(f"{listed(twice)} is given twice")
-    return found
-
-
-def tokens_in(draft: Draft, file: str) -> list[Any]:
-    """Return what a file lists: a JSON list, or its lines but for empty ones."""
-    text = draft.outside.text_of(file)
-    if not file.endswith(".json"):
-        return [line for line in text.splitlines() if line]
-    try:
-        found = parse_json(text.encode())
-    except ValueError as error:
-        raise PlanError(f"{file}: {error}") from None
-    if not isinstance(found, list):
-        raise PlanError(f"{file}: is no list of tokens")
     return found
 
 

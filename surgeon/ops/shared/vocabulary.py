@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from surgeon.base.errors import PlanError, listed
 from surgeon.base.schema import Schema
+from surgeon.base.strict_json import parse_json
 from surgeon.draft import Draft, Tensors
 from surgeon.tokens.tokenizer import Tokenizer
 
@@ -73,6 +74,20 @@ def vocabulary_of(
 def padded(rows: int, multiple: int | None) -> int:
     """Return the next number of rows that is a multiple."""
     return -(-rows // multiple) * multiple if multiple else rows
+
+
+def tokens_in(draft: Draft, file: str) -> list[Any]:
+    """Return what a file lists: a JSON list, or its lines but for empty ones."""
+    text = draft.outside.text_of(file)
+    if not file.endswith(".json"):
+        return [line for line in text.splitlines() if line]
+    try:
+        found = parse_json(text.encode())
+    except ValueError as error:
+        raise PlanError(f"{file}: {error}") from None
+    if not isinstance(found, list):
+        raise PlanError(f"{file}: is no list of tokens")
+    return found
 
 
 def _named(
