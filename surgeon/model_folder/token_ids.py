@@ -185,11 +185,13 @@ def _followed(case: Case, ids: Mapping[str, Any], rows: Rows, label: str = "") -
         gone = sorted(number for number, to in now.items() if to is None)
         if gone and key in _SUPPRESSED:
             value = [number for number in value if number not in gone]
+        elif gone and label and case.states(path):
+            moved[path] = get(case.new, path)
+            continue
         elif gone:
             case.contradiction(
                 f"{label}{path} is {json.dumps(value)}, but row {gone[0]} of the vocabulary is "
-                "gone; "
-                + ("change it in the input first" if label else "state it in output.config")
+                "gone; state it in output.config"
             )
             continue
         made = _renumbered(value, {n: to for n, to in now.items() if to is not None})

@@ -99,17 +99,17 @@ def _bytes(tokenizer: Tokenizer) -> Iterator[str]:
     if tokenizer.document["model"].get("byte_fallback"):
         yield from (token for token in _BYTES if token in tokenizer.model_ids)
     parts = ("pre_tokenizer", "decoder", "normalizer")
-    if any(_is_byte_level(tokenizer.document.get(part)) for part in parts):
-        yield from (token for token in _alphabet() if token in tokenizer.model_ids)
+    if any(is_byte_level(tokenizer.document.get(part)) for part in parts):
+        yield from (token for token in alphabet() if token in tokenizer.model_ids)
 
 
-def _is_byte_level(part: Any) -> bool:
+def is_byte_level(part: Any) -> bool:
     if isinstance(part, dict):
-        return part.get("type") == "ByteLevel" or any(map(_is_byte_level, part.values()))
-    return isinstance(part, list) and any(map(_is_byte_level, part))
+        return part.get("type") == "ByteLevel" or any(map(is_byte_level, part.values()))
+    return isinstance(part, list) and any(map(is_byte_level, part))
 
 
-def _alphabet() -> Sequence[str]:
+def alphabet() -> Sequence[str]:
     """Return the characters that GPT-2 writes for bytes: printable ones as they are.
 
     https://github.com/openai/gpt-2/blob/master/src/encoder.py
