@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from surgeon.base.collection import collection_paused, spared_from_collection
 from surgeon.base.errors import PlanError
@@ -16,8 +17,7 @@ from surgeon.formats.remains import settled
 from surgeon.manifest import build as manifest
 from surgeon.manifest.carry import carry
 from surgeon.model_folder.carried import Carry
-from surgeon.model_folder.files import config_of, folder_files
-from surgeon.model_folder.tokenized import token_ids
+from surgeon.model_folder.files import config_of, folder_files, generation_of
 from surgeon.ops.shared import torch_module
 from surgeon.output.execute import Options
 from surgeon.output.opened import Opened
@@ -29,6 +29,11 @@ from surgeon.output.write import write as write_planned
 from surgeon.recipe import Recipe, plan, read_json
 from surgeon.recipe.locations import beside_recipe
 from surgeon.remote.paths import forget, path_of
+from surgeon.tokens.folder import read_text, read_tokenizer
+from surgeon.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from surgeon.model_folder.vocabulary import Places
 
 
 @contextmanager
@@ -75,8 +80,16 @@ def opened(
             build_module=torch_module.build if allow_code else torch_module.refuse,
             read_config=lambda name: config_of(models[name] if name else checkpoint),
             tied_names=lambda: _tied_names(checkpoint),
-            tokenize=partial(token_ids, checkpoint.folder),
             location=lambda name: str(locations[name]) if name in models else "",
+            text_of=lambda location: read_text(path_of(beside_recipe(recipe, location))),
+            read_tokenizer=cache(lambda name: _tokenizer(name, checkpoint, models)),
+            open_tokenizer=cache(
+                lambda location: read_tokenizer(path_of(beside_recipe(recipe, location)))
+            ),
+            vocabularies=lambda name, tensors: _vocabularies(
+                config_of(models.get(name or "", checkpoint)), tensors
+            ),
+            named_ids=lambda: _named_ids(checkpoint),
         )
         theirs = {name: model.tensors for name, model in models.items()}
         planning = stack.enter_context(ExitStack())
@@ -102,6 +115,29 @@ def _tied_names(checkpoint: Checkpoint) -> Mapping[str, str]:
     from surgeon.model_folder.ties import tied_names
 
     return tied_names(config_of(checkpoint), checkpoint.tensors)
+
+
+def _tokenizer(
+    name: str | None, checkpoint: Checkpoint, models: Mapping[str, Checkpoint]
+) -> Tokenizer:
+    """Return the tokenizer beside the weights of the input, or of a model."""
+    if name is not None:
+        if name not in models:
+            raise PlanError(f"model '{name}' is made by a step, and has no tokenizer of its own")
+        checkpoint = models[name]
+    return read_tokenizer(checkpoint.folder or checkpoint.path.parent)
+
+
+def _vocabularies(config: Mapping[str, Any], tensors: Tensors) -> Mapping[str, Places]:
+    from surgeon.model_folder.vocabulary import vocabularies
+
+    return vocabularies(dict(config), tensors)
+
+
+def _named_ids(checkpoint: Checkpoint) -> Collection[int]:
+    from surgeon.model_folder.vocabulary import named_ids
+
+    return named_ids(config_of(checkpoint), generation_of(checkpoint))
 
 
 def output_plan(

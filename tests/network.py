@@ -120,6 +120,19 @@ def write(path: Path, tensors: Tensors, ties: Mapping[str, str] | None = None) -
     return path
 
 
+def write_tokenizer(folder: Path, *tokens: str) -> Path:
+    """Write a tokenizer that knows whole words, numbered in this order; the first is unknown's."""
+    model = {
+        "type": "WordLevel",
+        "vocab": {token: number for number, token in enumerate(tokens)},
+        "unk_token": tokens[0],
+    }
+    document = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}}
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**document, "model": model}))
+    return path
+
+
 def write_recipe(folder: Path, *steps: Json, **rest: Any) -> Path:
     """Write a recipe beside the checkpoints."""
     path = folder / "recipe.json"
@@ -272,6 +285,12 @@ def example_bench(folder: Path, op: str = "") -> Bench:
         dense = {**example_tensors(1), **example_dense(12)}
         write(folder / "other.safetensors", dense, TIES)
     write_adapter(folder / "adapter", example_adapter())
+    write_tokenizer(folder, *(f"t{number}" for number in range(5)))
+    if op in ("vocabulary", "transplant_tokenizer"):  # another tokenizer beside another model
+        (folder / "another").mkdir()
+        write_tokenizer(folder / "another", "t0", "t3", "t1", "u", "v")
+        place = folder / "another" / "other.safetensors"
+        made.models["other"] = str(write(place, example_tensors(1), TIES))
     if op == "lora_combine":
         factors = {name: one for name, one in example_adapter().items() if "lora" in name}
         write_adapter(folder / "second", factors, r=2, lora_alpha=3)

@@ -12,6 +12,7 @@ from surgeon.base.errors import PlanError, did_you_mean
 from surgeon.base.lists import as_list
 from surgeon.base.regions import whole
 from surgeon.lazy import LazyTensor, Scratch, Stream, TensorSpec
+from surgeon.tokens.tokenizer import Tokenizer
 
 Tensors = dict[str, LazyTensor]
 MODEL_WEIGHTS = "model.safetensors"
@@ -29,8 +30,12 @@ class ModuleTensor(NamedTuple):
 Check = Callable[[Scratch], str | None]
 
 
+def _no_tokenizer(name: str | None) -> Tokenizer:
+    raise PlanError("there is no tokenizer: tokens are those of a model folder")
+
+
 class Outside(NamedTuple):
-    """What steps may read besides the state: other checkpoints' headers and JSON files."""
+    """What steps may read besides the state: other checkpoints' headers, JSON files, tokenizers."""
 
     open_model: Callable[[str], Tensors]
     read_json: Callable[[str], Any]
@@ -41,8 +46,17 @@ class Outside(NamedTuple):
     location: Callable[[str], str] = lambda name: ""
     # {name that the input's config ties: the name that is stored in its place}
     tied_names: Callable[[], Mapping[str, str]] = dict
-    # The token ids of texts, by the tokenizer of the input's folder.
-    tokenize: Callable[[Sequence[str]], list[list[int]]] = lambda texts: []
+    text_of: Callable[[str], str] = str
+    # The tokenizer beside the input (None) or a model, and one at a place; the same each time.
+    read_tokenizer: Callable[[str | None], Tokenizer] = _no_tokenizer
+    open_tokenizer: Callable[[str], Tokenizer] = _no_tokenizer
+    # {number in the config: tensors with an entry for each token, and their dimension of tokens},
+    # by the config of the input or of a model.
+    vocabularies: Callable[[str | None, Tensors], Mapping[str, Sequence[tuple[str, int]]]] = (
+        lambda name, tensors: {}
+    )
+    # The numbers of tokens that the configs of the input's folder name.
+    named_ids: Callable[[], Collection[int]] = frozenset
 
 
 @dataclass
@@ -64,6 +78,8 @@ class Draft:
     class_asked: bool = False
     # What a step says of the input's config.json that no tensor says; output.config says it last.
     config: dict[str, Any] = field(default_factory=dict)
+    # The tokenizers of the state (None) and of models, as far as steps have asked for them.
+    tokenizers: dict[str | None, Tokenizer] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LazyTensor:
         return self.tensors[name]
@@ -125,6 +141,14 @@ class Draft:
             hint = hint or f"; the models are: {listed}; --model {name}=PATH gives one"
             raise PlanError(f"there is no model '{name}'{hint}")
         return self.models[name]
+
+    def tokenizer(self, model: str | None = None) -> Tokenizer:
+        """Return the tokenizer of the state or of a model; raises PlanError where there is none."""
+        if model is not None:
+            self.model(model)
+        if model not in self.tokenizers:
+            self.tokenizers[model] = self.outside.read_tokenizer(model)
+        return self.tokenizers[model]
 
     def tied(self, name: str) -> list[str]:
         """Return all names that are bound to the same tensor, the name itself included."""

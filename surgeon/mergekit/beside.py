@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from surgeon.base.errors import UsageError
 from surgeon.base.files import read_regular
@@ -23,82 +23,128 @@ _CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _NAMED = {"chatml": _CHATML}
-_WORDS = ("union", "base")
 _ELSEWHERE = ("alpaca", "exaone", "llama3", "mistral")
 
 
-def tokenizer_notes(config: Json, state: str, models: Sequence[str]) -> list[str]:
-    """Say what is done about vocabularies; raises UsageError where one would change.
+def tokenizer_steps(
+    config: Json, state: str, models: Mapping[str, str]
+) -> tuple[list[Json], list[str]]:
+    """Return what brings models to the tokenizer that is asked for, and notes; raises UsageError.
 
-    `state` is the model whose files are carried, `models` are all of them.
+    `state` is the model whose files are carried, `models` are the names of the others.
     """
     wanted = _wanted(config)
     if wanted is None:
-        return []
-    source, multiple = wanted
-    everyone = list(dict.fromkeys([state, *models, *([] if source in _WORDS else [source])]))
-    here = {path: _vocabulary(path) for path in everyone if Path(path).exists()}
-    known = {path: vocabulary for path, vocabulary in here.items() if vocabulary}
-    unknown = [path for path in everyone if path not in known]
-    first = next(iter(known), "")
-    for path, vocabulary in known.items():
-        if problem := _difference(known[first], vocabulary):
-            raise UsageError(
-                f"tokenizer: the vocabularies of {first} and {path} differ ({problem}): bring the "
-                "models to one vocabulary first, or leave 'tokenizer' out where rows mean the same"
-            )
-    notes = []
-    if unknown:
-        notes.append(
-            f"tokenizer: no vocabulary is found beside {', '.join(unknown)}: all are taken to be "
-            "equal; import again where the models are, to be sure"
+        return [], []
+    base = path_of(config["base_model"]) if config.get("base_model") is not None else state
+    source = base if wanted.source == "base" else wanted.source
+    if source == "union" and base not in (state, *models):
+        raise UsageError(
+            f"tokenizer: a union that begins with {base}, which is none of the merged models, is "
+            "not imported; give a path as its source"
         )
-    if state in known:
-        notes += _about_rows(state, len(known[state]), multiple)
-    elif multiple:
-        raise UsageError(f"tokenizer.pad_to_multiple_of: {state} is not here to count its rows")
-    return [*notes, f"tokenizer: one vocabulary, which nothing changes; {state}'s files go along"]
+    everyone = list(dict.fromkeys([state, *models, *([] if source == "union" else [source])]))
+    here = {path: _vocabulary(path) for path in everyone if Path(path).exists()}
+    silent = [path for path, vocabulary in here.items() if not vocabulary]
+    spoken = {path: vocabulary for path, vocabulary in here.items() if vocabulary}
+    if len(here) == len(everyone) and spoken and not wanted.tokens:
+        first = next(iter(spoken.values()))
+        problem = next(filter(None, (_difference(first, v) for v in spoken.values())), "")
+        if not problem and _are_of_size([state, *models], len(first), wanted.multiple):
+            if silent:
+                said = (
+                    f"no vocabulary is found beside {', '.join(silent)}: all are taken to be equal"
+                )
+                return [], [f"tokenizer: {said}"]
+            return [], ["tokenizer: one vocabulary, which nothing changes"]
+        said = f"vocabularies differ ({problem})" if problem else "rows have no token, or lack one"
+        notes = [f"tokenizer: {said}: the op vocabulary brings all models to one"]
+    elif silent:
+        notes = [f"tokenizer: no vocabulary is found beside {', '.join(silent)}"]
+    else:
+        notes = ["tokenizer: not all models are here; the op vocabulary brings them to one"]
+    words = {"union": "union", **models, state: "input"}
+    step: Json = {"op": "vocabulary", "from": words.get(source, source)}
+    step["models"] = list(models.values())
+    step["missing"] = {"otherwise": "zeros"}
+    if wanted.tokens:
+        names = {**models, state: "input"}
+        step["missing"]["tokens"] = {
+            token: _rule(token, given or {}, names) for token, given in wanted.tokens.items()
+        }
+    if wanted.multiple:
+        step["pad_to_multiple_of"] = wanted.multiple
+    return [step], notes
 
 
-def _wanted(config: Json) -> tuple[str, int] | None:
-    """Return where the tokenizer is to come from, and of what the rows are to be a multiple."""
+def _are_of_size(models: Sequence[str], tokens: int, multiple: int) -> bool:
+    """Say whether models have as many rows as they are to have for this many tokens."""
+    size = -(-tokens // multiple) * multiple if multiple else tokens
+    return all(_rows(path, tokens) == size for path in models)
+
+
+class _Wanted(NamedTuple):
+    """Where the tokenizer is to come from, and what else is said of it."""
+
+    source: str
+    multiple: int
+    tokens: Json
+
+
+def _wanted(config: Json) -> _Wanted | None:
+    """Return what a configuration says of the tokenizer; None for nothing."""
     given: Any = config.get("tokenizer")
     if given is not None and config.get("tokenizer_source") is not None:
         raise UsageError("give either 'tokenizer' or 'tokenizer_source'")
     if given is None:
         source = config.get("tokenizer_source")
-        return None if source is None else (path_of(source), 0)
+        return None if source is None else _Wanted(path_of(source), 0, {})
     if not isinstance(given, dict):
         raise UsageError(f"tokenizer: {given!r} is no object")
-    if given.get("tokens"):
-        tokens = ", ".join(map(repr, given["tokens"]))
-        raise UsageError(
-            f"tokenizer.tokens is not imported: give {tokens} their rows in the models first"
-        )
+    tokens = given.get("tokens") or {}
+    if not isinstance(tokens, dict):
+        raise UsageError(f"tokenizer.tokens: {tokens!r} is no object")
     multiple = given.get("pad_to_multiple_of") or 0
     if not isinstance(multiple, int) or multiple < 0:
         raise UsageError(f"tokenizer.pad_to_multiple_of is {multiple!r}, not a number of rows")
-    return path_of(given.get("source", "union")), multiple
+    return _Wanted(path_of(given.get("source", "union")), multiple, tokens)
 
 
-def _about_rows(state: str, tokens: int, multiple: int) -> list[str]:
-    """Say what mergekit does to rows without a token; raises UsageError for rows to be added."""
-    checkpoint = open_checkpoint(state)
+def _rule(token: str, given: Json, names: Mapping[str, str]) -> Json:
+    """Return what `vocabulary` says of a token's row."""
+    source = given.get("source")
+    rule: Json = {}
+    if isinstance(source, dict) and source.get("kind") == "zero":
+        rule["zeros"] = True
+    elif isinstance(source, dict) and source.get("kind") == "model_token":
+        path = path_of(source.get("model"))
+        rule = {"model": _named(path, names), "token": source.get("token")}
+        if rule["token"] is None:
+            ids = {number: text for text, number in _vocabulary(path).items()}
+            if (number := source.get("token_id")) not in ids:
+                raise UsageError(f"tokenizer.tokens: {path} has no token {number!r}")
+            rule["token"] = ids[number]
+    elif source is not None:
+        rule["model"] = _named(path_of(source), names)
+    else:
+        raise UsageError(f"tokenizer.tokens: {token!r} has no source: give one")
+    return rule | ({"always": True} if given.get("force") else {})
+
+
+def _named(path: str, names: Mapping[str, str]) -> str:
+    if path not in names:
+        raise UsageError(f"tokenizer.tokens: '{path}' is none of the merged models")
+    return names[path]
+
+
+def _rows(path: str, tokens: int) -> int:
+    """Return the rows of a model's embedding; without one of a known name, its tokens."""
+    checkpoint = open_checkpoint(path)
     try:
-        rows = next((tensor.spec.shape[0] for name, tensor in checkpoint.tensors.items()
+        return next((tensor.spec.shape[0] for name, tensor in checkpoint.tensors.items()
                      if "embed_tokens" in name or name.endswith("wte.weight")), tokens)  # fmt: skip
     finally:
         checkpoint.close()
-    if multiple and -(-tokens // multiple) * multiple != rows:
-        raise UsageError(
-            f"tokenizer.pad_to_multiple_of: {tokens} tokens and {rows} rows do not make a multiple "
-            f"of {multiple}: widen the embeddings first"
-        )
-    if rows > tokens and not multiple:
-        return [f"tokenizer: {rows - tokens} rows without a token are kept; mergekit drops them"]
-    if rows < tokens:
-        raise UsageError(f"tokenizer: {state} has {tokens} tokens, but {rows} rows for them")
-    return []
 
 
 def _vocabulary(path: str) -> dict[str, int]:

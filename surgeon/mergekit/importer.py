@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.base.errors import UsageError
-from surgeon.mergekit.beside import chat_template, tokenizer_notes
+from surgeon.mergekit.beside import chat_template, tokenizer_steps
 from surgeon.mergekit.methods import METHODS, Json, Method
 from surgeon.mergekit.places import (
     BUFFERS,
@@ -80,7 +80,8 @@ class Importer:
             "about": f"Imported from {self._label} (mergekit, {name}); apply it to {state}.",
         }
         everyone = [state, *map(str, self._models)]
-        self._notes += tokenizer_notes(self._config, state, everyone)
+        aligned, said = tokenizer_steps(self._config, state, self._models)
+        self._notes += said
         template, said = chat_template(self._config.get("chat_template"), everyone)
         self._notes += said
         if overrides := overrides_of(self._config):
@@ -89,7 +90,7 @@ class Importer:
             )
         if self._models:
             recipe["models"] = {name: path for path, name in self._models.items()}
-        recipe["steps"] = self._without_buffers(everyone, [*before, *steps])
+        recipe["steps"] = self._without_buffers(everyone, [*aligned, *before, *steps])
         output: Json = {}
         if dtype := self._config.get("out_dtype") or self._config.get("dtype"):
             output["dtype"] = require_dtype(str(dtype))

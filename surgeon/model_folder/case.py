@@ -12,6 +12,7 @@ from surgeon.base import patterns
 from surgeon.draft import Tensors
 from surgeon.model_folder import expressions
 from surgeon.model_folder.architectures import Architecture
+from surgeon.tokens.moves import TokenMoves
 
 Json = dict[str, Any]
 
@@ -31,7 +32,7 @@ class Case:
 
     `stated` is what the recipe says in output.config, already in `new`. `architecture` is what is
     known of the model type, if anything. `explained` are the dimensions of tensors whose meaning
-    some rule knows.
+    some rule knows. `tokens` says where tokens have gone, where the tokenizer follows.
     """
 
     old: Json
@@ -43,6 +44,7 @@ class Case:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     explained: set[tuple[str, int]] = field(default_factory=set)
+    tokens: TokenMoves | None = None
 
     def contradiction(self, problem: str) -> None:
         """Report what would make the config contradict the tensors."""

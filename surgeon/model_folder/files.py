@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,7 +18,7 @@ from surgeon.draft.adapters import is_adapter
 from surgeon.formats import Checkpoint
 from surgeon.lazy import TensorSpec
 from surgeon.model_folder.carried import Carry, carried
-from surgeon.model_folder.chat_template import chat_template_files
+from surgeon.model_folder.chat_template import TOKENIZER_CONFIG, chat_template_files
 from surgeon.model_folder.quantisation import STALE
 from surgeon.recipe import Recipe
 from surgeon.recipe.plan import Plan
@@ -115,17 +115,22 @@ def folder_files(
     left_out = _left_out(source, plan)
     if source.folder and followed and any("after" not in change for change in followed.changes):
         left_out += tuple(name for name in STALE if (source.folder / name).is_file())
-    about = tuple(_about_models(source, models or {})) if followed else ()
+    if plan.tokens and source.folder:
+        left_out += plan.tokens.left_out
+    about = tuple(_about_models(source, models or {}, plan.same_vocabulary)) if followed else ()
     return replace(_along(recipe, source, plan, carry, left_out, followed), about_models=about)
 
 
-def _about_models(source: Checkpoint, models: Mapping[str, Checkpoint]) -> list[str]:
+def _about_models(
+    source: Checkpoint, models: Mapping[str, Checkpoint], aligned: Collection[str]
+) -> list[str]:
     whole = {n: m for n, m in models.items() if m.folder and not is_adapter(m.tensors)}
     if not whole:
         return []
     from surgeon.model_folder.other_models import differences
 
-    return differences(source, config_of(source), {n: (m, config_of(m)) for n, m in whole.items()})
+    found = {n: (m, config_of(m)) for n, m in whole.items()}
+    return differences(source, config_of(source), found, aligned)
 
 
 def _adapter_files(recipe: Recipe, source: Checkpoint, plan: Plan, carry: Carry) -> FolderFiles:
@@ -157,8 +162,15 @@ def _along(
         left_out=left_out,
         followed=followed,
         sidecars=plan.sidecars,
-        tokenizer=chat_template_files(source.folder, recipe.output.get("chat_template")),
+        tokenizer=_tokenizer_files(recipe, source, plan),
     )
+
+
+def _tokenizer_files(recipe: Recipe, source: Checkpoint, plan: Plan) -> Mapping[str, str]:
+    """Return the tokenizer's files that steps, or a stated template, change."""
+    made = plan.tokenizer.texts() if plan.tokenizer else {}
+    template = recipe.output.get("chat_template")
+    return made | chat_template_files(source.folder, template, made.get(TOKENIZER_CONFIG))
 
 
 def config_of(checkpoint: Checkpoint) -> Json:
@@ -177,6 +189,11 @@ def config_of(checkpoint: Checkpoint) -> Json:
     if problem:
         raise CheckpointError(f"{path}: {problem}")
     return config
+
+
+def generation_of(checkpoint: Checkpoint) -> Json:
+    """Return what generation_config.json says; {} where there is none, or none that can be read."""
+    return _read(checkpoint.folder / _GENERATION)[0] if checkpoint.folder else {}
 
 
 def _read(path: Path) -> tuple[Json, str]:
@@ -220,7 +237,7 @@ def _followed(recipe: Recipe, source: Checkpoint, plan: Plan) -> Followed | None
             return follow(config, stated, {}, {})
         generation, _ = _read(path.with_name(_GENERATION))
         said = combined(dict(plan.config), stated)
-        return follow(config, said, source.tensors, plan.tensors, generation)
+        return follow(config, said, source.tensors, plan.tensors, generation, plan.tokens)
     if stated:
         raise PlanError(f"{recipe.label}: output.config: {path}: {problem}")
     if _described(source.tensors) == _described(plan.tensors):

@@ -30,6 +30,7 @@ from surgeon.model_folder.ties import follow_ties
 from surgeon.model_folder.token_ids import follow_token_ids, followed_generation
 from surgeon.model_folder.whole_layers import require_whole_layers
 from surgeon.numeric.dtypes import DTYPES, dtype_named
+from surgeon.tokens.moves import TokenMoves
 
 __all__ = ["Followed", "changes_of", "combined", "follow"]
 
@@ -57,15 +58,20 @@ class Followed:
 
 
 def follow(
-    config: Json, stated: Json, before: Tensors, after: Tensors, generation: Json | None = None
+    config: Json,
+    stated: Json,
+    before: Tensors,
+    after: Tensors,
+    generation: Json | None = None,
+    tokens: TokenMoves | None = None,
 ) -> Followed:
     """Return a config after the steps and what the recipe states, with every contradiction.
 
-    `generation` is what generation_config.json says. A key is followed where the input's tensors
-    agree with it; everything else stays as it is.
+    `generation` is what generation_config.json says, `tokens` where tokens have gone. A key is
+    followed where the input's tensors agree with it; everything else stays as it is.
     """
     known = architecture_of(config, before)
-    case = Case(config, stated, combined(config, stated), before, after, known)
+    case = Case(config, stated, combined(config, stated), before, after, known, tokens=tokens)
     made: Json | None = None
     if config:
         meaning = meaning_of(case)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from surgeon.base.files import read_regular
 from surgeon.formats import Checkpoint
+from surgeon.model_folder.token_ids import TOKEN_IDS
 
 Json = dict[str, Any]
 
@@ -28,25 +29,34 @@ _ABSENT = "nothing"
 
 
 def differences(
-    source: Checkpoint, config: Json, models: Mapping[str, tuple[Checkpoint, Json]]
+    source: Checkpoint,
+    config: Json,
+    models: Mapping[str, tuple[Checkpoint, Json]],
+    aligned: Collection[str] = (),
 ) -> list[str]:
     """Return a note for each model whose config or tokenizer says something else than the input's.
 
-    The input's own are written: with `rope_theta` or another token's id, they may be wrong for what
-    comes from the others.
+    Of those that are `aligned`, the tokens are the input's by now. The input's own are written:
+    with `rope_theta` or another token's id, they may be wrong for what comes from the others.
     """
     notes = []
     for name, (model, other) in models.items():
         if not config or not other:
             continue
-        found = [f"{path} is {a} here and {b} there" for path, a, b in _differing(config, other)]
+        found = [
+            f"{path} is {a} here and {b} there"
+            for path, a, b in _differing(config, other)
+            if name not in aligned or not TOKEN_IDS.fullmatch(path.rpartition(".")[2])
+        ]
         more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
         if found:
             notes.append(
                 f"config.json: model '{name}' has another: {', '.join(found[:_MOST_NAMED])}{more}; "
                 "what the input says is written"
             )
-        if files := [n for n in _TOKENIZERS if _differs(source.folder, model.folder, n)]:
+        if name not in aligned and (
+            files := [n for n in _TOKENIZERS if _differs(source.folder, model.folder, n)]
+        ):
             notes.append(
                 f"model '{name}' has another tokenizer ({', '.join(files)}): rows of its "
                 "embeddings may be other tokens; the input's files are carried"

@@ -17,8 +17,8 @@ from surgeon.model_folder.case import Case, Json, get, put
 from surgeon.model_folder.rows import COPY, UNKNOWN, Run, numbers_in, row_runs
 from surgeon.model_folder.said import Meaning
 
-_SIZE = re.compile(r"(.*\.)?(\w+_)?vocab_size")
-_IDS = re.compile(r".*_token_ids?|.*_token_index")
+SIZE = re.compile(r"(.*\.)?(\w+_)?vocab_size")
+TOKEN_IDS = re.compile(r".*_token_ids?|.*_token_index")
 # Tokens that generation leaves out, or begins with: in generation_config.json, and old configs.
 _SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 _FORCED = ("forced_decoder_ids", "bad_words_ids", "force_words_ids", "sequence_bias",
@@ -76,13 +76,13 @@ def follow_token_ids(case: Case, meaning: Meaning) -> dict[str, Rows]:
         _require_same_rows(case, path, names)
     for place, rows in found.items():
         outer = place.rpartition(".")[0]
-        owned = {path: value for path, value in _ids(case.old)
+        owned = {path: value for path, value in ids_of(case.old)
                  if len(found) == 1 or path.rpartition(".")[0] == outer}  # fmt: skip
         _require_stated_rows(case, owned, rows)
         moved = _followed(case, {p: v for p, v in owned.items() if not case.states(p)}, rows)
         for path, value in moved.items():
             put(case.new, path, value)
-        if not moved and rows.have_moved:
+        if not moved and rows.have_moved and not case.tokens:
             case.notes.append(f"rows of {place} have moved; the tokenizer's files do not follow")
     return found
 
@@ -94,7 +94,7 @@ def followed_generation(config: Json, rows: Mapping[str, Rows], case: Case) -> J
     """
     made = deepcopy(config)
     for one in rows.values():
-        for path, value in _followed(case, dict(_ids(config)), one, f"{GENERATION}: ").items():
+        for path, value in _followed(case, dict(ids_of(config)), one, f"{GENERATION}: ").items():
             put(made, path, value)
     return made if made != config else None
 
@@ -104,7 +104,7 @@ def _vocabularies(case: Case, meaning: Meaning) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, dims in meaning.before.items():
         old, new = case.before[name], case.after.get(name)
-        if new is None or not dims or not _SIZE.fullmatch(dims[0]):
+        if new is None or not dims or not SIZE.fullmatch(dims[0]):
             continue
         if len(old.spec.shape) == len(new.spec.shape) == 2:
             found.setdefault(dims[0], []).append(name)
@@ -149,19 +149,19 @@ def _rows(old: LazyTensor, new: LazyTensor) -> Rows:
     return Rows(before, after, runs)
 
 
-def _ids(config: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def ids_of(config: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (path, value) of everything that is ids of tokens, in nested configs too."""
     for key, value in config.items():
-        if value is not None and (_IDS.fullmatch(key) or key in (*_SUPPRESSED, *_FORCED)):
+        if value is not None and (TOKEN_IDS.fullmatch(key) or key in (*_SUPPRESSED, *_FORCED)):
             yield f"{prefix}{key}", value
         elif isinstance(value, dict):
-            yield from _ids(value, f"{prefix}{key}.")
+            yield from ids_of(value, f"{prefix}{key}.")
 
 
 def _require_stated_rows(case: Case, ids: Mapping[str, Any], rows: Rows) -> None:
     for path in ids:
         stated = get(case.new, path)
-        if case.states(path) and any(i >= rows.size_after for i in _whole(stated)):
+        if case.states(path) and any(i >= rows.size_after for i in whole_numbers(stated)):
             case.contradiction(
                 f"output.config.{path} is {json.dumps(stated)}, but the vocabulary has "
                 f"{rows.size_after} rows"
@@ -173,18 +173,25 @@ def _followed(case: Case, ids: Mapping[str, Any], rows: Rows, label: str = "") -
     moved: dict[str, Any] = {}
     beyond = []
     for path, value in ids.items():
-        numbers = {number for number in _whole(value) if number >= 0}
+        numbers = {number for number in whole_numbers(value) if number >= 0}
         if any(number >= rows.size_before for number in numbers):
             beyond.append(path)
-        now = {n: rows.number_of(n) for n in numbers if n < rows.size_before}
+        key, tokens = path.rpartition(".")[2], case.tokens
+        now = {
+            n: tokens.number_of(n, key) if tokens and tokens.knows(n) else rows.number_of(n)
+            for n in numbers
+            if n < rows.size_before
+        }
         gone = sorted(number for number, to in now.items() if to is None)
-        if gone and path.rpartition(".")[2] in _SUPPRESSED:
+        if gone and key in _SUPPRESSED:
             value = [number for number in value if number not in gone]
+        elif gone and label and case.states(path):
+            moved[path] = get(case.new, path)
+            continue
         elif gone:
             case.contradiction(
                 f"{label}{path} is {json.dumps(value)}, but row {gone[0]} of the vocabulary is "
-                "gone; "
-                + ("change it in the input first" if label else "state it in output.config")
+                "gone; state it in output.config"
             )
             continue
         made = _renumbered(value, {n: to for n, to in now.items() if to is not None})
@@ -193,22 +200,21 @@ def _followed(case: Case, ids: Mapping[str, Any], rows: Rows, label: str = "") -
     if beyond:
         case.notes.append(f"{label}{listed(beyond)} is beyond the input's vocabulary already")
     if moved:
-        case.notes.append(
-            f"{label}{listed(list(moved))} changes with the rows; the tokenizer's files do not"
-        )
+        hint = "" if case.tokens else "; the tokenizer's files do not"
+        case.notes.append(f"{label}{listed(list(moved))} changes with the rows{hint}")
     return moved
 
 
-def _whole(value: Any) -> Iterator[int]:
+def whole_numbers(value: Any) -> Iterator[int]:
     """Yield the whole numbers in a value."""
     if type(value) is int:
         yield value
     elif isinstance(value, list | tuple):
         for one in value:
-            yield from _whole(one)
+            yield from whole_numbers(one)
     elif isinstance(value, dict):
         for one in value.values():
-            yield from _whole(one)
+            yield from whole_numbers(one)
 
 
 def _renumbered(value: Any, now: Mapping[int, int]) -> Any:

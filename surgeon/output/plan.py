@@ -138,8 +138,8 @@ class FileOutput:
             raise UsageError(f"--link is for model folders, and {path} is one file")
         state = optimizer_of(path)
         notes: tuple[str, ...] = ()
-        if made.sidecars:
-            beside = ", ".join(made.sidecars)
+        if made.sidecars or made.tokenizer:
+            beside = ", ".join([*made.sidecars, *(["the tokenizer"] if made.tokenizer else [])])
             notes = (f"{path} is one file; only a folder as output gets {beside}",)
         weights = (lay_out(made.tensors, made.metadata, path.name),)
         return OutputPlan(

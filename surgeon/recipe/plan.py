@@ -16,6 +16,8 @@ from surgeon.formats.checkpoint import spec_of
 from surgeon.lazy import moved_from
 from surgeon.recipe import Recipe, order
 from surgeon.recipe.lineage import Lineage, Tracer
+from surgeon.tokens.moves import TokenMoves
+from surgeon.tokens.tokenizer import Tokenizer
 
 
 class StepSummary(NamedTuple):
@@ -53,6 +55,14 @@ class Plan:
     class_asked_at: str | None = None
     # What steps say of the input's config; output.config says it last.
     config: Mapping[str, Any] = field(default_factory=dict)
+    # What the tokenizer became where steps changed it, and the models that have its vocabulary.
+    tokens: TokenMoves | None = None
+    same_vocabulary: frozenset[str] = frozenset()
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that steps made."""
+        return self.tokens.after if self.tokens else None
 
 
 def make(
@@ -111,6 +121,26 @@ def make(
         weights_file=draft.weights_file,
         class_asked_at=class_asked_at,
         config=draft.config,
+        tokens=_token_moves(draft),
+        same_vocabulary=_of_one_vocabulary(draft),
+    )
+
+
+def _token_moves(draft: Draft) -> TokenMoves | None:
+    found = draft.tokenizers.get(None)
+    if found is None:
+        return None
+    before = draft.outside.read_tokenizer(None)
+    return TokenMoves(before, found) if found is not before else None
+
+
+def _of_one_vocabulary(draft: Draft) -> frozenset[str]:
+    """Return the models whose rows are those of the state's tokens."""
+    own = draft.tokenizers.get(None)
+    return frozenset(
+        model
+        for model, other in draft.tokenizers.items()
+        if own and model is not None and (other is own or other.ids == own.ids)
     )
 
 

@@ -270,7 +270,7 @@ def test_layers_that_are_left_out_of_a_merge_are_left_out_of_each_model(tmp_path
         ({"merge_method": "tis", "models": models("a")}, "'tis' is not imported; did you mean"),
         ({"merge_method": "linear"}, "give either 'models' or 'slices'"),
         ({"merge_method": "linear", "models": models("a", weight=1), "tokenizer": {
-            "tokens": {"<x>": {}}}}, "tokenizer.tokens is not imported: give '<x>'"),
+            "tokens": {"<x>": {}}}}, "tokenizer.tokens: '<x>' has no source: give one"),
         ({"merge_method": "linear", "models": models("a", weight=1), "chat_template": "llama3"},
          "'llama3' is a text of mergekit's own: give the template"),
         ({"merge_method": "linear", "modules": {"text": {}, "vision": {}}},
@@ -375,11 +375,11 @@ def tokenizer(folder: Path, name: str, *tokens: str, rows: int = 2) -> str:
     ("tokens", "rows", "words", "said"),
     [
         ("ab", 2, {}, "one vocabulary, which nothing changes"),
-        ("ab", 3, {}, "1 rows without a token are kept; mergekit drops them"),
-        ("ab", 4, {"pad_to_multiple_of": 4}, "one vocabulary, which nothing changes"),
-        ("ba", 2, {}, "differ ('a' is 0 and 1): bring the models to one vocabulary first"),
+        ("ab", 2, {"pad_to_multiple_of": 2}, "one vocabulary, which nothing changes"),
+        ("ab", 3, {}, "rows have no token, or lack one: the op vocabulary brings all models to"),
+        ("ba", 2, {}, "vocabularies differ ('a' is 0 and 1): the op vocabulary brings all models"),
         ("abc", 2, {}, "differ ('c' is nothing and 2)"),
-        ("ab", 2, {"pad_to_multiple_of": 4}, "do not make a multiple of 4: widen the embeddings"),
+        ("", 2, {}, "no vocabulary is found beside"),
     ],
 )  # fmt: skip
 def test_vocabularies_are_held_to_one_another(
@@ -388,19 +388,31 @@ def test_vocabularies_are_held_to_one_another(
     paths = [tokenizer(tmp_path, "a", "a", "b", rows=rows), tokenizer(tmp_path, "b", *tokens)]
     config = given(tmp_path, merge_method="linear", models=models(*paths, weight=1),
                    tokenizer={"source": "union", **words})  # fmt: skip
-    try:
-        found = "\n".join(imported(config).notes)
-    except UsageError as error:
-        found = str(error)
-    assert said in found
+    assert said in "\n".join(imported(config).notes)
 
 
-def test_vocabularies_that_are_not_here_are_taken_to_be_equal_and_that_is_said(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("tokenizer", "step"),
+    [
+        ("union", {"from": "union"}),
+        ("base", {"from": "input"}),
+        ("b", {"from": "b"}),
+        ({"source": "elsewhere", "pad_to_multiple_of": 8},
+         {"from": "elsewhere", "pad_to_multiple_of": 8}),
+        ({"tokens": {"<x>": {"source": "b"}, "<y>": {"source": {"kind": "zero"}, "force": True},
+                     "<z>": {"source": {"kind": "model_token", "model": "a", "token": "q"}}}},
+         {"from": "union", "missing": {"otherwise": "zeros", "tokens": {
+             "<x>": {"model": "b"}, "<y>": {"zeros": True, "always": True},
+             "<z>": {"model": "input", "token": "q"}}}}),
+    ],
+)  # fmt: skip
+def test_vocabularies_that_are_not_here_are_brought_to_one_by_a_step(
+    tmp_path: Path, tokenizer: Any, step: dict[str, Any]
 ) -> None:
-    config = {"models": models("a", "b", weight=1), "tokenizer_source": "union"}
-    found = imported(given(tmp_path, merge_method="linear", **config))
-    assert any("no vocabulary is found beside a, b" in note for note in found.notes)
+    word = "tokenizer_source" if isinstance(tokenizer, str) else "tokenizer"
+    config = {"models": models("a", "b", weight=1), word: tokenizer}
+    first, *_ = imported(given(tmp_path, merge_method="linear", **config)).recipe["steps"]
+    assert first == {"op": "vocabulary", "models": ["b"], "missing": {"otherwise": "zeros"}} | step
 
 
 def test_parameters_without_a_meaning_are_left_out_and_said(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class Rows:
         if len(names) != 1:
             raise PlanError(f"router.prompts: there is no one '{_EMBEDDING}', but {len(names)}")
         table = self.draft[names[0]]
-        ids = [number for text in self.draft.outside.tokenize(texts) for number in text]
+        ids = [number for text in self.draft.tokenizer(None).sequences(texts) for number in text]
         if not ids:
             raise PlanError(f"router.prompts: {list(texts)!r} are no tokens")
         if max(ids) >= table.spec.shape[0] or table.spec.shape[1] != row.shape[1]:
