@@ -59,7 +59,7 @@ def test_layers_stay_in_their_order(bench: Bench) -> None:
 @pytest.mark.parametrize(("step", "changes", "problem"), [
     (narrow(keep="0:2"), {}, "with 'by', 'keep' is how many are kept, a number"),
     (narrow(keep=5), {}, "'keep' is 5, and there are 4"),
-    (narrow(), {"surgeon": "routing"}, "found.json: no file of importance scores: it holds routing"),
+    (narrow(), {"surgeon": "routing"}, "no file of importance scores: it holds routing"),
     (narrow(), {"neurons": {"h.0.down": [1, 2, 3, 4]}}, "neurons: says nothing of 'h.1.down'"),
     (narrow(), {"neurons": {"h.0.down": [1], "h.1.down": [1]}}, "h.0.down: has 1 scores, but"),
     (narrow(consumers="h.*.o", target="h.*.down", dim=1), {}, "heads: says nothing of 'h.1.o'"),
