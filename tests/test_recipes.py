@@ -357,8 +357,6 @@ def mixed(folder: Path, count: int) -> list[Tensors]:
     return dense
 
 
-@pytest.mark.slow  # it asks transformers
-@pytest.mark.filterwarnings("default")
 def test_mixture_of_experts_has_all_models_for_experts(tmp_path: Path) -> None:
     dense = mixed(tmp_path, 3)
     found = load_file(tmp_path / "mixture/model.safetensors")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import random
@@ -157,7 +159,8 @@ def pruned(start: Path, by: Path, letters: int) -> Network:
     given = [word for key, value in settings.items()
              for word in ("--set", f"{key}={json.dumps(value)}")]  # fmt: skip
     arguments = ["apply", "prune-by-importance", start.name, output.name, "--force", "--quiet"]
-    commands.main([*arguments, *given], standalone_mode=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        commands.main([*arguments, *given], standalone_mode=False)
     network = Network(letters, **KEPT)
     network.load_state_dict(load_file(output))
     return network
