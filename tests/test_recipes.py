@@ -328,6 +328,96 @@ def test_upcycle_to_experts_makes_copies_and_routers(tmp_path: Path) -> None:
         torch.testing.assert_close(expert, mlp["model.layers.0.mlp.down_proj.weight"])
 
 
+DENSE = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 5,
+         "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1,
+         "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+
+
+def dense_folder(folder: Path, seed: int) -> Tensors:
+    """Write a Llama of one layer; returns its tensors."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {f"self_attn.{part}_proj": (4, 4) for part in "qkvo"}
+    shapes |= {"mlp.gate_proj": (6, 4), "mlp.up_proj": (6, 4), "mlp.down_proj": (4, 6)}
+    shapes |= {"input_layernorm": (4,), "post_attention_layernorm": (4,)}
+    named = {f"model.layers.0.{name}": shape for name, shape in shapes.items()}
+    named |= {"model.embed_tokens": (5, 4), "model.norm": (4,), "lm_head": (5, 4)}
+    made = {f"{n}.weight": torch.randn(shape, generator=generator) for n, shape in named.items()}
+    folder.mkdir()
+    save_file(made, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(DENSE))
+    return made
+
+
+def mixed(folder: Path, count: int) -> list[Tensors]:
+    """Make `mixture` of dense models by the ready-made recipe; return these."""
+    dense = [dense_folder(folder / f"dense{number}", number) for number in range(count)]
+    others = {str(number): str(folder / f"dense{number}") for number in range(1, count)}
+    plan = recipe.load("mixture-of-experts", {"per_token": 1})
+    with surgery.opened(plan, str(folder / "dense0"), others) as opened:
+        surgery.write(opened, folder / "mixture", Options(), force=False)
+    return dense
+
+
+def test_mixture_of_experts_has_all_models_for_experts(tmp_path: Path) -> None:
+    dense = mixed(tmp_path, 3)
+    found = load_file(tmp_path / "mixture/model.safetensors")
+    for number, model in enumerate(dense):
+        expert = f"model.layers.0.block_sparse_moe.experts.{number}.w3.weight"
+        torch.testing.assert_close(found[expert], model["model.layers.0.mlp.up_proj.weight"])
+    config = json.loads((tmp_path / "mixture/config.json").read_text())
+    said = {"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 1}
+    assert said.items() <= config.items()
+
+
+def of_three_experts(folder: Path) -> tuple[Tensors, str]:
+    """Write a mixture and what a run saw of it; experts 1 and 2 were chosen, 0 is like 2."""
+    block = "model.layers.0.mlp"
+    made = {f"{block}.experts.{n}.up_proj.weight": torch.full((2, 2), n + 1.0) for n in range(3)}
+    made[f"{block}.gate.weight"] = torch.tensor([[1.0, 1], [2, 2], [3, 3]])
+    save_file(made, folder / "in.safetensors")
+    layer = {"frequency": [0.25, 1, 0.75], "weight": [0.5, 0.4, 0.1],
+             "similarity": [[1, -1, 0.5], [-1, 1, 0], [0.5, 0, 1]]}  # fmt: skip
+    said = {"surgeon": "routing", "layers": {"model.layers.0": layer}}
+    (folder / "routing.json").write_text(json.dumps(said))
+    return made, str(folder / "routing.json")
+
+
+def test_keep_experts_keeps_those_that_were_chosen(tmp_path: Path) -> None:
+    old, by = of_three_experts(tmp_path)
+    found = reapplied(tmp_path, "keep-experts", by=by, keep=2)
+    block = "model.layers.0.mlp"
+    torch.testing.assert_close(found[f"{block}.gate.weight"], old[f"{block}.gate.weight"][1:])
+    assert [found[f"{block}.experts.{n}.up_proj.weight"][0, 0].item() for n in (0, 1)] == [2, 3]
+
+
+def test_merge_experts_merges_what_routers_take_for_alike(tmp_path: Path) -> None:
+    _, by = of_three_experts(tmp_path)
+    found = reapplied(tmp_path, "merge-experts", by=by, keep=2)
+    block = "model.layers.0.mlp"
+    mean = 0.75 * 3 + 0.25 * 1
+    assert [found[f"{block}.experts.{n}.up_proj.weight"][0, 0].item() for n in (0, 1)] == [2, mean]
+    assert found[f"{block}.gate.weight"][1, 0].item() == mean
+
+
+def test_prune_by_importance_keeps_the_best_of_each_layer(tmp_path: Path) -> None:
+    save_file(old := residual_tensors(), tmp_path / "in.safetensors")
+    layers = range(2)
+    said = {"surgeon": "importance", "layers": {"model.layers": [0.1, 0.2]},
+            "heads": {f"model.layers.{n}.self_attn.o_proj": [n, 2, 1 - n] for n in layers},
+            "neurons": {f"model.layers.{n}.mlp.down_proj": list(range(9)) for n in layers}
+            }  # fmt: skip
+    (tmp_path / "found.json").write_text(json.dumps(said))
+    found = reapplied(tmp_path, "prune-by-importance", by=str(tmp_path / "found.json"), heads=2,
+                      head_size=2, neurons=3, layers=1)  # fmt: skip
+    own = "self_attn.v_proj.weight"
+    torch.testing.assert_close(found[f"model.layers.0.{own}"], old[f"model.layers.1.{own}"][:4])
+    down = "mlp.down_proj.weight"
+    torch.testing.assert_close(
+        found[f"model.layers.0.{down}"], old[f"model.layers.1.{down}"][:, 6:]
+    )
+    assert not any("layers.1" in name for name in found)
+
+
 def test_mixed_precision_export_casts_the_matrices_of_layers_alone(tmp_path: Path) -> None:
     kept = {"wte.weight": torch.ones(5, 4), "h.0.ln_1.weight": torch.ones(4)}
     matrices = {f"h.0.{name}.weight": torch.full((4, 4), 1 + 2**-9)
@@ -359,6 +449,10 @@ NOT_OF_THE_NETWORK = {
     "split-qkv",
     "mixed-precision-export",
     "rotate-residual-stream",
+    "mixture-of-experts",
+    "keep-experts",
+    "merge-experts",
+    "prune-by-importance",
 }
 
 

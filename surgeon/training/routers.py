@@ -125,8 +125,13 @@ def collect_routing(
         for batch in batches:
             mask[0] = seen_positions(batch)
             run_model(model, batch, forward)
-    layers = {name.rpartition(".")[0].rpartition(".")[0]: one.as_json()
-              for name, one in seen.items() if one.tokens}  # fmt: skip
+    layers: dict[str, Any] = {}
+    for name, one in seen.items():
+        layer = name.rpartition(".")[0].rpartition(".")[0]
+        if layer in layers:
+            raise ManifestError(f"layer '{layer}' has several modules 'experts'")
+        if one.tokens:
+            layers[layer] = one.as_json()
     if not layers:
         raise ManifestError(
             "no module 'experts' was given the numbers and weights of chosen experts, as those of "

@@ -135,7 +135,7 @@ def said_of(layout: MoeLayout, config: Config, per_token: int) -> dict[str, Any]
     if "rope_theta" not in config and not config.get("rope_parameters"):
         said["rope_theta"] = _THETA
     if layout.model_type == "qwen2_moe" and kind != "qwen2":
-        said["qkv_bias"] = False
+        said["qkv_bias"] = bool(config.get("attention_bias"))
     return said
 
 
