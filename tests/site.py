@@ -26,7 +26,16 @@ SITE = ROOT / ".site"
 _LINK = re.compile(r"\[([^\]]*)\]\((?!https?://|#)([^)\s]+)\)")
 # What docs/ is made into the site of, in the order in which one reads it.
 READ = {
-    "Write": ("recipes", "patterns", "ops", "merges", "search", "commands", "library"),
+    "Write": (
+        "first-jobs",
+        "recipes",
+        "patterns",
+        "ops",
+        "merges",
+        "search",
+        "commands",
+        "library",
+    ),
     "Read": ("reading", "model-folders", "layouts"),
     "Train": ("manifest", "optimizer-state", "frameworks"),
     "Coming from elsewhere": ("coming-from",),
