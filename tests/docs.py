@@ -39,13 +39,38 @@ def _ops() -> str:
 
 
 def _op_pages() -> str:
-    return "\n\n".join(f"### {op.name}\n\n```text\n{_op_page(op)}\n```" for op in _ours())
+    return "\n\n".join(f"### {op.name}\n\n{op_page(op)}" for op in _ours())
 
 
-def _op_page(op: Op) -> str:
-    """Return what `surgeon ops NAME` prints, less what this page says once for all ops."""
-    text = catalogue.page(op.name).partition("\n\n")[2]
-    return re.sub(r"\n\ninitialisations\n(  .*(\n|$))+", "\n", text).rstrip()
+def op_page(op: Op) -> str:
+    """Return what `surgeon ops NAME` prints as Markdown, less what is said once for all ops."""
+    rows = [
+        (
+            f"`{name}`",
+            kind,
+            default if default == "required" else default and f"`{default}`",
+            prose(what),
+        )
+        for name, kind, default, what in catalogue.parameters(op)
+    ]
+    cells = [[cell.replace("|", "&#124;") for cell in row] for row in rows]
+    parts = [prose(op.doc), _rows(("parameter", "type", "default", "what"), cells)]
+    parts += [f"{choice[:1].upper()}{choice[1:]}." for choice in catalogue.choices(op)]
+    parts.append(f"```json\n{catalogue.example(op)}\n```")
+    return "\n\n".join([*parts, *([f"Paper: {op.paper}"] if op.paper else [])])
+
+
+def prose(text: str) -> str:
+    """Return a docstring's paragraphs on a line each; what Markdown would read as signs escaped."""
+    parts = re.split(r"(`[^`]*`)", "\n\n".join(map(_on_one_line, text.split("\n\n"))))
+    return "".join(
+        part if place % 2 else re.sub(r"([*\[\]])", r"\\\1", part).replace("<", "&lt;")
+        for place, part in enumerate(parts)
+    )
+
+
+def _on_one_line(paragraph: str) -> str:
+    return " ".join(paragraph.split())
 
 
 _ORDER = ("apply", "plan", "validate", "inspect", "diff", "compare", "verify", "report", "import",

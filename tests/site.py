@@ -16,18 +16,27 @@ from typing import Any
 
 import yaml
 
-from surgeon.cli import catalogue, recipe_pages, word_pages
+from surgeon.cli import recipe_pages, word_pages
 from surgeon.draft.registry import OPS, OURS
 from surgeon.initialisers import INITIALISERS
 from surgeon.model_folder.architectures import DATA, record_of
-from tests.docs import ROOT
+from tests.docs import ROOT, op_page
 
 SITE = ROOT / ".site"
 _LINK = re.compile(r"\[([^\]]*)\]\((?!https?://|#)([^)\s]+)\)")
 # What docs/ is made into the site of, in the order in which one reads it.
 READ = {
-    "Write": ("recipes", "patterns", "ops", "merges", "search", "commands", "library"),
-    "Read": ("reading", "model-folders"),
+    "Write": (
+        "first-jobs",
+        "recipes",
+        "patterns",
+        "ops",
+        "merges",
+        "search",
+        "commands",
+        "library",
+    ),
+    "Read": ("reading", "model-folders", "layouts"),
     "Train": ("manifest", "optimizer-state", "frameworks"),
     "Coming from elsewhere": ("coming-from",),
     "Besides": ("writing-an-op", "safety", "replacing", "performance", "glossary"),
@@ -81,15 +90,9 @@ def _ours() -> list[str]:
 def _op(name: str) -> str:
     op = OPS[name]
     recipe = {"surgeon": 1, "steps": [{"op": name, **op.example}]}
-    parts = [f"# {name}", f"A {'merge' if op.group == 'merge' else f'step ({op.group})'}: "
-             f"{op.summary}"]  # fmt: skip
-    if op.paper:
-        parts.append(f"Paper: {op.paper}")
-    parts += [
-        f"```text\n{catalogue.page(name)}\n```",
-        "## As a recipe",
-        f"```json\n{json.dumps(recipe, indent=2, ensure_ascii=False)}\n```",
-    ]
+    kind = "A merge." if op.group == "merge" else f"A step ({op.group})."
+    parts = [f"# {name}", kind, op_page(op), "## As a recipe"]
+    parts.append(f"```json\n{json.dumps(recipe, indent=2, ensure_ascii=False)}\n```")
     return "\n\n".join(parts) + "\n"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from textwrap import fill
 from typing import Any
 
 import surgeon.merges
 import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
 from surgeon.base.errors import UsageError, did_you_mean
 from surgeon.base.schema import Schema
+from surgeon.base.screen import screen
 from surgeon.base.tables import indented, table
 from surgeon.draft.registry import OPS, OURS, Op
 from surgeon.initialisers import INITIALISERS
@@ -86,31 +88,53 @@ def one_as_json(name: str) -> Json:
 def page(name: str) -> str:
     """Return an op's page; raises UsageError for a name that is none."""
     op = _find(name)
-    properties: dict[str, Schema] = op.parameters["properties"]
-    required = op.parameters.get("required", [])
-    rows = [
-        (
-            word,
-            type_text(schema),
-            "required" if word in required else default_text(schema),
-            schema.get("description", ""),
-        )
-        for word, schema in properties.items()
-    ]
-    parts = [f"{op.name} ({op.group})", op.doc]
-    if rows:
+    parts = [f"{op.name} ({op.group})", paragraphs(op.doc)]
+    if rows := parameters(op):
         parts.append("parameters\n" + table(("name", "type", "default", "what"), rows, indent=2))
-    if choices := op.parameters.get("oneOf"):
-        words = [choice["required"][0] for choice in choices]
-        parts.append(f"exactly one of {', '.join(words)} must be given")
-    parts.append("example\n" + indented(json.dumps(_step(op), ensure_ascii=False)))
-    if "init" in properties:
+    parts += choices(op)
+    parts.append("example\n" + indented(example(op)))
+    if "init" in op.parameters["properties"]:
         parts.append("initialisations\n" + _initialisations())
     if op.paper:
         parts.append(f"paper\n  {op.paper}")
     if (origin := OPS.origin(name)) != OURS:
         parts.append(f"origin\n  {origin} ({op.module})")
     return "\n\n".join(parts)
+
+
+def paragraphs(text: str) -> str:
+    """Return a docstring, its paragraphs folded anew to the terminal that there is."""
+    if not (columns := screen().columns):
+        return text
+    return "\n\n".join(
+        fill(" ".join(part.split()), columns, break_long_words=False, break_on_hyphens=False)
+        for part in text.split("\n\n")
+    )
+
+
+def parameters(op: Op) -> list[tuple[str, str, str, str]]:
+    """Return a row for each of an op's parameters: name, type, default, what it is."""
+    required = op.parameters.get("required", [])
+    return [
+        (
+            word,
+            type_text(schema),
+            "required" if word in required else default_text(schema),
+            schema.get("description", ""),
+        )
+        for word, schema in op.parameters["properties"].items()
+    ]
+
+
+def choices(op: Op) -> list[str]:
+    """Return what must be given of several parameters, nothing where there is no such choice."""
+    words = [choice["required"][0] for choice in op.parameters.get("oneOf", ())]
+    return [f"exactly one of {', '.join(words)} must be given"] if words else []
+
+
+def example(op: Op) -> str:
+    """Return an op's example as a step."""
+    return json.dumps(_step(op), ensure_ascii=False)
 
 
 def _initialisations() -> str:

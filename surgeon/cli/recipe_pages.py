@@ -172,7 +172,8 @@ def table_of_recipes() -> str:
         (
             row["name"],
             ", ".join(
-                word if value is None else f"{word}={json.dumps(value)}"
+                # What a config says is told by the recipe's page.
+                word if value is None or isinstance(value, dict) else f"{word}={json.dumps(value)}"
                 for word, value in row["vars"].items()
             ),
             row["about"],

@@ -98,7 +98,7 @@ def lora_extract(
     saved = _select_saved(draft, save)
     weights, problems = _weights(draft, model, base, target, saved, rank, embeddings, transposed)
     changed = {weight.name for weight in weights}
-    for name in draft.tensors.keys() - changed - saved.keys():
+    for name in sorted(draft.tensors.keys() - changed - saved.keys()):
         ours, theirs = draft[name], model.get(name)
         if theirs is None:
             problems.append(f"'{name}' is not in model '{base}'")

@@ -31,8 +31,9 @@ def tie(
 ) -> None:
     """Bind names to the tensor of another name.
 
-    They are then stored and trained as one, under the name that they are tied to. Raises where the
-    specs differ, and with `equal` (before anything is written) where the values do.
+    They are then stored and trained as one, under the name that they are tied to; a module's
+    tensors with those of the same names in the other. Raises where the specs differ, and with
+    `equal` (before anything is written) where the values do.
     """
     targets = as_list(target)
     moves = list(destinations(draft, targets, [to] * len(targets)))
