@@ -220,6 +220,9 @@ def _words(kind: type, leave_out: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
+    from tests import gallery
+
+    gallery.write()
     TORCH_TABLE.write_text(torch_table())
     for page in PAGES:
         page.write_text(generated(page.read_text()))

@@ -23,8 +23,9 @@ from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES
 from surgeon.output.workers import parallel_map, worthwhile
-from surgeon.pictures.figures import letters
+from surgeon.pictures.figures import letters, named
 from surgeon.pictures.heat import Mark
+from surgeon.pictures.notebook import rows_shown
 from surgeon.remote.locations import taken
 
 if TYPE_CHECKING:
@@ -74,23 +75,36 @@ class Comparison:
 
     def as_text(self) -> str:
         """Return a row for every layer, on a terminal for those alike, and one for all of them."""
-        several = len(self.models) > 2
-        changes = [f"change of {label}" for label in letters(len(self.models))[1:]]
-        headers = ["layer", "elements", *changes, "cosine", *(["conflicts"] if several else [])]
-        named = [(layer, _sum(modules.values())) for layer, modules in self.layers.items()]
-        rows = [_row(layer, figures, several) for layer, figures in [*named, ("all", self.total)]]
+        headers, rows = self._table()
         if screen().is_terminal:
             rows = folded(rows)
-        about = (
-            "change: norm of the difference by the norm of A; cosine: mean over pairs of "
-            "differences; conflicts: elements moved both ways, of those moved by several"
-            if several
-            else "change: norm of the difference by the norm of A; cosine: of A and B"
-        )
         labels = letters(len(self.models))
         said = [f"{label}: {shown(model)}" for label, model in zip(labels, self.models,
                                                                       strict=True)]  # fmt: skip
-        return "\n".join([*said, "", table(headers, rows, right=headers[1:]), "", about])
+        return "\n".join([*said, "", table(headers, rows, right=headers[1:]), "", self._about])
+
+    def _repr_html_(self) -> str:
+        headers, rows = self._table()
+        return rows_shown("; ".join(named(self.models)), headers, rows, headers[1:],
+                          notes=[*self.notes, self._about])  # fmt: skip
+
+    @property
+    def _about(self) -> str:
+        if len(self.models) == 2:
+            return "change: norm of the difference by the norm of A; cosine: of A and B"
+        return (
+            "change: norm of the difference by the norm of A; cosine: mean over pairs of "
+            "differences; conflicts: elements moved both ways, of those moved by several"
+        )
+
+    def _table(self) -> tuple[list[str], list[tuple[str, ...]]]:
+        """Return headers, and a row for every layer and for all of them."""
+        several = len(self.models) > 2
+        changes = [f"change of {label}" for label in letters(len(self.models))[1:]]
+        headers = ["layer", "elements", *changes, "cosine", *(["conflicts"] if several else [])]
+        layers = [(layer, _sum(modules.values())) for layer, modules in self.layers.items()]
+        rows = [_row(layer, figures, several) for layer, figures in [*layers, ("all", self.total)]]
+        return headers, rows
 
 
 def _row(layer: str, figures: Figures, several: bool) -> tuple[str, ...]:

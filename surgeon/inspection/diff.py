@@ -22,7 +22,11 @@ from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, upca
 from surgeon.lazy.values import same_values
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES, Array
+from surgeon.pictures.figures import named
 from surgeon.pictures.heat import Mark
+from surgeon.pictures.markup import Markup, chip, tag
+from surgeon.pictures.notebook import rows_shown
+from surgeon.recipe.fates import CHANGED, DROPPED, NEW
 from surgeon.remote.locations import taken
 
 if TYPE_CHECKING:
@@ -95,7 +99,32 @@ class Difference:
         On a terminal, layers that differ in the same way are one row: lowest and highest figures.
         """
         if self.equal:
+            return self._summary
+        rows = self._folded() if screen().is_terminal else self._rows()
+        return table(_HEADERS, rows, right=_NUMBERS) + f"\n\n{self._summary}"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, _signed(what), *figures) for name, what, *figures in self._folded()]
+        title = f"{'; '.join(named((self.a, self.b)))}. {self._summary}"
+        return rows_shown(title, _HEADERS, rows, _NUMBERS, notes=self.notes)
+
+    def _folded(self) -> list[tuple[str, ...]]:
+        return folded(self._rows(), between=range(2, len(_HEADERS)))
+
+    @property
+    def _summary(self) -> str:
+        if self.equal:
             return f"equal: {plural(self.tensors, 'tensor')}"
+        kinds: dict[str, Mapping[str, object]] = {
+            "removed": self.removed,
+            "added": self.added,
+            "reshaped": self.reshaped,
+            "changed": self.changed,
+        }
+        counted = ", ".join(f"{len(found):,} {kind}" for kind, found in kinds.items() if found)
+        return f"different: {counted}, of {plural(self.tensors, 'tensor')}"
+
+    def _rows(self) -> list[tuple[str, ...]]:
         rows = [(name, f"removed: {_spec_text(spec)}") for name, spec in self.removed.items()]
         rows += [(name, f"added: {_spec_text(spec)}") for name, spec in self.added.items()]
         rows += [
@@ -106,28 +135,19 @@ class Difference:
         for name, distance in self.changed.items():
             figures = (distance.max_abs, distance.relative, distance.cosine)
             counts = (distance.differing, distance.nonfinite or None)
-            full.append(
-                (
-                    name,
-                    "changed",
-                    *map(number, figures),
-                    *("" if count is None else f"{count:,}" for count in counts),
-                )
-            )
-        kinds: dict[str, Mapping[str, object]] = {
-            "removed": self.removed,
-            "added": self.added,
-            "reshaped": self.reshaped,
-            "changed": self.changed,
-        }
-        counted = ", ".join(f"{len(found):,} {kind}" for kind, found in kinds.items() if found)
-        summary = f"different: {counted}, of {plural(self.tensors, 'tensor')}"
-        if screen().is_terminal:
-            full = folded(full, between=range(2, 2 + len(_NUMBERS)))
-        return table(("name", "what", *_NUMBERS), full, right=_NUMBERS) + f"\n\n{summary}"
+            said = ("" if count is None else f"{count:,}" for count in counts)
+            full.append((name, "changed", *map(number, figures), *said))
+        return full
 
 
 _NUMBERS = ("max |Δ|", "relative", "cosine", "elements", "nan or inf")
+_HEADERS = ("name", "what", *_NUMBERS)
+_SIGNS = {"added": NEW, "removed": DROPPED}
+
+
+def _signed(what: str) -> Markup:
+    sign = _SIGNS.get(what.partition(":")[0], CHANGED)
+    return tag("span", {"class": "part"}, chip(sign), f" {what}")
 
 
 def _spec_json(spec: TensorSpec) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from surgeon.manifest.model import (
 )
 from surgeon.manifest.names import is_file, located, manifest_of, optimizer_of
 from surgeon.output.checksums import Algorithm, Running
+from surgeon.pictures.notebook import rows_shown
 
 Json = dict[str, Any]
 _BUFFER = 1 << 20
@@ -68,6 +69,11 @@ class Verified:
             "bytes": self.size_bytes,
             "mismatches": self.mismatches,
         }
+
+    def _repr_html_(self) -> str:
+        title = f"{self.manifest}: {'verified' if self.verified else 'not what it was'}"
+        lines = [(line,) for line in self.mismatches] or [(self.as_text(),)]
+        return rows_shown(title, ("found",), lines, notes=self.notes)
 
     def __str__(self) -> str:
         return self.as_text()

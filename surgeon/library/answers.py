@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.base.tables import shown_lines
+from surgeon.pictures import notebook, report
+from surgeon.pictures.facts import of_plan
 
 Json = dict[str, Any]
 
@@ -54,6 +56,9 @@ class Planned(Answer):
     stages: list[Json]
     notes: list[str]
 
+    def _repr_html_(self) -> str:
+        return report.shown_in_notebook(of_plan(self.as_json()))
+
 
 @dataclass(frozen=True, repr=False)
 class Applied(Answer):
@@ -71,6 +76,9 @@ class Applied(Answer):
     config: list[Json]
     steps: list[Json]
     notes: list[str]
+
+    def _repr_html_(self) -> str:
+        return notebook.applied(self.as_json())
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,3 +99,6 @@ class Inspected(Answer):
         if self.tree is None:
             del document["tree"]
         return document
+
+    def _repr_html_(self) -> str:
+        return notebook.inspected(self.as_json())

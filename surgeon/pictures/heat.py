@@ -113,7 +113,7 @@ def _lines(panels: Sequence[Panel]) -> list[Sequence[Panel]]:
 
 
 def _panel(axes: Axes, heat: Heat, panel: Panel, others: Sequence[Panel]) -> Any:
-    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.colors import ListedColormap, LogNorm, Normalize
     from matplotlib.patches import Rectangle
 
     known = [p.values[np.isfinite(p.values)] for p in others if p.kind == panel.kind]
@@ -132,7 +132,15 @@ def _panel(axes: Axes, heat: Heat, panel: Panel, others: Sequence[Panel]) -> Any
         np.ma.masked_invalid(panel.values), aspect="auto", norm=norm, cmap=_COLOURS[panel.kind],
         interpolation="nearest",
     )  # fmt: skip
+    same = [cell for cell, mark in panel.marks.items() if mark == "unchanged"]
+    if same:  # as one image: they can be most of all cells
+        grey = np.full(shape, np.nan)
+        grey[tuple(zip(*same, strict=True))] = 0
+        axes.imshow(np.ma.masked_invalid(grey), aspect="auto", cmap=ListedColormap([_HATCHES["unchanged"][0]]),
+                    interpolation="nearest")  # fmt: skip
     for (row, column), mark in panel.marks.items():
+        if mark == "unchanged":
+            continue
         colour, hatch = _HATCHES[mark]
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, hatch=hatch,
                                  linewidth=0, gid=f"{mark} {row} {column}"))  # fmt: skip

@@ -105,10 +105,11 @@ _STYLE = """
 var(--line)}
 .surgeon p{margin:.3em 0 .8em;max-width:75ch}
 .surgeon .note{opacity:.75}
-.surgeon table{border-collapse:collapse;margin:.4em 0 1.1em;font-variant-numeric:tabular-nums;
+.surgeon table{font:inherit;border-collapse:collapse;margin:.4em 0 1.1em;
+font-variant-numeric:tabular-nums;
 color:inherit}
 .surgeon th,.surgeon td{text-align:left;vertical-align:top;padding:.22em .9em .22em 0;
-border:0;background:none;white-space:normal;max-width:44ch;overflow-wrap:anywhere}
+border:0;background:none;white-space:normal;max-width:44ch;overflow-wrap:break-word}
 .surgeon th{font-weight:600;border-bottom:1px solid var(--line);white-space:nowrap}
 .surgeon tbody tr{background:none}
 .surgeon tbody tr+tr td{border-top:1px solid var(--soft)}

@@ -15,6 +15,7 @@ from surgeon.training.collecting import collect_fisher, collect_gram, update_bat
 from surgeon.training.distillation import Distillation
 from surgeon.training.errors import ManifestError
 from surgeon.training.gradients import Gradients
+from surgeon.training.history import History
 from surgeon.training.importance import collect_importance
 from surgeon.training.manifest import Manifest
 from surgeon.training.report import Report
@@ -25,6 +26,7 @@ __all__ = [
     "Distillation",
     "Gradients",
     "Group",
+    "History",
     "Manifest",
     "ManifestError",
     "Report",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import hypot
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held
 from surgeon.training.sharded import alike, index, is_sharded, local, owned
 from surgeon.training.started import Started
+
+if TYPE_CHECKING:
+    from surgeon.pictures.figures import Figure
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,35 @@ class Gradients:
             "blocks": [asdict(block) for block in self.blocks],
         }
 
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Return a picture of every block's norm, or of every layer's; saved where asked.
+
+        Needs matplotlib, the extra `picture`.
+        """
+        from surgeon.training.plots import gradients
+
+        bars = [(block.block, block.group, block.norm) for block in self.blocks]
+        layers = [(name or "(model)", "", norm) for name, norm in self.layers.items()]
+        return gradients(self.stage, self.norm, bars, layers, path)
+
     def __str__(self) -> str:
+        return f"stage {self.stage}\n{table(_HEADERS, self._rows(), right=_HEADERS[2:])}"
+
+    def _repr_html_(self) -> str:
+        from surgeon.pictures.notebook import rows_shown
+
+        title = f"Gradients of stage {self.stage}"
+        return rows_shown(title, _HEADERS, self._rows(), right=_HEADERS[2:])
+
+    def _rows(self) -> list[tuple[str, ...]]:
         rows = [("(all)", "", "", self.norm)]
         rows += [("group", name, "", norm) for name, norm in self.groups.items()]
         rows += [("layer", name or "(model)", "", norm) for name, norm in self.layers.items()]
         rows += [("block", block.block, f"{block.elements:,}", block.norm) for block in self.blocks]
-        headers = ("of", "name", "elements", "gradient norm")
-        written = [(*row[:3], "none" if row[3] is None else f"{row[3]:.4g}") for row in rows]
-        return f"stage {self.stage}\n{table(headers, written, right=headers[2:])}"
+        return [(*row[:3], "none" if row[3] is None else f"{row[3]:.4g}") for row in rows]
+
+
+_HEADERS = ("of", "name", "elements", "gradient norm")
 
 
 def _joined(norms: Iterable[tuple[str, float | None]]) -> dict[str, float | None]:

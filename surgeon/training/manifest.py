@@ -39,6 +39,12 @@ class Manifest(document.Manifest):
         """
         return bound(self, model)
 
+    def _repr_html_(self) -> str:
+        from surgeon.pictures.facts import of_manifest
+        from surgeon.pictures.report import shown_in_notebook
+
+        return shown_in_notebook(of_manifest(self))
+
 
 def _reason(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):

@@ -15,6 +15,8 @@ from surgeon.training.started import Started
 
 # Shown in columns of their own; the other settings that the manifest gives share one.
 _OWN_COLUMNS = ("lr", "weight_decay")
+_FIGURES = ("elements", *_OWN_COLUMNS)
+_HEADERS = ("group", *_FIGURES, "settings", "parameters")
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,24 @@ class Report:
         return {**asdict(self), "trained_elements": self.trained_elements}
 
     def __str__(self) -> str:
+        lines = [self._title, table(_HEADERS, self._rows(), _FIGURES)]
+        if self.eval_modules:
+            lines.append(f"in evaluation mode: {listed(self.eval_modules)}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from surgeon.pictures.notebook import rows_shown
+
+        modules = [f"in evaluation mode: {listed(self.eval_modules)}"] if self.eval_modules else []
+        return rows_shown(self._title, _HEADERS, self._rows(), _FIGURES, notes=modules)
+
+    @property
+    def _title(self) -> str:
         scheduler = f", {self.scheduler}" if self.scheduler else ""
-        headers = ("group", "elements", *_OWN_COLUMNS, "settings", "parameters")
-        rows = [
+        return f"stage {self.stage}: {self.optimizer}{scheduler}"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [
             (
                 group.name,
                 f"{group.elements:,}",
@@ -72,11 +89,7 @@ class Report:
         if self.frozen:
             blank = ("",) * (len(_OWN_COLUMNS) + 1)
             rows.append(("(frozen)", f"{self.frozen_elements:,}", *blank, listed(self.frozen)))
-        right = set(headers) - {"group", "settings", "parameters"}
-        lines = [f"stage {self.stage}: {self.optimizer}{scheduler}", table(headers, rows, right)]
-        if self.eval_modules:
-            lines.append(f"in evaluation mode: {listed(self.eval_modules)}")
-        return "\n".join(lines)
+        return rows
 
 
 def _written(value: object) -> str:

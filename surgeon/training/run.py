@@ -26,6 +26,7 @@ from surgeon.training.followed import followed
 from surgeon.training.frozen import fingerprints, renorm_problems
 from surgeon.training.gradients import Gradients, gradients_of
 from surgeon.training.held import Held
+from surgeon.training.history import History
 from surgeon.training.live import (
     Live,
     checkpoint_problems,
@@ -58,6 +59,8 @@ class Run:
         self._started: Started | None = None
         self._begun: set[str] = set()
         self._saved: saved_state.SavedState | None = None
+        # What `record` kept, of all stages; no part of `state_dict`.
+        self.history = History()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -180,6 +183,15 @@ class Run:
         started = self._running()
         with self._placed(started.name):
             return gradients_of(started)
+
+    def record(self) -> Gradients:
+        """Measure the gradients as `gradients` does, and keep each group's norm in `history`.
+
+        Call it every step, or every few: it waits until the backward pass is done.
+        """
+        found = self.gradients()
+        self.history.add(found.stage, found.groups)
+        return found
 
     def report(self) -> Report:
         """Say what is trained and with what, and what is frozen; a table, and `as_json()`."""
