@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from surgeon.base.errors import PlanError
 from surgeon.draft import Outside, Tensors
+from surgeon.draft.fused import FusedHeads
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.formats.remains import settled
 from surgeon.manifest import build as manifest
@@ -71,6 +73,7 @@ def opened(
             build_module=torch_module.build if allow_code else torch_module.refuse,
             read_config=lambda name: config_of(models[name] if name else checkpoint),
             tied_names=lambda: _tied_names(checkpoint),
+            fused_heads=_fused_heads(checkpoint),
             location=lambda name: str(locations[name]) if name in models else "",
         )
         theirs = {name: model.tensors for name, model in models.items()}
@@ -93,6 +96,17 @@ def _tied_names(checkpoint: Checkpoint) -> Mapping[str, str]:
     from surgeon.model_folder.ties import tied_names
 
     return tied_names(config_of(checkpoint), checkpoint.tensors)
+
+
+def _fused_heads(checkpoint: Checkpoint) -> Callable[[str], FusedHeads | None]:
+    @cache
+    def known() -> Callable[[str], FusedHeads | None]:
+        from surgeon.model_folder.fused import fused_heads
+
+        config = config_of(checkpoint)
+        return fused_heads(config, checkpoint.tensors) if config else lambda name: None
+
+    return lambda name: known()(name)
 
 
 def output_plan(

@@ -11,6 +11,7 @@ from surgeon.base import patterns
 from surgeon.base.errors import PlanError, did_you_mean
 from surgeon.base.lists import as_list
 from surgeon.base.regions import whole
+from surgeon.draft.fused import FusedHeads
 from surgeon.lazy import LazyTensor, Scratch, Stream, TensorSpec
 
 Tensors = dict[str, LazyTensor]
@@ -41,6 +42,8 @@ class Outside(NamedTuple):
     location: Callable[[str], str] = lambda name: ""
     # {name that the input's config ties: the name that is stored in its place}
     tied_names: Callable[[], Mapping[str, str]] = dict
+    # How heads lie in a tensor of the input that holds queries, keys and values.
+    fused_heads: Callable[[str], FusedHeads | None] = lambda name: None
 
 
 @dataclass

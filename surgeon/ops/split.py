@@ -6,10 +6,12 @@ from functools import partial
 from typing import Annotated
 
 from surgeon.base.errors import PlanError
+from surgeon.base.indices import Ranges
 from surgeon.base.patterns import Destinations, Names
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Selected
+from surgeon.ops.shared.fused import require_unmixed
 from surgeon.ops.shared.grouping import dimension, take_apart
 
 
@@ -50,11 +52,17 @@ def split(
     group (head) a slice of every part; the parts come out whole, and `concat` with the same
     `groups` is the way back. Raises where sizes do not fit or a name is taken.
     """
-    take_apart(draft, target, into, partial(_parts, dim, sizes, parts, groups))
+    take_apart(draft, target, into, partial(_parts, draft, dim, sizes, parts, groups))
 
 
 def _parts(
-    dim: int, sizes: list[int] | None, parts: int | None, groups: int, name: str, tensor: LazyTensor
+    draft: Draft,
+    dim: int,
+    sizes: list[int] | None,
+    parts: int | None,
+    groups: int,
+    name: str,
+    tensor: LazyTensor,
 ) -> list[LazyTensor]:
     dim = dimension(name, tensor.spec, dim)
     size = tensor.spec.shape[dim]
@@ -70,13 +78,14 @@ def _parts(
         )
     if uneven := [part for part in sizes if part % groups]:
         raise PlanError(f"'{name}': a part of {uneven[0]} is not {groups} equal groups")
-    found: list[LazyTensor] = []
+    found: list[Ranges] = []
     start = 0
     for part in sizes:
         ranges = tuple(
             (first, first + part // groups)
             for first in range(start // groups, size, size // groups or 1)
         )
-        found.append(Selected(tensor, dim, ranges))
+        found.append(ranges)
         start += part
-    return found
+    require_unmixed(draft, name, dim, found)
+    return [Selected(tensor, dim, ranges) for ranges in found]
