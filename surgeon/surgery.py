@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from surgeon.base.collection import collection_paused, spared_from_collection
 from surgeon.base.errors import PlanError
 from surgeon.draft import Outside, Tensors
+from surgeon.draft.fused import FusedHeads
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.formats.remains import settled
 from surgeon.manifest import build as manifest
@@ -80,6 +81,7 @@ def opened(
             build_module=torch_module.build if allow_code else torch_module.refuse,
             read_config=lambda name: config_of(models[name] if name else checkpoint),
             tied_names=lambda: _tied_names(checkpoint),
+            fused_heads=_fused_heads(checkpoint),
             location=lambda name: str(locations[name]) if name in models else "",
             text_of=lambda location: read_text(path_of(beside_recipe(recipe, location))),
             read_tokenizer=cache(lambda name: _tokenizer(name, checkpoint, models)),
@@ -138,6 +140,17 @@ def _named_ids(checkpoint: Checkpoint) -> Collection[int]:
     from surgeon.model_folder.vocabulary import named_ids
 
     return named_ids(config_of(checkpoint), generation_of(checkpoint))
+
+
+def _fused_heads(checkpoint: Checkpoint) -> Callable[[str], FusedHeads | None]:
+    @cache
+    def known() -> Callable[[str], FusedHeads | None]:
+        from surgeon.model_folder.fused import fused_heads
+
+        config = config_of(checkpoint)
+        return fused_heads(config, checkpoint.tensors) if config else lambda name: None
+
+    return lambda name: known()(name)
 
 
 def output_plan(

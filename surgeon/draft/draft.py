@@ -11,6 +11,7 @@ from surgeon.base import patterns
 from surgeon.base.errors import PlanError, did_you_mean
 from surgeon.base.lists import as_list
 from surgeon.base.regions import whole
+from surgeon.draft.fused import FusedHeads
 from surgeon.lazy import LazyTensor, Scratch, Stream, TensorSpec
 from surgeon.tokens.tokenizer import Tokenizer
 
@@ -57,6 +58,8 @@ class Outside(NamedTuple):
     )
     # The numbers of tokens that the configs of the input's folder name.
     named_ids: Callable[[], Collection[int]] = frozenset
+    # How heads lie in a tensor of the input that holds queries, keys and values.
+    fused_heads: Callable[[str], FusedHeads | None] = lambda name: None
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ class Architecture:
     what rules of positions go by where the config says nothing. `own` are the names that the class
     of the folder has, where that is known. Tensors whose names have one of
     `float32` in them are computed in float32 whatever the rest is, those of `float32_of_float16`
-    where the rest is float16.
+    where the rest is float16. `fused` says how heads lie in projections that hold queries, keys and
+    values, by their names with `{}` for every number.
     """
 
     rows: Mapping[str, tuple[Row, ...]]
@@ -59,12 +60,12 @@ class Architecture:
     float32: tuple[str, ...]
     own: frozenset[str] = frozenset()
     float32_of_float16: tuple[str, ...] = ()
+    fused: Mapping[str, Json] = field(default_factory=dict)
 
     def rows_of(self, name: str) -> Iterator[Row]:
         """Yield the rows that a tensor may be of."""
         parts = self.inside(name).split(".")
-        normal = ".".join(_ANY if part.isdigit() else part for part in parts)
-        for row in self.rows.get(normal, ()):
+        for row in self.rows.get(_normal(parts), ()):
             if row.matches(parts):
                 yield row
 
@@ -75,6 +76,10 @@ class Architecture:
             and not any(part.isdigit() for part in row.parts)
             for row in self.rows_of(name)
         )
+
+    def pattern(self, name: str) -> str:
+        """Return a name as the class would name it, with `{}` for every number."""
+        return _normal(self.inside(name).split("."))
 
     def inside(self, name: str) -> str:
         """Return a tensor's name as the class would name it, which may have another prefix."""
@@ -128,7 +133,17 @@ def architecture_of(config: Json, names: Iterable[str]) -> Architecture | None:
             dict.fromkeys(p for one in chosen or order for p in one.get("float32_of_float16", ()))
         ),
         own=frozenset(record["rows"][i][0] for one in chosen for i in _indices(one["rows"])),
+        fused={
+            _normal(parts): one
+            for name, one in record.get("fused", {}).items()
+            # As the base model alone names them too.
+            for parts in (name.split("."), name.split(".")[1:])
+        },
     )
+
+
+def _normal(parts: Iterable[str]) -> str:
+    return ".".join(_ANY if part.isdigit() or part.startswith("{") else part for part in parts)
 
 
 def _indices(ranges: Iterable[Sequence[int]]) -> Iterator[int]:
@@ -140,7 +155,7 @@ def _by_name(rows: Iterable[Sequence[Any]]) -> dict[str, tuple[Row, ...]]:
     found: dict[str, list[Row]] = {}
     for pattern, flags, *kinds in rows:
         parts = tuple(pattern.split("."))
-        normal = ".".join(_ANY if p.isdigit() or p.startswith("{") else p for p in parts)
+        normal = _normal(parts)
         row = Row(parts, tuple(map(tuple, kinds)), "b" in flags)
         found.setdefault(normal, []).append(row)
     return {normal: tuple(some) for normal, some in found.items()}
@@ -153,8 +168,7 @@ def _prefix(
 
     transformers loads a base model into a class with a head, and the other way round.
     """
-    normal = {".".join(_ANY if part.isdigit() else part for part in name.split("."))
-              for name in names}  # fmt: skip
+    normal = {_normal(name.split(".")) for name in names}
     ways = [("", "")]
     for base in dict.fromkeys(bases):
         ways += [("", f"{base}."), (f"{base}.", "")]

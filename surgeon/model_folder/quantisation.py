@@ -10,7 +10,7 @@ from surgeon.draft import Tensors
 from surgeon.draft.quantised import QuantisedGroup, by_name, groups
 from surgeon.model_folder.case import Case, Json
 
-_KEY = "quantization_config"
+KEY = "quantization_config"
 # Where each method lists the modules whose weights are numbers.
 _EXCEPTIONS = {
     "fp8": "modules_to_not_convert",
@@ -26,11 +26,11 @@ STALE = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 def follow_quantisation(case: Case) -> None:
     """Follow which weights are quantised: the entry comes, goes, or lists what is excepted."""
-    old = case.old.get(_KEY)
+    old = case.old.get(KEY)
     settings = old if isinstance(old, dict) else None
     before = {group.weight: group for group in groups(case.before, settings)}
     after = {group.weight: group for group in groups(case.after, settings)}
-    if _KEY in case.stated or before.keys() == after.keys():
+    if KEY in case.stated or before.keys() == after.keys():
         return
     for group in before.values():
         case.explained |= {(group.weight, dim) for dim in range(4)}
@@ -39,9 +39,9 @@ def follow_quantisation(case: Case) -> None:
     now_codes = [name for name in after if name not in before and name in case.before]
     if not after:
         if settings is not None and now_numbers:
-            case.new.pop(_KEY, None)
+            case.new.pop(KEY, None)
     elif settings is None:
-        case.new[_KEY] = _entry(case.after, after.values())
+        case.new[KEY] = _entry(case.after, after.values())
     elif now_numbers or now_codes:
         _except(case, settings, now_numbers, now_codes, after)
 
@@ -64,24 +64,24 @@ def _except(
     word = _EXCEPTIONS.get(method)
     if word is None:
         case.problems.append(
-            f"{_KEY}: {listed(numbers or codes)} would be quantised otherwise than the rest, which "
-            f"{method} cannot say; dequantize all, or state {_KEY} in output.config"
+            f"{KEY}: {listed(numbers or codes)} would be quantised otherwise than the rest, which "
+            f"{method} cannot say; dequantize all, or state {KEY} in output.config"
         )
         return
     made = _entry(case.after, [after[name] for name in codes]) if codes else None
     if made and (made["quant_method"] != method or _sizes(made) != _sizes(settings)):
         case.problems.append(
-            f"{_KEY}: {listed(codes)} would be quantised as {made['quant_method']}, beside weights "
+            f"{KEY}: {listed(codes)} would be quantised as {made['quant_method']}, beside weights "
             f"of {method} in other blocks; quantize all alike"
         )
         return
     gone = {_module(name) for name in codes}
     kept = [name for name in settings.get(word) or [] if name not in gone]
     added = [module for module in map(_module, numbers) if module not in kept]
-    case.new[_KEY] = {**settings, word: [*kept, *added]}
+    case.new[KEY] = {**settings, word: [*kept, *added]}
     if added:
         case.notes.append(
-            f"{_KEY}: {word} lists {listed(added)}; loaders that fuse layers (q, k, v) need all of "
+            f"{KEY}: {word} lists {listed(added)}; loaders that fuse layers (q, k, v) need all of "
             "one alike"
         )
 

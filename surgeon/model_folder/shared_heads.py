@@ -28,6 +28,7 @@ def require_same_pairs(case: Case, meaning: Meaning) -> None:
         ):
             _report(case, problem)
             return
+        _note_unknown(case, name, dims[0] if dims else "")
         found = _heads(dims[:1])
         if found is None or any(word in found[0] for word in _KEYS) or name not in case.before:
             continue
@@ -44,6 +45,23 @@ def require_same_pairs(case: Case, meaning: Meaning) -> None:
         if problem:
             _report(case, f"{query}: {problem}")
             return
+
+
+def _note_unknown(case: Case, name: str, text: str) -> None:
+    """Say so where heads went, or came, in a projection of several parts in an unknown order."""
+    found = parsed(text) if text and not text.startswith("?") else None
+    old = case.before.get(name)
+    if found is None or old is None or old.spec == case.after[name].spec:
+        return
+    is_fused = len(found[0].terms) > 1 or found[1] != 1
+    counts = [key for key in found[0].keys if _COUNT.fullmatch(key)]
+    known = case.architecture.fused if case.architecture else {}
+    module = name.rpartition(".")[0]
+    if is_fused and counts and case.architecture and case.architecture.pattern(module) not in known:
+        case.notes.append(
+            f"how heads lie in '{name}' is not known; taken as all of one part, then all of the "
+            "next, as the recipe has it"
+        )
 
 
 def _report(case: Case, problem: str) -> None:

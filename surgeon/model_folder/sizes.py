@@ -67,7 +67,14 @@ def _agreed(case: Case, base: Base, sizes: Sizes) -> Fraction | None:
     if len(sizes) == 1 and ((one := next(iter(sizes))).denominator == 1 or base.key is None):
         return one
     reasons = " and ".join(f"{_number(size)} by {listed(names)}" for size, names in sizes.items())
-    case.contradiction(f"{base} is {reasons}; change them alike")
+    heads = case.architecture.heads.items() if case.architecture else ()
+    shared = "".join(
+        f" (in a model of type '{case.old.get('model_type')}' {count} heads divide {total}: they "
+        "have no size of their own)"
+        for count, total in heads
+        if total == base.key
+    )
+    case.contradiction(f"{base} is {reasons}; change them alike{shared}")
     return None
 
 

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.base.errors import CheckFailedError, PlanError, UsageError
 from surgeon.draft import Tensors, ties
+from surgeon.draft.quantised import groups
+from surgeon.model_folder.quantisation import KEY as QUANTISED
 from surgeon.numeric.dtypes import DTYPES
+from surgeon.ops.shared.codes import dequantised, usual_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,12 +35,23 @@ def require_class(
     The class is the one that the config names. transformers loads tensors without values into it,
     on the meta device, with its own conversions of names; nothing may be missing, unexpected or of
     another shape, and names that the class ties are one tensor. `code` is the folder that holds
-    modelling code, which is run with `allow_code` alone.
+    modelling code, which is run with `allow_code` alone. Quantised weights that transformers does
+    not load without their values, or without another library, are compared as the numbers that they
+    stand for.
     """
     transformers = _transformers()
+    notes: tuple[str, ...] = ()
     with _quiet(transformers):
         class_ = _class_of(transformers, config, code, allow_code=allow_code)
-        model, info = _loaded(class_, config, tensors)
+        try:
+            model, info = _loaded(class_, config, tensors)
+        except PlanError as error:
+            if not (numbers := _as_numbers(config, tensors)):
+                raise
+            tensors = numbers
+            config = {key: value for key, value in config.items() if key != QUANTISED}
+            model, info = _loaded(class_, config, tensors)
+            notes = (f"quantised weights are compared as numbers, since {error.problems[0]}",)
     name = f"{class_.of_model.__name__} of transformers {transformers.__version__}"
     problems = [f"'{key}' is missing" for key in sorted(info["missing_keys"])]
     problems += [
@@ -49,7 +63,14 @@ def require_class(
     problems += _tied_otherwise(model, tensors)
     if problems:
         raise CheckFailedError(*(f"{name}: {problem}" for problem in problems))
-    return (f"loads into {name}, with nothing missing and nothing left",)
+    return (*notes, f"loads into {name}, with nothing missing and nothing left")
+
+
+def _as_numbers(config: Json, tensors: Tensors) -> Tensors | None:
+    """Return tensors with numbers in the place of codes; None where there are no such codes."""
+    settings = config.get(QUANTISED)
+    found = groups(tensors, settings) if isinstance(settings, dict) else []
+    return dequantised(tensors, found, usual_dtype(config), settings or {}) if found else None
 
 
 def _transformers() -> Any:

@@ -21,6 +21,7 @@ from surgeon.ops.shared.consumers import (
     require_one_size,
     with_tied_layers,
 )
+from surgeon.ops.shared.fused import require_same_heads
 from surgeon.ops.shared.importance import Kept, kept_by
 from surgeon.ops.shared.parametrised import require_whole
 
@@ -127,6 +128,7 @@ def narrow(
     for layer, indices in zip(found, kept, strict=True):
         ranges = _in_each_part(indices, layer, parts, block)
         for name, own_dim in with_tied_layers(draft, layer, dim, tied):
+            require_same_heads(draft, name, own_dim, ranges)
             changes[name] = Selected(draft[name], own_dim, ranges)
     require_whole(draft, changes, [reader.name for reader in reading], has_zeros=False)
     draft.replace(changes)

@@ -6,11 +6,13 @@ from functools import partial
 from typing import Annotated
 
 from surgeon.base.errors import PlanError
+from surgeon.base.indices import Ranges
 from surgeon.base.patterns import Destinations, Names
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
 from surgeon.lazy import LazyTensor, Selected
 from surgeon.ops.shared.counts import Count, number
+from surgeon.ops.shared.fused import require_unmixed
 from surgeon.ops.shared.grouping import dimension, take_apart
 
 
@@ -57,11 +59,13 @@ def split(
     taken.
     """
     shares = [number(draft, share, "proportions") for share in proportions or ()]
+    shares = shares or [1] * (parts or 1)
     each = number(draft, groups, "groups")
-    take_apart(draft, target, into, partial(_parts, dim, sizes, shares or [1] * (parts or 1), each))
+    take_apart(draft, target, into, partial(_parts, draft, dim, sizes, shares, each))
 
 
 def _parts(
+    draft: Draft,
     dim: int,
     sizes: list[int] | None,
     shares: list[int],
@@ -83,13 +87,14 @@ def _parts(
         )
     if uneven := [part for part in sizes if part % groups]:
         raise PlanError(f"'{name}': a part of {uneven[0]} is not {groups} equal groups")
-    found: list[LazyTensor] = []
+    found: list[Ranges] = []
     start = 0
     for part in sizes:
         ranges = tuple(
             (first, first + part // groups)
             for first in range(start // groups, size, size // groups or 1)
         )
-        found.append(Selected(tensor, dim, ranges))
+        found.append(ranges)
         start += part
-    return found
+    require_unmixed(draft, name, dim, found)
+    return [Selected(tensor, dim, ranges) for ranges in found]

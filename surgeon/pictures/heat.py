@@ -136,7 +136,8 @@ def _panel(axes: Axes, heat: Heat, panel: Panel, others: Sequence[Panel]) -> Any
     if same:  # as one image: they can be most of all cells
         grey = np.full(shape, np.nan)
         grey[tuple(zip(*same, strict=True))] = 0
-        axes.imshow(np.ma.masked_invalid(grey), aspect="auto", cmap=ListedColormap([_HATCHES["unchanged"][0]]),
+        unchanged = ListedColormap([_HATCHES["unchanged"][0]])
+        axes.imshow(np.ma.masked_invalid(grey), aspect="auto", cmap=unchanged,
                     interpolation="nearest")  # fmt: skip
     for (row, column), mark in panel.marks.items():
         if mark == "unchanged":

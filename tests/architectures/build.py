@@ -114,6 +114,40 @@ def build(class_name: str, model_type: str, values: Json, *, on_disk: bool = Tru
     return Built(model, shapes, as_in_memory)
 
 
+def asked_of(class_name: str, model_type: str, values: Json) -> set[str]:
+    """Return the paths of what a class asks a config for that has no such entry."""
+    config = config_of(model_type, values)
+    places: dict[type, list[str]] = {}
+    for path, part in _parts_of(config):
+        places.setdefault(type(part), []).append(path)
+    asked: set[tuple[type, str]] = set()
+
+    def note(self: Any, name: str) -> Any:
+        asked.add((type(self), name))
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    base = transformers.PreTrainedConfig
+    assert "__getattr__" not in vars(base)
+    base.__getattr__ = note
+    try:
+        with time_limited(), torch.device("meta"), no_init_weights():
+            getattr(transformers, class_name)(config)
+    except NoBuildError:
+        raise
+    except Exception as error:  # whatever a model class finds wrong
+        raise NoBuildError(_short(error)) from None
+    finally:
+        del base.__getattr__
+    return {path + name for kind, name in asked for path in places.get(kind, ())}
+
+
+def _parts_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    yield prefix, config
+    for name, value in vars(config).items():
+        if isinstance(value, transformers.PreTrainedConfig):
+            yield from _parts_of(value, f"{prefix}{name}.")
+
+
 def saved_in_memory(model: Any) -> dict[str, torch.Tensor]:
     """Return the tensors that save_pretrained would write, by their names in memory."""
     state = model.state_dict()

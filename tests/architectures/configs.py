@@ -30,6 +30,8 @@ _EXPERTS = re.compile(
 )
 MOST_LAYERS = 8
 MOST_EXPERTS = 8
+# In the place of a value: the entry is not there.
+ABSENT = object()
 
 
 def without_runtime(config: Json) -> Json:
@@ -114,10 +116,13 @@ def remove(config: Json, path: str) -> Json:
 
 
 def changed(config: Json, changes: Mapping[str, Any], links: Mapping[str, str]) -> Json:
-    """Return a config with other values; lists with an entry per layer go with their counts."""
+    """Return a config with other values, or without; lists with an entry per layer go along."""
     made = deepcopy(config)
     for path, value in changes.items():
-        put(made, path, value)
+        if value is ABSENT:
+            made = remove(made, path)
+        else:
+            put(made, path, value)
     for path, count in links.items():
         entries = get(made, path)
         if count in changes and path not in changes and isinstance(entries, list) and entries:

@@ -18,7 +18,7 @@ from tests.architectures.fit import (
     fit,
 )  # fmt: skip
 from tests.architectures.kinds import is_positional
-from tests.architectures.subject import Subject
+from tests.architectures.subject import UNUSUAL, Subject
 
 
 def defaults_of(subject: Subject, used: set[str]) -> Json:
@@ -62,23 +62,39 @@ def _default_of(subject: Subject, path: str, *, remove: bool) -> str | None:
 
 
 def null_defaults(subject: Subject, primary: str, used: set[str], fits: Fits) -> Json:
-    """Return what numbers that may be null stand for then, as the model's sizes show it."""
+    """Return what numbers that may be null, or left out, stand for then, as sizes show it."""
     found: Json = {}
     for path in used:
-        if path not in configs.numbers(subject.base) or get(subject.base, path) != 96:
+        is_unsaid = path in subject.unsaid
+        if not is_unsaid and get(subject.base, path) != UNUSUAL:
             continue
-        places = [(place, terms) for place, terms in fits.terms.items()
-                  if len(terms) == 1 and terms[0][0] == ((path, 1),)]  # fmt: skip
+        places = [(place, terms[0]) for place, terms in fits.terms.items()
+                  if len(terms) == 1 and (path, 1) in terms[0][0]]  # fmt: skip
         try:
-            null = fit(subject.laboratory(primary, {path: None}))
+            null = fit(subject.laboratory(primary, {path: configs.ABSENT if is_unsaid else None}))
         except NoBuildError:
             continue
-        for place, terms in places:
-            if (default := null.terms.get(place)) is not None:
-                scaled = tuple((factors, c / terms[0][1]) for factors, c in default)
-                found[path] = [expressions.text(scaled)]
-                break
+        for place, (factors, coefficient) in places:
+            default = null.terms.get(place)
+            beside = {other: power for other, power in factors if other != path}
+            if default is None or (beside and len(default) > 1):
+                continue
+            scaled = tuple((_over(f, beside), c / coefficient) for f, c in default)
+            found[path] = [expressions.text(scaled), None] if is_unsaid else [
+                expressions.text(scaled)
+            ]  # fmt: skip
+            break
     return found
+
+
+def _over(
+    factors: tuple[tuple[str, int], ...], below: Mapping[str, int]
+) -> tuple[tuple[str, int], ...]:
+    """Return factors divided by others."""
+    powers = dict(factors)
+    for path, power in below.items():
+        powers[path] = powers.get(path, 0) - power
+    return tuple(sorted((path, power) for path, power in powers.items() if power))
 
 
 def heads_of(subject: Subject, primary: str, fits: Fits, used: set[str]) -> Json:

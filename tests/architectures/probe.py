@@ -14,6 +14,7 @@ from tests.architectures.defaults import defaults_of, heads_of, null_defaults, s
 from tests.architectures.fit import (
     fit,
 )  # fmt: skip
+from tests.architectures.fused import fused_layouts
 from tests.architectures.kinds import kinds_of, per_layer_lists, stack_lengths
 from tests.architectures.subject import subject_of
 
@@ -53,6 +54,7 @@ def probe(model_type: str, class_names: list[str]) -> Json:
         if old in {path.split(".")[0] for path in used}
     }  # fmt: skip
     made["untried"] = [path for path in fits.untried if path.split(".")[-1] not in ("num_labels",)]
+    made["fused"] = fused_layouts(model_type)
     if unbuilt:
         made["unbuilt"] = unbuilt
     return {key: value for key, value in made.items() if value}

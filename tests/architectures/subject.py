@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from tests.architectures.arguments import NEEDED
 from tests.architectures.build import (
     Built,
     NoBuildError,
+    asked_of,
     build,
     config_of,
 )  # fmt: skip
@@ -26,15 +28,23 @@ from tests.architectures.layers import stacks
 STACK = "@"
 # The number of labels of a new model, of the smaller ones that are no other number.
 LABELS = 5
+# What a class may ask for that its config need not have: the size of a head, most of all.
+_UNSAID = re.compile(r"(.*\.)?[a-z]\w*(dim|size|heads|channels|width)")
+# Other than most defaults.
+UNUSUAL = 96
 
 
 @dataclass
 class Subject:
-    """A model type while it is probed."""
+    """A model type while it is probed.
+
+    `unsaid` are numbers of `base` that its config class does not have, and that sizes follow from.
+    """
 
     model_type: str
     base: Json
     links: dict[str, str] = field(default_factory=dict)
+    unsaid: set[str] = field(default_factory=set)
 
     def config(self, changes: Mapping[str, Any]) -> Json:
         """Return the base config with changes."""
@@ -83,6 +93,7 @@ def subject_of(model_type: str, class_names: list[str]) -> tuple[Subject, str]:
                 subject.base = small
             subject.links = _links(subject, primary)
             _fill_optional(subject, primary)
+            _add_unsaid(subject, primary)
             return subject, primary
     raise error
 
@@ -140,11 +151,28 @@ def _fill_optional(subject: Subject, primary: str) -> None:
     for path in optional_paths(subject.model_type, subject.base):
         if "hidden_size" in path or "dim" in path or "inner" in path or "size" in path:
             try:
-                after = subject.build(primary, {path: 96}).shapes
+                after = subject.build(primary, {path: UNUSUAL}).shapes
             except NoBuildError:
                 continue
             if after != before and after.keys() == before.keys():
-                configs.put(subject.base, path, 96)
+                configs.put(subject.base, path, UNUSUAL)
+
+
+def _add_unsaid(subject: Subject, primary: str) -> None:
+    """Give numbers that only the model's class asks for a value, where sizes follow from it."""
+    before = subject.build(primary, {}).shapes
+    for path in sorted(asked_of(primary, subject.model_type, subject.base)):
+        if not _UNSAID.fullmatch(path):
+            continue
+        for number in (UNUSUAL, 2 * UNUSUAL):
+            try:
+                after = subject.build(primary, {path: number}).shapes
+            except NoBuildError:
+                continue
+            if after != before and after.keys() == before.keys():
+                configs.put(subject.base, path, number)
+                subject.unsaid.add(path)
+                break
 
 
 def optional_paths(model_type: str, base: Json, prefix: str = "") -> Iterator[str]:

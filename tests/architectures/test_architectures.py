@@ -25,7 +25,7 @@ def test_probing_afresh_finds_the_shipped_rules(model_type: str) -> None:
     shipped = record_of(model_type)
     assert shipped is not None
     found = probe(model_type, classes_of_types()[model_type])
-    for key in ("rows", "counts", "lists", "kinds", "heads", "defaults", "settings"):
+    for key in ("rows", "counts", "lists", "kinds", "heads", "defaults", "settings", "fused"):
         assert _plain(found.get(key)) == shipped.get(key), key
 
 

@@ -121,6 +121,25 @@ def test_ids_go_with_the_rows_of_merged_models(folder: Any, bench: Bench) -> Non
 # --- Heads that share keys, in one projection with them -------------------------------------------
 
 
+@pytest.mark.parametrize(("groups", "is_refused"), [(1, True), (2, False)])
+def test_heads_that_each_have_all_parts_are_not_split_as_one(
+    bench: Bench, groups: int, is_refused: bool
+) -> None:
+    """GPT-NeoX views its rows as (heads, 3 * size): queries, keys and values of each head."""
+    (bench.folder / "in").mkdir()
+    fused = "gpt_neox.layers.0.attention.query_key_value"
+    weight = torch.arange(12.0)[:, None].repeat(1, 4)
+    write(bench.folder / "in" / "model.safetensors", {f"{fused}.weight": weight})
+    config = {"model_type": "gpt_neox", "hidden_size": 4, "num_attention_heads": 2}
+    (bench.folder / "in" / "config.json").write_text(json.dumps(config))
+    bench.input = bench.folder / "in"
+    step = {"op": "split", "target": fused, "dim": 0, "parts": 3, "into": ["q", "k", "v"],
+            "groups": groups}  # fmt: skip
+    with pytest.raises(PlanError, match='"groups": 2') if is_refused else nullcontext():
+        found = bench.operate(step).tensors
+        assert found["k.weight"][:, 0].tolist() == [2, 3, 8, 9]
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "is_refused"),
     [(["0:24", "24:28", "32:36"], ["0:24"], True),
@@ -137,7 +156,7 @@ def test_fused_heads_go_on_reading_their_own_keys(
     bench.input = bench.folder / "in"
     steps = [{"op": "narrow", "target": "**.qkv_proj", "keep": rows},
              {"op": "narrow", "target": "**.o_proj", "dim": 1, "keep": columns}]  # fmt: skip
-    with pytest.raises(PlanError, match="would read others") if is_refused else nullcontext():
+    with pytest.raises(PlanError, match="read as other heads") if is_refused else nullcontext():
         bench.operate(*steps, to=bench.folder / "out")
 
 

@@ -17,6 +17,7 @@ MATCH = {"op": "match", "transformers": True}
 SMALL = {"vocab_size": 12, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
          "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
          "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+QUERIES = "model.layers.0.self_attn.q_proj"
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 4}
 
 
@@ -146,3 +147,25 @@ def test_one_file_has_no_class(bench):
         UsageError, match=r"'transformers' is for model folders, and .* is one file"
     ):
         bench.given({"a": torch.ones(1)}).operate(MATCH)
+
+
+@pytest.mark.parametrize("rows", [8, 16])
+def test_codes_that_transformers_does_not_load_are_compared_as_numbers(planned, rows):
+    """GPTQ takes a library of its own to load; packed along inputs, 8 codes to a word."""
+
+    def packed(stored):
+        stored.pop(f"{QUERIES}.weight")
+        parts = {"qweight": torch.zeros(1, rows, dtype=torch.int32), "scales": torch.ones(1, rows),
+                 "qzeros": torch.zeros(1, rows // 8, dtype=torch.int32),
+                 "g_idx": torch.zeros(8, dtype=torch.int32)}  # fmt: skip
+        return stored | {f"{QUERIES}.{leaf}": tensor for leaf, tensor in parts.items()}
+
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 8, "desc_act": False, "sym": True}
+    given = {"tensors": packed, "config": {"quantization_config": settings}}
+    if rows == 8:
+        *_, first, last = planned("llama", **given)
+        assert first.startswith("quantised weights are compared as numbers, since transformers")
+        assert "with nothing missing" in last
+    else:
+        with pytest.raises(CheckFailedError, match=r"expected '.*q_proj.weight' to have shape"):
+            planned("llama", **given)
