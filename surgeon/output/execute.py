@@ -184,7 +184,7 @@ class Executor:
             written.notes.append(_NOT_PINNED)
         for descriptor, file in files.items():
             header = file.header
-            if file.content_at >= 0 and self._options.checksums != "none":
+            if file.content_at >= 0:
                 header = file.header_with(
                     crcs.get((file.name, placed.name), 0) for placed in file.tensors
                 )
