@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import sys
+import threading
 
 from surgeon.cli.environment import CALLERS
 
@@ -32,6 +33,8 @@ def main() -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         for parameter, size_bytes in _MALLOC.items():
             mallopt(parameter, size_bytes)
+    # The only threads are those of a pool; what ends one is seen where its results are awaited.
+    threading.excepthook = lambda about: None
     gc.disable()
     if asked := os.environ.get("_SURGEON_COMPLETE"):
         from surgeon.cli import shells

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from typing import Any, NoReturn, TextIO
 _UNWRITABLE = 5
 _SIGNALLED = 128
 INTERRUPTED = _SIGNALLED + 2  # SIGINT
+# NumPy and its libraries alone take a third of it.
+_IMPORTS_BYTES = 400 << 20
 _PIPE_CLOSED = _SIGNALLED + 13  # SIGPIPE
 _WORDS = {
     signal.SIGINT: "interrupted",
@@ -124,6 +127,13 @@ def ending() -> Iterator[None]:
         _leave(code)
     except BrokenPipeError:
         _leave(_PIPE_CLOSED)
+    except (ImportError, MemoryError, SyntaxError, SystemError):
+        # What Python and its libraries make of an import that got no memory.
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if not 0 <= most < _IMPORTS_BYTES:
+            raise
+        print(f"there is not enough memory: ulimit -v allows {most >> 20} MiB", file=sys.stderr)
+        _leave(_UNWRITABLE)
     except UnwritableError as error:
         print(f"stdout: cannot be written: {(error.strerror or '').lower()}", file=sys.stderr)
         _leave(_UNWRITABLE)

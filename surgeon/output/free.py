@@ -11,9 +11,10 @@ from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import SurgeonError, UsageError
 from surgeon.base.files import is_there, names_in
 from surgeon.formats import Checkpoint
+from surgeon.formats.remains import STATE_SUFFIX
 from surgeon.formats.swapping import is_remains
 from surgeon.manifest.model import Manifest, read
-from surgeon.manifest.names import manifest_of, optimizer_of
+from surgeon.manifest.names import FOLDER_MANIFEST, is_file, manifest_of, optimizer_of
 from surgeon.output.opened import Opened
 
 # What --force-any replaces in a model folder that surgeon did not write.
@@ -32,6 +33,8 @@ def require_apart(path: Path, opened: Opened) -> None:
         raise UsageError(f"'{path}': is no name for an output; name a file or a folder")
     if is_remains(path):
         raise UsageError(f"{path}: is a name of what a killed run leaves, which goes; name another")
+    if what := _named_for(path):
+        raise UsageError(f"{path}: is a name for {what}; name another output")
     real, source = real_path(path), real_path(opened.input.path)
     is_folder = path.suffix != ".safetensors"
     entries = (
@@ -50,6 +53,17 @@ def require_apart(path: Path, opened: Opened) -> None:
             raise UsageError(f"{path}: lies inside {what}, {folder}; name an output outside of it")
 
 
+def _named_for(path: Path) -> str:
+    """Say what else a name stands for, beside or in an output; empty for one that is free."""
+    if path.suffix == ".json":
+        return "a manifest, an index or a config, and no model folder's"
+    if path.name.endswith(STATE_SUFFIX):
+        return f"the optimizer's state that goes with {path.name.removesuffix(STATE_SUFFIX)}"
+    if manifest_of(path).name == FOLDER_MANIFEST and is_file(path):
+        return f"what has {FOLDER_MANIFEST} as its manifest, as only a model folder does"
+    return ""
+
+
 def require_replaceable(path: Path, opened: Opened, *, force: bool, force_any: bool) -> None:
     """Raise UsageError where something is there that the options do not let go."""
     is_folder = path.suffix != ".safetensors"
@@ -66,9 +80,15 @@ def require_replaceable(path: Path, opened: Opened, *, force: bool, force_any: b
             )
     if not there or (force_any and not is_folder):
         return
-    is_known = manifest_at(path) is not None or (is_folder and not any(path.iterdir()))
+    manifest = manifest_at(path)
+    is_known = manifest is not None or (is_folder and not any(path.iterdir()))
     for entry in there:
-        if is_known or (entry == path and is_input(path, opened)):
+        is_strange = (
+            not is_folder
+            and entry == optimizer_of(path)
+            and not (manifest and manifest.optimizer_state)
+        )
+        if (is_known and not is_strange) or (entry == path and is_input(path, opened)):
             if not force and not force_any:
                 raise UsageError(f"{entry}: exists; --force replaces it")
         elif is_folder and not _is_model(path):
@@ -77,10 +97,10 @@ def require_replaceable(path: Path, opened: Opened, *, force: bool, force_any: b
                 "another output"
             )
         elif not force_any:
-            where = "in" if is_folder else "beside"
+            where = "names" if is_known else f"stands {'in' if is_folder else 'beside'}"
             raise UsageError(
-                f"{entry}: exists, and no surgeon manifest stands {where} it; --force-any replaces "
-                "it all the same"
+                f"{entry}: exists, and no surgeon manifest {where} it; --force-any replaces it "
+                "all the same"
             )
 
 

@@ -20,8 +20,9 @@ from surgeon.lazy import LazyTensor
 from surgeon.numeric.dtypes import LAYOUT_RANK
 from surgeon.recipe.plan import NO_CONTENT
 
-# How our own entry begins.
-_CONTENT = b'"surgeon":"{\\"content\\": \\"'
+# How our own entry begins: what is always before the fingerprint, it, and what is always behind it.
+_KEY = b'\\"content\\": \\"'
+_CONTENT, _REST = b'"surgeon":"{' + _KEY, NO_CONTENT.encode() + b'\\", '
 
 
 class Placed(NamedTuple):
@@ -60,6 +61,16 @@ class OutputFile:
         content = sha256(text).hexdigest()[: len(NO_CONTENT)].encode()
         end = self.content_at + len(content)
         return self.header[: self.content_at] + content + self.header[end:]
+
+    def without_content(self) -> OutputFile:
+        """Return the file without its fingerprint, which there is nothing to make of."""
+        if self.content_at < 0:
+            return self
+        start = self.content_at - len(_KEY)
+        text = self.header[8:start] + self.header[self.content_at + len(_REST) :]
+        header = _headed(text.rstrip(b" "))
+        size_bytes = self.size_bytes - len(self.header) + len(header)
+        return replace(self, header=header, size_bytes=size_bytes, content_at=-1)
 
 
 def lay_out(tensors: Tensors, metadata: Mapping[str, str], name: str = MODEL_WEIGHTS) -> OutputFile:
@@ -165,18 +176,23 @@ def _file(
         )
         placed.append(Placed(name, tensor, offset))
         offset = end
-    text = f"{{{','.join(entries)}}}".encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > MOST_BYTES:
+    head = _headed(f"{{{','.join(entries)}}}".encode())
+    if len(head) - 8 > MOST_BYTES:
         raise PlanError(
-            f"{file_name}: its header would have {len(text):,} bytes, more than the {MOST_BYTES:,} "
-            "that are read; less of output.metadata, or smaller files (output.shard_size), fit"
+            f"{file_name}: its header would have {len(head) - 8:,} bytes, more than the "
+            f"{MOST_BYTES:,} that are read; less of output.metadata, or smaller files "
+            "(output.shard_size), fit"
         )
-    head = len(text).to_bytes(8, "little") + text
     # No name and no value can hold this: their quotes are escaped.
     before, found, _ = head.partition(_CONTENT)
     content_at = len(before) + len(_CONTENT) if found else -1
     return OutputFile(file_name, head, tuple(placed), len(head) + offset, content_at=content_at)
+
+
+def _headed(text: bytes) -> bytes:
+    """Return a header as it is stored: padded, its length first."""
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _described(

@@ -69,6 +69,11 @@ class OutputPlan:
         found = [record for checkpoint in about for record in checkpoint.records]
         return found + list(self.opened.state.records if self.opened.state else ())
 
+    def without_content(self) -> OutputPlan:
+        """Return what is written without checksums: no file has a fingerprint of its content."""
+        weights = tuple(file.without_content() for file in self.weights)
+        return replace(self, weights=weights, state=self.state and self.state.without_content())
+
     @property
     def config_changes(self) -> list[dict[str, Any]]:
         """What changes in the folder's config: {key, before, after} each."""

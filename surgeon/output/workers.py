@@ -11,15 +11,17 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from surgeon.base.errors import WriteError
 from surgeon.remote.calls import may_fork
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
+    from multiprocessing.process import BaseProcess
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -29,6 +31,8 @@ _SHARED_FROM = 64 << 20
 _PR_SET_PDEATHSIG = 1
 # More workers than this wait for the memory bus or the disk.
 _MOST_WORKERS = 8
+# Seconds after which it is seen whether there will be an answer.
+_PATIENCE = 1.0
 
 
 def default_workers() -> int:
@@ -72,40 +76,57 @@ def _threaded(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -
         yield from pool.map(work, items)
 
 
+class _UnattendedError(Exception):
+    """Nothing hands out work to the workers, or brings back what they made."""
+
+
 def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
     # Imported where there is work to share: it takes as long as opening a checkpoint.
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import active_children
 
     others = set(active_children())  # of a program that uses the library
-    try:
-        pool = _pool(work, items, workers)
-    except (OSError, RuntimeError):  # the system gives no more processes, threads or memory
+
+    def end(how: Callable[[BaseProcess], None]) -> None:
         for child in set(active_children()) - others:
-            child.kill()  # it would wait for work, and Python's end for it
-            child.join()
-        yield from map(work, items)
-        return
-    if pool is None:
-        yield from _threaded(work, items, workers)
-        return
-    try:
-        yield from pool.map(_run, range(len(items)))
-    except BrokenProcessPool:
-        raise WriteError("a worker was killed; --workers 1 takes the least memory") from None
-    except BaseException:
-        for child in set(active_children()) - others:
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+            how(child)
+
+    def kill(child: BaseProcess) -> None:
+        child.kill()  # it would wait for work, and Python's end for it
+        child.join()
+
+    done = 0
+    with ExitStack() as stack:
+        try:
+            results = _shared(work, items, workers, stack)
+            if results is None:
+                results = _threaded(work, items, workers)
+            for result in results:
+                yield result
+                done += 1
+        except _UnattendedError:  # the system gives no more processes, threads or memory
+            end(kill)
+            yield from map(work, items[done:])
+        except BrokenProcessPool:
+            raise WriteError("a worker was killed; --workers 1 takes the least memory") from None
+        except BaseException:
+            end(lambda child: child.terminate())
+            raise
 
 
-def _pool(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Executor | None:
-    """Fork the workers; None where semaphores cannot be made, as in a read-only /dev/shm."""
-    from concurrent.futures import ProcessPoolExecutor
+def _shared(
+    work: Callable[[_In], _Out], items: Sequence[_In], workers: int, stack: ExitStack
+) -> Iterator[_Out] | None:
+    """Fork the workers, until the stack's end, and give the results in their order.
+
+    None where semaphores cannot be made, as in a read-only /dev/shm. _UnattendedError where there
+    will be no more results.
+    """
+    from concurrent.futures import ProcessPoolExecutor, wait
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
+    before = set(threading.enumerate())
     with warnings.catch_warnings():
         # Threads of NumPy's and torch's libraries, which the workers do not use.
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
@@ -116,8 +137,27 @@ def _pool(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Exe
             )
         except (OSError, ImportError):
             return None
-        pool.submit(int)  # forks them all
-        return pool
+        try:
+            futures = [pool.submit(_run, index) for index in range(len(items))]  # forks them all
+        except BrokenProcessPool:
+            raise
+        except (OSError, RuntimeError):
+            raise _UnattendedError from None
+    attendants = set(threading.enumerate()) - before
+
+    def is_attended() -> bool:
+        return any(thread.is_alive() for thread in attendants)
+
+    def results() -> Iterator[_Out]:
+        for future in futures:
+            # A thread of the pool that cannot start another one ends, and says so to nobody.
+            while not wait([future], _PATIENCE).done:
+                if not is_attended():
+                    raise _UnattendedError
+            yield future.result()
+
+    stack.callback(lambda: pool.shutdown(wait=is_attended(), cancel_futures=True))
+    return results()
 
 
 # What a worker process is to do; set in workers alone.

@@ -40,6 +40,8 @@ class Result:
 
 def write(plan: OutputPlan, options: Options) -> Result:
     """Write what is planned, and publish it; raises before anything appears at the output."""
+    if options.checksums == "none":
+        plan = plan.without_content()
     completed = partial(_completed, plan, options.device)
     with on_device(options.device):
         if isinstance(plan.path, RemotePath):
@@ -81,7 +83,7 @@ def _completed(plan: OutputPlan, device: str, written: Written) -> Manifest:
     checksums: dict[str, str] = {}
     hashes = {file.name: written.files[file.name].header_sha256 for file in plan.weights}
     checkpoint = plan.manifest.checkpoint
-    parts = [replace(part, header_sha256=hashes[file.name])
+    parts = [replace(part, header_sha256=hashes[file.name], size_bytes=file.size_bytes)
              for part, file in zip(checkpoint.parts, plan.weights, strict=True)]  # fmt: skip
     for file in plan.weights:
         checksums |= written.files[file.name].checksums

@@ -33,7 +33,7 @@ class StepSummary(NamedTuple):
     into: str = ""
 
 
-# Stands where writing puts a fingerprint of a file's tensors, and stays without checksums.
+# Stands where writing puts a fingerprint of a file's tensors, and goes without checksums.
 NO_CONTENT = "0" * 32
 # Bytes of a tensor: a pebibyte, which leaves room for others below what file offsets count.
 _LARGEST = 1 << 50

@@ -138,11 +138,15 @@ def test_files_may_not_be_that_long(folder, attack, size, target):
     attack.count("limits")
 
 
-@pytest.mark.parametrize("mebibytes", [60, 120, 200, 300, 400])
+@pytest.mark.parametrize("mebibytes", [*range(40, 160, 6), 200, 300, 400])
 def test_little_address_space(folder, attack, mebibytes):
     before = names(folder)
     found = run(folder, *APPLY, **limited(resource.RLIMIT_AS, mebibytes << 20))
     assert found.returncode == 0 or names(folder) == before
+    assert "Traceback" not in found.stderr
+    # The line of NumPy's linear algebra, which ends the process, stands for ours.
+    is_theirs = found.stderr.startswith("OpenBLAS")
+    assert is_theirs or (found.returncode, found.stderr.count("\n")) in ((0, 3), (5, 1))
     attack.count("limits")
 
 

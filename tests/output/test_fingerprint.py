@@ -7,9 +7,11 @@ import zlib
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+from surgeon.inspection.verify import verify
 from surgeon.output.execute import Options
-from tests.network import write
+from tests.network import assert_identical, write
 
 ZEROS = "0" * 32
 
@@ -40,9 +42,20 @@ def test_fingerprint_is_a_hash_of_the_tensors_crcs(bench, checksums):
     assert stated == hashlib.sha256(header).hexdigest()
 
 
-def test_fingerprint_is_zeros_without_checksums(bench):
-    bench.given({"a": torch.ones(3)})
-    assert fingerprint(bench.operate(options=Options(checksums="none")).path) == ZEROS
+@pytest.mark.parametrize("to", ["out.safetensors", "model"])
+def test_there_is_no_fingerprint_without_checksums(bench, to):
+    tensors = {"a": torch.ones(3), "b": torch.zeros(5)}
+    bench.given(tensors)
+    made = bench.operate(to=bench.folder / to, options=Options(checksums="none"))
+    path = made.path / "model.safetensors" if made.path.is_dir() else made.path
+    with safe_open(path, "pt") as opened:
+        ours = json.loads(opened.metadata()["surgeon"])
+    assert ours.keys() == {"version", "recipe_sha256"}
+    raw = path.read_bytes()
+    header = raw[8 : -8 * 4]
+    assert (len(header) % 8, int.from_bytes(raw[:8], "little")) == (0, len(header))
+    assert_identical(load_file(path), tensors)
+    assert verify(made.path, 1).verified
 
 
 def test_each_shard_has_its_own(bench):

@@ -54,11 +54,39 @@ def test_a_path_without_a_name_is_refused(example, monkeypatch, place):
     assert listing(example.folder).keys() - before.keys() == {"recipe.json"}
 
 
-@pytest.mark.parametrize("name", [".m.surgeon-unfinished", ".m.safetensors.surgeon-replaced"])
+@pytest.mark.parametrize(
+    "name",
+    [".m.surgeon-unfinished", ".m.safetensors.surgeon-replaced",
+     ".m.surgeon-unfinished-0123456789abcdef"],
+)  # fmt: skip
 def test_a_name_that_a_later_run_would_clear_is_refused(example, name):
     with pytest.raises(UsageError, match="is a name of what a killed run leaves"):
         example.operate(STEP, to=example.folder / name, force_any=True)
     assert not (example.folder / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("m.manifest.json", "is a name for a manifest"),
+        ("config.json", "is a name for a manifest, an index or a config"),
+        ("m.optimizer.safetensors", "is a name for the optimizer's state that goes with m;"),
+        ("surgeon.safetensors", "has surgeon.manifest.json as its manifest"),
+    ],
+)
+def test_a_name_that_means_something_beside_an_output_is_refused(example, name, message):
+    with pytest.raises(UsageError, match=message):
+        example.operate(STEP, to=example.folder / name, force_any=True)
+    assert not (example.folder / name).exists()
+
+
+def test_a_state_that_no_manifest_names_is_not_removed(example):
+    example.operate(STEP)
+    state = example.folder / "out.optimizer.safetensors"
+    state.write_text("mine")
+    with pytest.raises(UsageError, match="exists, and no surgeon manifest names it; --force-any"):
+        example.operate(STEP, force=True)
+    assert state.read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,19 @@ def test_work_is_done_where_no_worker_can_be_started(monkeypatch: pytest.MonkeyP
     other.join()
 
 
+def test_work_is_done_where_the_pool_s_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts one of its own; what it says of a failure goes to stderr alone."""
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("multiprocessing.queues.Queue._start_thread", refuse)
+    monkeypatch.setattr(threading, "excepthook", lambda about: None)
+    found = list(parallel_map(lambda item: (item, os.getpid()), range(20), 2))
+    assert found == [(item, os.getpid()) for item in range(20)]
+    assert multiprocessing.active_children() == []
+
+
 def test_a_failure_ends_no_process_of_the_caller() -> None:
     other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     other.start()
