@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from surgeon import surgery
 from surgeon.base.errors import PlanError, UsageError
@@ -19,12 +19,19 @@ from surgeon.model_folder.carried import Carry
 from surgeon.output import report
 from surgeon.output.checksums import Algorithm
 from surgeon.output.execute import Options
-from surgeon.output.memory import workers_within
+from surgeon.output.memory import scratch_bytes, workers_within
 from surgeon.output.opened import Opened
+from surgeon.output.plan import OutputPlan
 from surgeon.output.workers import default_workers
+from surgeon.output.write import Result, write
 from surgeon.recipe import Recipe, RecipeLike
 from surgeon.recipe.locations import bind_models
 
+if TYPE_CHECKING:
+    from distributed import Client
+
+# A scheduler's address, "local:4", or a client.
+Cluster: TypeAlias = "str | Client"
 Location = str | os.PathLike[str]
 # By the names that the recipe has for them, or in the order in which it leaves them open.
 Models = Mapping[str, Location] | Sequence[Location] | Location
@@ -75,6 +82,8 @@ def apply(
     max_memory: int | str | None = None,
     checksums: Algorithm = "crc32",
     progress: Callable[[int], None] | None = None,
+    cluster: Cluster | None = None,
+    resume: bool = False,
 ) -> Applied:
     """Apply a recipe to a checkpoint; writes the output and its manifest, or nothing.
 
@@ -84,13 +93,16 @@ def apply(
     of the input a folder gets ("none", "small", "all"), `link` shares untouched shards with it, and
     `allow_code` lets `match` import a module. `optimizer_order` is "strict", or where a JSON list
     of names is for a state without them. `progress` is told of bytes as they are written.
+    `cluster` has workers of Dask write: a client, a scheduler's address, or "local:4" for processes
+    here; `resume` goes on with what an earlier such run into this output left, and leaves it too.
     """
     job = Job(recipe, input, models, _NOTHING, vars or {}, optimizer, optimizer_order,
               allow_code=allow_code, carry=carry)  # fmt: skip
     with job.opened() as opened:
         return applied(
             opened, output, force=force, force_any=force_any, link=link, workers=workers,
-            max_memory=max_memory, checksums=checksums, progress=progress,
+            max_memory=max_memory, checksums=checksums, progress=progress, cluster=cluster,
+            resume=resume,
         )  # fmt: skip
 
 
@@ -152,6 +164,8 @@ def applied(
     max_memory: int | str | None,
     checksums: Algorithm,
     progress: Callable[[int], None] | None,
+    cluster: Cluster | None = None,
+    resume: bool = False,
 ) -> Applied:
     """Write the output of a job."""
     if workers is not None and workers < 1:
@@ -160,16 +174,29 @@ def applied(
         raise UsageError(f"checksums: '{checksums}' is none of crc32, sha256, none")
     began = time.monotonic()
     count = workers or default_workers()
+    if cluster is None and resume:
+        raise UsageError("--resume goes on with a run on a cluster; --cluster says which writes")
+    if cluster is not None and workers is not None:
+        raise UsageError("--workers is for this machine, and --cluster has workers of its own")
     if max_memory is not None:
         most = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
         count = workers_within(most, opened.written_tensors, count)
     options = Options(count, checksums, progress)
-    result = surgery.write(
-        opened, Path(output), options, force=force, force_any=force_any, link=link
-    )
+    made = surgery.output_plan(opened, Path(output), force=force, force_any=force_any, link=link)
+    result = _written(made, options, cluster, resume)
     said = report.applied(result, time.monotonic() - began)
     places = {"output": result.output, "manifest": result.manifest}
     return Applied("\n".join(said), **{**report.applied_as_json(result), **places})
+
+
+def _written(made: OutputPlan, options: Options, cluster: Cluster | None, resume: bool) -> Result:
+    if cluster is None:
+        return write(made, options)
+    from surgeon.cluster.crew import crew_of  # with Dask, which takes a while to import
+
+    need = scratch_bytes(made.opened.written_tensors).worker_bytes
+    with crew_of(cluster, made, options, resumes=resume, worker_bytes=need) as crew:
+        return write(made, options, crew)
 
 
 def bound(
