@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.base.errors import UsageError, WriteError
 from surgeon.cluster import work
-from surgeon.cluster.crowd import Crowd, connected, require_alike, require_shared
+from surgeon.cluster.crowd import Cluster, Crowd, connected, require_alike, require_shared
 from surgeon.cluster.journal import Journal
 from surgeon.cluster.pickling import close_inputs, packed
 from surgeon.cluster.tasks import TASK_BYTES, Task, is_told, tasks_of
@@ -69,7 +69,7 @@ class Statistics:
 
 @contextmanager
 def crew_of(
-    cluster: str | Client, plan: OutputPlan, options: Options, *, resumes: bool, worker_bytes: int
+    cluster: Cluster, plan: OutputPlan, options: Options, *, resumes: bool, worker_bytes: int
 ) -> Iterator[ClusterCrew]:
     """Give the crew of a cluster, once its workers have what the run needs.
 

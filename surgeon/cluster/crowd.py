@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from surgeon.base.errors import UsageError, WriteError
 from surgeon.base.units import spoken_size
@@ -17,6 +17,8 @@ from surgeon.cluster.work import Answer, Sight, seen
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+# A scheduler's address, "local:4", or a client.
+Cluster: TypeAlias = "str | Client"
 _LOCAL = "local:"
 _CONNECTING_SECONDS = 30
 # How long a run waits where there is no worker: a batch system may bring others.
@@ -26,7 +28,7 @@ _MOST_SHOWN = 5
 
 
 @contextmanager
-def connected(cluster: str | Client) -> Iterator[Client]:
+def connected(cluster: Cluster) -> Iterator[Client]:
     """Give a client of `tcp://scheduler:8786`, of `local:4` processes here, or the one given."""
     if not isinstance(cluster, str):
         yield cluster

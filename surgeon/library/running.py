@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from surgeon import surgery
 from surgeon.base.errors import PlanError, UsageError
@@ -28,10 +28,8 @@ from surgeon.recipe import Recipe, RecipeLike
 from surgeon.recipe.locations import bind_models
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from surgeon.cluster.crowd import Cluster
 
-# A scheduler's address, "local:4", or a client.
-Cluster: TypeAlias = "str | Client"
 Location = str | os.PathLike[str]
 # By the names that the recipe has for them, or in the order in which it leaves them open.
 Models = Mapping[str, Location] | Sequence[Location] | Location
