@@ -25,6 +25,7 @@ _CONNECTING_SECONDS = 30
 _ALONE_SECONDS = 60
 _LOOKING_SECONDS = 5
 _MOST_SHOWN = 5
+_GONE = "the cluster's scheduler went away, or gave the run up; --resume goes on with it"
 
 
 @contextmanager
@@ -39,7 +40,8 @@ def connected(cluster: Cluster) -> Iterator[Client]:
         raise UsageError(
             "--cluster needs Dask: pip install 'surgeon-checkpoints[cluster]'"
         ) from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said here
+    for name in [n for n in logging.root.manager.loggerDict if n.startswith("distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is said here
     if cluster.startswith(_LOCAL):
         count = cluster.removeprefix(_LOCAL)
         if not count.isdecimal() or not int(count):
@@ -103,7 +105,10 @@ def require_shared(client: Client, probe: Path) -> None:
 
 
 def _everywhere(client: Client, function: Any, *arguments: Any) -> Iterator[tuple[str, Any]]:
-    found = client.run(function, *arguments, on_error="return")
+    try:
+        found = client.run(function, *arguments, on_error="return")
+    except OSError:
+        raise WriteError(_GONE) from None
     if not found:
         raise UsageError("the cluster has no workers; `dask worker ADDRESS` starts one")
     return iter(sorted(found.items()))
@@ -146,7 +151,10 @@ class Crowd:
     def size(self) -> int:
         """How many tasks run at a time."""
         if time.monotonic() - self._looked > _LOOKING_SECONDS:
-            found = self._client.ncores()
+            try:
+                found = self._client.ncores()
+            except (OSError, RuntimeError):  # RuntimeError: the client gave up, and closed itself
+                raise WriteError(_GONE) from None
             self.workers, self._threads = sorted(found), sum(found.values())
             self._looked = time.monotonic()
             if found:
@@ -161,7 +169,7 @@ class Crowd:
             with suppress(TimeoutError):
                 return list(wait(list(pending), _LOOKING_SECONDS, "FIRST_COMPLETED").done)
             if self._client.status not in ("running", "connecting"):
-                raise WriteError("the cluster's scheduler went away")
+                raise WriteError(_GONE)
             if self.size and time.monotonic() - self._alone_since > _ALONE_SECONDS:
                 raise WriteError(f"the cluster has had no worker for {_ALONE_SECONDS} seconds")
 
@@ -178,6 +186,6 @@ class Crowd:
                 "fewer threads per worker take less memory"
             ) from None
         except (CancelledError, CommClosedError):
-            raise WriteError(f"{name}: the cluster's scheduler went away, or gave it up") from None
+            raise WriteError(_GONE) from None
         assert isinstance(found, Answer)
         return found
