@@ -11,8 +11,8 @@ from tests.house import imports as imported_by
 
 # From the roof to the ground: a room imports from those after it.
 ORDER = [
-    "__main__", "samples", "cli", "trials", "library", "surgery", "mergekit", "inspection",
-    "output", "pictures", "manifest",
+    "__main__", "samples", "cli", "trials", "library", "cluster", "surgery", "mergekit",
+    "inspection", "output", "pictures", "manifest",
     "model_folder", "recipe", "ops", "merges", "initialisers", "draft", "formats", "tokens", "lazy",
     "numeric", "remote", "base",
 ]  # fmt: skip
@@ -24,6 +24,8 @@ SIBLINGS = {"ops": ("ops.shared",), "merges": ("merges.shared",)}
 # Who else may, for each thing that few may.
 MAY_IMPORT = {
     "click": {"cli"},
+    "distributed": {"cluster"},
+    "cloudpickle": {"cluster"},
     "matplotlib": {"pictures"},
     "optuna": {"trials.study"},
     "obstore": {"remote.client"},
@@ -31,7 +33,7 @@ MAY_IMPORT = {
     "yaml": {"mergekit"},
     "tabulate": {"base.tables"},
     "jsonschema": {"recipe", "manifest"},
-    "shutil": {"model_folder", "output", "formats"},
+    "shutil": {"model_folder", "output", "formats", "cluster"},
     "mmap": {"formats.files"},
     "torch": {
         "ops.shared.torch_module",
@@ -45,7 +47,7 @@ MAY_IMPORT = {
 }
 # numeric.blas looks for the library that NumPy came with.
 MAY_TOUCH_FILES = {"base.files", "base.ready_made", "formats", "output", "manifest", "recipe",
-                   "model_folder", "surgery", "numeric.blas", "remote"}  # fmt: skip
+                   "model_folder", "surgery", "numeric.blas", "remote", "cluster"}  # fmt: skip
 OS_CALLS = {"open", "read", "pread", "preadv", "write", "pwrite", "ftruncate", "rename", "replace",
             "remove", "unlink", "mkdir", "makedirs", "listdir", "scandir", "walk"}  # fmt: skip
 PATH_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "unlink", "mkdir",

@@ -56,10 +56,20 @@ if TYPE_CHECKING:
     "--device", default="", metavar="cuda[:N]",
     help="Decompose whole matrices there, with torch; the last bits are then the device's.",
 )  # fmt: skip
+@click.option(
+    "--cluster", metavar="tcp://HOST:PORT|local:N",
+    help="Have the workers of a Dask cluster write, which see the same files: by its scheduler's "
+    "address, or N processes of this machine.",
+)  # fmt: skip
+@click.option(
+    "--resume", is_flag=True,
+    help="With --cluster: go on with what a run that was killed has completed, and leave what this "
+    "one completes should it fail.",
+)  # fmt: skip
 def _apply(
     job: Job, paths: Sequence[str], output: Path | None, force: bool, force_any: bool, link: bool,
     as_json: bool, quiet: bool, checksums: Algorithm, workers: int | None, max_memory: int | None,
-    device: str,
+    device: str, cluster: str | None, resume: bool,
 ) -> None:  # fmt: skip
     """Apply RECIPE to the checkpoint INPUT and write OUTPUT with its manifest.
 
@@ -80,6 +90,7 @@ def _apply(
             found = applied(
                 opened, target, force=force, force_any=force_any, link=link, workers=workers,
                 max_memory=max_memory, checksums=checksums, device=device, progress=progress,
+                cluster=cluster, resume=resume,
             )  # fmt: skip
     if not quiet:
         say(found.text.splitlines())

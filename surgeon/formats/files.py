@@ -39,6 +39,11 @@ class InputFile:
         if self._again:
             _POOL.rest(self)
 
+    @property
+    def modified_ns(self) -> int:
+        """When the file was last written to before it was opened."""
+        return self._modified
+
     def fileno(self) -> int | None:
         """The file descriptor; None where the file does not stay open."""
         if self._again or self._descriptor is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import CheckpointError, listed
 from surgeon.base.files import is_there, names_in, read_regular
-from surgeon.base.strict_json import MOST_BYTES, parse_object
+from surgeon.base.strict_json import parse_object
 from surgeon.formats.checkpoint import DISTRIBUTED, Checkpoint, at_most
 from surgeon.formats.foreign import SAVE_ALL_RANKS
 from surgeon.lazy import LazyTensor
@@ -29,6 +29,8 @@ _CONFIGS = ("config.json", "adapter_config.json")
 _MODEL_FILE = re.compile(
     r"(model|pytorch_model|adapter_model)(\.[a-z0-9_]+)?\.(safetensors|bin)(\.index\.json)?"
 )
+# An index of 600 000 tensors takes 70 MB.
+_LONGEST_INDEX = 250_000_000
 # What is the same weights in other formats, or is no part of this model.
 _OTHER_WEIGHTS = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin",
@@ -161,8 +163,8 @@ def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
 def _index(path: Path) -> tuple[dict[str, str], float | None, bytes]:
     """Return the weight map, the total size where it is stated, and the bytes of the index."""
     try:
-        text = read_regular(path, MOST_BYTES)
-        value = parse_object(text.strip())
+        text = read_regular(path, _LONGEST_INDEX)
+        value = parse_object(text.strip(), most_bytes=_LONGEST_INDEX)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -342,6 +342,10 @@ class Blockwise(Form):
         if self.statistics and self.spec.count:
             scratch.known(self, self._known)
 
+    def known(self, scratch: Scratch) -> Any:
+        """Return what its statistics found, which is found once."""
+        return scratch.known(self, self._known)
+
     def _known(self, scratch: Scratch) -> Any:
         operands = Operands(self.operands, scratch, step_of(self.run), self.step)
         if not self.statistics:

@@ -97,6 +97,19 @@ class WholeTensor(Form):
             self.explain(self._operands(scratch))
         return stored
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether its values will be kept, and are not known yet."""
+        return self.is_kept and not self._kept
+
+    def kept(self, scratch: Scratch) -> Array:
+        """Return all its values, flat."""
+        return self._result(scratch)
+
+    def keep(self, values: Array) -> None:
+        """Keep what another process computed."""
+        self._kept.append(values)
+
     def _operands(self, scratch: Scratch) -> list[Array]:
         return [read_whole(tensor, scratch, self.working) for tensor in self.operands]
 

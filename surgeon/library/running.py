@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgeon import surgery
 from surgeon.base.errors import PlanError, UsageError
@@ -18,13 +18,18 @@ from surgeon.model_folder.carried import Carry
 from surgeon.output import report
 from surgeon.output.checksums import Algorithm
 from surgeon.output.execute import Options
-from surgeon.output.memory import workers_within
+from surgeon.output.memory import scratch_bytes, workers_within
 from surgeon.output.opened import Opened
+from surgeon.output.plan import OutputPlan
 from surgeon.output.workers import default_workers
+from surgeon.output.write import Result, write
 from surgeon.recipe import Recipe, RecipeLike
 from surgeon.recipe.locations import bind_models
 from surgeon.remote.locations import taken
 from surgeon.remote.paths import path_of
+
+if TYPE_CHECKING:
+    from surgeon.cluster.crowd import Cluster
 
 Location = str | os.PathLike[str]
 # By the names that the recipe has for them, or in the order in which it leaves them open.
@@ -77,6 +82,8 @@ def apply(
     checksums: Algorithm = "crc32",
     device: str = "",
     progress: Callable[[int], None] | None = None,
+    cluster: Cluster | None = None,
+    resume: bool = False,
 ) -> Applied:
     """Apply a recipe to a checkpoint; writes the output and its manifest, or nothing.
 
@@ -85,9 +92,10 @@ def apply(
     an output that surgeon wrote, `force_any` any that nothing reads; `carry` says which other files
     of the input a folder gets ("none", "small", "all"), `link` shares untouched shards with it, and
     `allow_code` lets `match` import a module. `optimizer_order` is "strict", or where a JSON list
-    of names is for a state without them. `device`, such as
-    "cuda", is where torch decomposes whole matrices, which makes the last bits its own.
-    `progress` is told of bytes as they are written.
+    of names is for a state without them. `device`, such as "cuda", is where torch decomposes whole
+    matrices, which makes the last bits its own. `progress` is told of bytes as they are written.
+    `cluster` has workers of Dask write: a client, a scheduler's address, or "local:4" for processes
+    here; `resume` goes on with what an earlier such run into this output left, and leaves it too.
     """
     job = Job(recipe, input, models, _NOTHING, vars or {}, optimizer, optimizer_order,
               allow_code=allow_code, carry=carry)  # fmt: skip
@@ -95,6 +103,7 @@ def apply(
         return applied(
             opened, output, force=force, force_any=force_any, link=link, workers=workers,
             max_memory=max_memory, checksums=checksums, device=device, progress=progress,
+            cluster=cluster, resume=resume,
         )  # fmt: skip
 
 
@@ -157,6 +166,8 @@ def applied(
     checksums: Algorithm,
     device: str,
     progress: Callable[[int], None] | None,
+    cluster: Cluster | None = None,
+    resume: bool = False,
 ) -> Applied:
     """Write the output of a job."""
     if workers is not None and workers < 1:
@@ -165,16 +176,31 @@ def applied(
         raise UsageError(f"checksums: '{checksums}' is none of crc32, sha256, none")
     began = time.monotonic()
     count = workers or default_workers()
+    if cluster is None and resume:
+        raise UsageError("--resume goes on with a run on a cluster; --cluster says which writes")
+    if cluster is not None and device:
+        raise UsageError("--device is of this machine, and --cluster has others")
+    if cluster is not None and workers is not None:
+        raise UsageError("--workers is for this machine, and --cluster has workers of its own")
     if max_memory is not None:
         most = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
         count = workers_within(most, opened.written_tensors, count)
     options = Options(count, checksums, progress, device)
-    result = surgery.write(
-        opened, path_of(output), options, force=force, force_any=force_any, link=link
-    )
+    made = surgery.output_plan(opened, path_of(output), force=force, force_any=force_any, link=link)
+    result = _written(made, options, cluster, resume)
     said = report.applied(result, time.monotonic() - began)
     places = {"output": result.output, "manifest": result.manifest}
     return Applied("\n".join(said), **{**report.applied_as_json(result), **places})
+
+
+def _written(made: OutputPlan, options: Options, cluster: Cluster | None, resume: bool) -> Result:
+    if cluster is None:
+        return write(made, options)
+    from surgeon.cluster.crew import crew_of  # with Dask, which takes a while to import
+
+    need = scratch_bytes(made.opened.written_tensors).worker_bytes
+    with crew_of(cluster, made, options, resumes=resume, worker_bytes=need) as crew:
+        return write(made, options, crew)
 
 
 def bound(

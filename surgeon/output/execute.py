@@ -7,6 +7,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from surgeon.base.errors import CheckpointError, SurgeonError, WriteError
 from surgeon.draft import Check
@@ -103,22 +104,28 @@ class Tally:
         """Take note of a file that is linked."""
         self.written.linked_bytes += file.size_bytes - len(file.header)
 
-    def header_of(self, file: OutputFile) -> bytes:
-        """Return a file's header, with the fingerprint of its tensors."""
-        crcs = self._crcs[file.name]
-        if file.content_at < 0:
-            return file.header
-        return file.header_with(crcs.get(placed.name, 0) for placed in file.tensors)
+    def header(self, file: OutputFile) -> bytes:
+        """Return the header that a file gets once all of its tensors are told."""
+        crcs, header = self._crcs.pop(file.name), file.header
+        if file.content_at >= 0:
+            header = file.header_with(crcs.get(placed.name, 0) for placed in file.tensors)
+        self.written.files[file.name].header_sha256 = header_sha256(header)
+        return header
 
     def complete(self, file: OutputFile, descriptor: int) -> None:
-        """Give a file its header; raises WriteError where that does not last."""
-        header = self.header_of(file)
-        del self._crcs[file.name]
-        if header is not file.header:  # never into a linked file, which is the input's
+        """Give a file the fingerprint of its tensors; raises WriteError where it does not last."""
+        header = self.header(file)
+        if os.pread(descriptor, len(header), 0) != header and not file.source:
             write_all(descriptor, memoryview(header), 0)
-        self.written.files[file.name].header_sha256 = header_sha256(header)
         if os.pread(descriptor, len(header), 0) != header:
             raise WriteError(f"{file.name}: reads back with another header than was written")
+
+    def complete_at(self, file: OutputFile, path: Path) -> None:
+        """Complete a file that others wrote, and flush it; one that is linked is only looked at."""
+        with path.open("rb" if file.source else "r+b", buffering=0) as opened:
+            self.complete(file, opened.fileno())
+            if not file.source:
+                os.fsync(opened.fileno())
 
 
 def pinning_notes(files: Iterable[OutputFile]) -> list[str]:
@@ -152,6 +159,9 @@ class Executor:
         """How many files it is best given at a time."""
         return _OPEN_AT_ONCE
 
+    def kept(self, plan: object) -> None:
+        """Go on with nothing of an earlier run."""
+
     def write(self, files: Sequence[OutputFile], place: Place) -> Written:
         """Write planned files; those with a `source` are there already."""
         described = {place.descriptor(file.name): file for file in files}
@@ -181,7 +191,7 @@ class Executor:
         """
         tally = Tally(files, self._options.checksums)
         self._run([batch for file in files for batch in self._batches(None, file)], files, tally)
-        return tally.written, {file.name: tally.header_of(file) for file in files}
+        return tally.written, {file.name: tally.header(file) for file in files}
 
     def _run(self, batches: Sequence[Batch], files: Sequence[OutputFile], tally: Tally) -> None:
         """Have the workers take all batches."""
@@ -202,39 +212,14 @@ class Executor:
         That is of those bytes that are in some of the files. A tensor that was copied whole has its
         checksum already; other records are read again.
         """
-        if not records:
-            return
-        known: dict[tuple[int, int, int], str] = {}
-        for file in files:
-            for placed in file.tensors:
-                pieces = list(placed.tensor.pieces(0, placed.tensor.spec.count))
-                if len(pieces) == 1 and isinstance(piece := pieces[0], ByteRange):
-                    place = (id(piece.file), piece.offset, piece.size_bytes)
-                    known[place] = written.files[file.name].checksums.get(placed.name, "")
+        self.verify(unverified(records, files, written))
 
-        again = [
-            record
-            for record in _used(records, files)
-            if not self._is_verified(
-                record, known.get((id(record.file), record.offset, record.size_bytes), "")
-            )
-        ]
-        size_bytes = sum(record.size_bytes for record in again)
+    def verify(self, records: Sequence[Record]) -> None:
+        """Compare what input files say of their bytes with what they are; reads them."""
+        size_bytes = sum(record.size_bytes for record in records)
         workers = worthwhile(self._options.workers, size_bytes)
-        for _ in parallel_map(self._verify, again, workers):
+        for _ in parallel_map(self._verify, records, workers):
             pass
-
-    def _is_verified(self, record: Record, found: str) -> bool:
-        """Say whether a record's checksum is known; raises CheckpointError where it is another."""
-        if not found.startswith("crc32:"):
-            return False
-        stated = f"crc32:{record.crc32:08x}"
-        if found != stated:
-            raise CheckpointError(
-                f"{record.file.path}: damaged: {record.size_bytes} bytes at {record.offset} "
-                f"have {found}, but the file states {stated}"
-            )
-        return True
 
     def _verify(self, record: Record) -> None:
         running = Running("crc32")
@@ -242,7 +227,7 @@ class Executor:
             block = self._writer.buffer[: min(COPY_BUFFER, record.size_bytes - start)]
             record.file.read_into(record.offset + start, block)
             running.update(block)
-        self._is_verified(record, f"crc32:{running.crc32:08x}")
+        _is_verified(record, f"crc32:{running.crc32:08x}")
 
     def _batches(self, descriptor: int | None, file: OutputFile) -> Iterator[Batch]:
         """Yield units in file order, small ones together, so that workers have enough for long."""
@@ -258,6 +243,44 @@ class Executor:
                 batch = []
         if batch:
             yield Batch(file.name, batch, descriptor, header)
+
+
+def unverified(
+    records: Sequence[Record], files: Sequence[OutputFile], written: Written
+) -> list[Record]:
+    """Return the records of what files are made of that writing did not verify.
+
+    Raises CheckpointError where it found another checksum than is stated.
+    """
+    if not records:
+        return []
+    known: dict[tuple[int, int, int], str] = {}
+    for file in files:
+        for placed in file.tensors:
+            pieces = list(placed.tensor.pieces(0, placed.tensor.spec.count))
+            if len(pieces) == 1 and isinstance(piece := pieces[0], ByteRange):
+                place = (id(piece.file), piece.offset, piece.size_bytes)
+                known[place] = written.files[file.name].checksums.get(placed.name, "")
+    return [
+        record
+        for record in _used(records, files)
+        if not _is_verified(
+            record, known.get((id(record.file), record.offset, record.size_bytes), "")
+        )
+    ]
+
+
+def _is_verified(record: Record, found: str) -> bool:
+    """Say whether a record's checksum is known; raises CheckpointError where it is another."""
+    if not found.startswith("crc32:"):
+        return False
+    stated = f"crc32:{record.crc32:08x}"
+    if found != stated:
+        raise CheckpointError(
+            f"{record.file.path}: damaged: {record.size_bytes} bytes at {record.offset} "
+            f"have {found}, but the file states {stated}"
+        )
+    return True
 
 
 def _used(records: Iterable[Record], files: Iterable[OutputFile]) -> list[Record]:

@@ -62,6 +62,10 @@ class Unit(Protocol):
         """Return what a file is written through; it is empty unless it was linked."""
         ...
 
+    def path(self, name: str) -> Path:
+        """Return where a file is written by whoever opens it; it is there, or its folder is."""
+        ...
+
     def rest(self) -> None:
         """Close what was written so far, if it may be closed already."""
         ...
@@ -89,17 +93,21 @@ class Unit(Protocol):
 
 
 @contextmanager
-def unit(path: Path, is_folder: bool, replaced: Collection[str] = ()) -> Iterator[Unit]:
+def unit(
+    path: Path, is_folder: bool, replaced: Collection[str] = (), kept: Collection[str] | None = None
+) -> Iterator[Unit]:
     """Give what an output's files are written into; nothing appears unless it is published.
 
-    `replaced` are the names that may go from a folder that is there.
+    `replaced` are the names that may go from a folder that is there. Files of the `kept` names are
+    those that an earlier run left there; where they are given, be it none, what this one leaves
+    unpublished stays too.
     """
     with ExitStack() as stack:
         if is_folder:
-            made = stack.enter_context(_folder(path, replaced))
+            made = stack.enter_context(_folder(path, replaced, kept))
             yield _FolderUnit(made, stack)
         else:
-            made_files = _Files()
+            made_files = _Files(kept)
             stack.callback(made_files.close)
             yield _FileUnit(path.parent, made_files)
 
@@ -107,8 +115,10 @@ def unit(path: Path, is_folder: bool, replaced: Collection[str] = ()) -> Iterato
 class _Files:
     """Files that are written out of sight, each beside its place, and swapped into it."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Collection[str] | None = None) -> None:
         self.has_locks = True
+        self._kept = kept
+        self._is_published = False
         self._stack = ExitStack()
         self._written: list[tuple[Path, int]] = []
         # Names that are swept in the end: what is not published, or what was replaced.
@@ -116,12 +126,17 @@ class _Files:
         self._tokens: dict[Path, str] = {}
         self._is_stuck = False
 
+    def token_in(self, folder: Path) -> str:
+        """Return what the run's names end in there; a run that goes on with it has to find them."""
+        return token_in(folder) if self._kept is None else ""
+
     def open(self, place: Path) -> int:
         """Return a descriptor to write a file through that is to lie at `place`."""
         place = Path(os.path.realpath(place))
-        token = token_in(place.parent)
+        token = self.token_in(place.parent)
         temporary = temporary_beside(place, token)
-        descriptor, has_locks = locked(temporary, lambda: open_file(temporary))
+        is_kept = place.name in (self._kept or ())
+        descriptor, has_locks = locked(temporary, lambda: open_file(temporary, is_kept=is_kept))
         self._stack.callback(os.close, descriptor)
         self._tokens[place] = token
         self._swept.append(temporary)
@@ -161,16 +176,17 @@ class _Files:
                 _unswap(place, descriptor, self._tokens[place])
             self._is_stuck = False
             raise
+        self._is_published = True
         # A killed run may have left some that this one has no use for.
         for place in places_of(weights[0]):
-            token = token_in(place.parent)
+            token = self.token_in(place.parent)
             self._swept.append(temporary_beside(place, token))
             with suppress(OSError, WriteError):
                 clear_others(place, token, stat.S_ISREG)
 
     def close(self) -> None:
         """Remove what lies beside the places; the first, which tells of a run, goes last."""
-        if not self._is_stuck:
+        if not self._is_stuck and (self._is_published or self._kept is None):
             for temporary in sorted(set(self._swept), key=self._swept.index, reverse=True):
                 with suppress(OSError, WriteError):
                     require_ours(temporary, temporary.lstat(), stat.S_ISREG)
@@ -205,6 +221,10 @@ class _FileUnit:
     def descriptor(self, name: str) -> int:
         return self._files.open(self._folder / name)
 
+    def path(self, name: str) -> Path:
+        self.descriptor(name)
+        return temporary_beside(Path(os.path.realpath(self._folder / name)))
+
     def rest(self) -> None:
         """There are few, and they stay locked."""
 
@@ -238,6 +258,9 @@ class _FolderUnit:
         path = self._folder / name
         mode = "rb" if path.exists() else "xb+"
         return self._open.enter_context(path.open(mode, buffering=0)).fileno()
+
+    def path(self, name: str) -> Path:
+        return self._folder / name
 
     def rest(self) -> None:
         self._open.close()
@@ -300,15 +323,17 @@ def folder(path: Path, replaced: Collection[str] = ()) -> Iterator[tuple[Path, C
 
 
 @contextmanager
-def _folder(path: Path, replaced: Collection[str]) -> Iterator[_Folder]:
+def _folder(
+    path: Path, replaced: Collection[str], kept: Collection[str] | None = None
+) -> Iterator[_Folder]:
     path = Path(os.path.realpath(path))
-    token = token_in(path.parent)
+    token = token_in(path.parent) if kept is None else ""
     temporary = temporary_beside(path, token)
     descriptor, has_locks = locked(temporary, lambda: open_folder(temporary))
-    is_stuck = False
+    is_stuck = is_published = False
 
     def publish() -> None:
-        nonlocal is_stuck
+        nonlocal is_stuck, is_published
         for item in temporary.rglob("*"):
             keep_rights(path / item.relative_to(temporary), item)
             flush(item)
@@ -325,15 +350,16 @@ def _folder(path: Path, replaced: Collection[str]) -> Iterator[_Folder]:
             swap(path, token)
             is_stuck = False
             raise
+        is_published = True
 
     with ExitStack() as stack:
         stack.callback(os.close, descriptor)
         try:
             clear_others(path, token, stat.S_ISDIR)
-            empty(temporary)
+            empty(temporary, kept or ())
             yield _Folder(temporary, publish, has_locks)
         finally:
-            if not is_stuck:
+            if not is_stuck and (is_published or kept is None):
                 shutil.rmtree(temporary, ignore_errors=True)
 
 

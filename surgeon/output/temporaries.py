@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -13,14 +13,19 @@ from surgeon.base.errors import WriteError
 from surgeon.formats.swapping import is_ours, lock, temporary_beside, tokens_beside
 
 
-def open_file(path: Path) -> tuple[int, bool]:
-    """Create a temporary, in place of one that a killed run of this user left; follows no link."""
+def open_file(path: Path, *, is_kept: bool = False) -> tuple[int, bool]:
+    """Create a temporary, in place of one that a killed run of this user left; follows no link.
+
+    One that `is_kept` is opened where it has no other name, by which it would be a file of others.
+    """
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     while True:
         with suppress(FileExistsError):
             return os.open(path, flags | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
         with suppress(FileNotFoundError):  # another run finished with it
             require_ours(path, path.lstat(), stat.S_ISREG)
+            if is_kept and path.lstat().st_nlink == 1:
+                return os.open(path, flags | os.O_RDWR), False
             descriptor = os.open(path, flags | os.O_RDONLY)
             try:
                 require_ours(path, os.fstat(descriptor), stat.S_ISREG)
@@ -53,8 +58,12 @@ def require_ours(path: Path, found: os.stat_result, is_kind: Callable[[int], boo
     raise WriteError(f"{path}: {what}; look at it and move it away: surgeon writes there")
 
 
-def empty(folder: Path) -> None:
+def empty(folder: Path, kept: Collection[str] = ()) -> None:
+    """Remove what a folder holds, but for files of the `kept` names that have no other name."""
     for item in folder.iterdir():
+        status = item.lstat()
+        if item.name in kept and stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            continue
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
         else:

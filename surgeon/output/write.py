@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from surgeon.base.errors import listed
+from surgeon.draft import Check
+from surgeon.formats.checkpoint import Record
 from surgeon.manifest.build import teacher_sha256
 from surgeon.manifest.model import Manifest, checkpoint_of, text
 from surgeon.manifest.names import manifest_of
 from surgeon.numeric.decompositions import on_device
 from surgeon.output import publish
 from surgeon.output.execute import Executor, Options, Written
+from surgeon.output.layout import OutputFile
 from surgeon.output.plan import OutputPlan
 from surgeon.remote.paths import RemotePath
 
@@ -38,24 +42,46 @@ class Result:
         return self.plan.folder / self.plan.state.name if self.plan.state else None
 
 
-def write(plan: OutputPlan, options: Options) -> Result:
+class Crew(Protocol):
+    """Those who write tensor files: an `Executor`, or a cluster's workers."""
+
+    @property
+    def files_at_once(self) -> int: ...
+
+    def kept(self, plan: OutputPlan) -> Collection[str] | None:
+        """Return which files of an earlier run are gone on with; None: what fails leaves none."""
+        ...
+
+    def check(self, checks: Sequence[tuple[str, Check]], size_bytes: int) -> list[str]: ...
+
+    def write(self, files: Sequence[OutputFile], place: publish.Unit) -> Written: ...
+
+    def verify_records(
+        self, records: Sequence[Record], files: Sequence[OutputFile], written: Written
+    ) -> None: ...
+
+
+def write(plan: OutputPlan, options: Options, crew: Crew | None = None) -> Result:
     """Write what is planned, and publish it; raises before anything appears at the output."""
     if options.checksums == "none":
         plan = plan.without_content()
     completed = partial(_completed, plan, options.device)
-    with on_device(options.device):
-        if isinstance(plan.path, RemotePath):
-            from surgeon.output.elsewhere import write_elsewhere
+    if isinstance(plan.path, RemotePath):
+        from surgeon.output.elsewhere import write_elsewhere
 
+        with on_device(options.device):
             return Result(plan, write_elsewhere(plan, plan.path, options, completed))
-        return Result(plan, _write(plan, options, completed))
+    with on_device(options.device):
+        return Result(plan, _write(plan, crew or Executor(options), completed))
 
 
-def _write(plan: OutputPlan, options: Options, completed: Callable[[Written], Manifest]) -> Written:
-    executor = Executor(options)
+def _write(plan: OutputPlan, executor: Crew, completed: Callable[[Written], Manifest]) -> Written:
     checks = plan.opened.plan.checks
     notes = executor.check(checks, sum(file.size_bytes for file in plan.weights))
-    with publish.writing(plan.path), publish.unit(plan.path, plan.is_folder, plan.replaced) as unit:
+    with (
+        publish.writing(plan.path),
+        publish.unit(plan.path, plan.is_folder, plan.replaced, executor.kept(plan)) as unit,
+    ):
         for name, source in (plan.carried or {}).items():
             unit.carry(source, name)
         for name, content in (plan.texts or {}).items():

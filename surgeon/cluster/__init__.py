@@ -1,0 +1,1 @@
+"""Runs on many machines: planned tensors go to workers of a Dask cluster, which write them."""
