@@ -13,6 +13,7 @@ from surgeon.cli import completion, screens
 from surgeon.cli.group import command, print_document, print_text, say
 from surgeon.cli.options import (
     LOCATION,
+    cache_option,
     json_option,
 )
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.argument("pattern", metavar="[PATTERN]...", nargs=-1, shell_complete=completion.tensor)
 @click.option("--tree", is_flag=True, help="Show modules; numbered ones that are alike, once.")
 @click.option("--stats", is_flag=True, help="Read the values: range, mean, norm, zeros, NaN.")
+@cache_option
 @json_option
 def _inspect(
     checkpoint: str, pattern: Sequence[str], tree: bool, stats: bool, as_json: bool
@@ -51,6 +53,7 @@ def _inspect(
 @click.argument("a", shell_complete=completion.file)
 @click.argument("b", shell_complete=completion.file)
 @click.argument("pattern", metavar="[PATTERN]...", nargs=-1, shell_complete=completion.tensor)
+@cache_option
 @json_option
 @click.pass_context
 def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_json: bool) -> None:
@@ -74,6 +77,7 @@ def _diff(context: click.Context, a: str, b: str, pattern: Sequence[str], as_jso
     "--picture", metavar="FILE", type=click.Path(path_type=Path),
     help="Draw layers by modules as a heat map, into a .png or .svg file (needs matplotlib).",
 )  # fmt: skip
+@cache_option
 @json_option
 def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None:
     """Say how alike models are, per layer.
@@ -101,6 +105,7 @@ def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None
 
 @command("verify", "surgeon verify grown.safetensors")
 @click.argument("output", type=LOCATION)
+@cache_option
 @json_option
 @click.pass_context
 def _verify(context: click.Context, output: Path, as_json: bool) -> None:

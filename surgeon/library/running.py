@@ -11,8 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from surgeon import surgery
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import PlanError, UsageError
-from surgeon.base.units import parse_size
+from surgeon.base.units import parse_size, spoken_size
 from surgeon.library.answers import Applied, Planned
 from surgeon.model_folder.carried import Carry
 from surgeon.output import report
@@ -23,6 +24,7 @@ from surgeon.output.opened import Opened
 from surgeon.output.workers import default_workers
 from surgeon.recipe import Recipe, RecipeLike
 from surgeon.recipe.locations import bind_models
+from surgeon.remote import reader, wire
 from surgeon.remote.locations import taken
 from surgeon.remote.paths import path_of
 
@@ -163,14 +165,26 @@ def applied(
     count = workers or default_workers()
     if max_memory is not None:
         most = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
-        count = workers_within(most, opened.written_tensors, count)
+        is_uploaded = isinstance(path_of(output), Elsewhere)
+        count = workers_within(most, opened.written_tensors, count, is_uploaded=is_uploaded)
+    else:
+        reader.hold(reader.HELD)
+    before = wire.fetched()
     options = Options(count, checksums, progress)
     result = surgery.write(
         opened, path_of(output), options, force=force, force_any=force_any, link=link
     )
-    said = report.applied(result, time.monotonic() - began)
+    said = [*_of_wire(before), *report.applied(result, time.monotonic() - began)]
     places = {"output": result.output, "manifest": result.manifest}
     return Applied("\n".join(said), **{**report.applied_as_json(result), **places})
+
+
+def _of_wire(before: tuple[int, int]) -> list[str]:
+    """Say how much was fetched since then, where anything was."""
+    requests, size_bytes = (now - then for now, then in zip(wire.fetched(), before, strict=True))
+    if not requests:
+        return []
+    return [f"note: fetched {spoken_size(size_bytes)} in {requests:,} requests"]
 
 
 def bound(

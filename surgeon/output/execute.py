@@ -19,7 +19,7 @@ from surgeon.formats.safetensors import header_sha256
 from surgeon.lazy import ByteRange, Scratch, is_computed_at_once, walk
 from surgeon.numeric.blas import is_pinned
 from surgeon.numeric.dtypes import DTYPES
-from surgeon.output.blocks import COPY_BUFFER, announce, blocks
+from surgeon.output.blocks import COPY_BUFFER, announce, blocks, moved_elsewhere
 from surgeon.output.calls import allocate, sync_file_range, write_all
 from surgeon.output.checksums import Algorithm, Running, crc32_joined
 from surgeon.output.layout import OutputFile, Placed
@@ -267,7 +267,8 @@ class Executor:
         batch: list[_Unit] = []
         whole = file.is_hashed  # one worker takes all of it, in order
         for placed in file.tensors:
-            at_once = is_computed_at_once(placed.tensor)
+            # What is elsewhere and moves is fetched whole, which one worker should do.
+            at_once = is_computed_at_once(placed.tensor) or moved_elsewhere(placed.tensor) > _UNIT
             for unit in self._units(descriptor, placed, file, at_once):
                 batch.append(unit)
                 if whole:
