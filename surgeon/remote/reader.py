@@ -163,7 +163,6 @@ class _Held:
             wanted, following = self._range_at(reader, place)
             self._begin([wanted, *following])
             request = self._ranges[wanted]
-            self._ranges.move_to_end(wanted)
         try:
             return wanted.start, reader.finished(request)
         except CheckpointError:
@@ -173,7 +172,9 @@ class _Held:
 
     def _begin(self, ranges: Sequence[Range]) -> None:
         for one in ranges:
-            if one not in self._ranges:
+            if one in self._ranges:
+                self._ranges.move_to_end(one)
+            else:
                 self._ranges[one] = one.reader.begin(one.start, one.stop)
         while len(self._ranges) > max(self.most, len(ranges)):
             self._ranges.popitem(last=False)
