@@ -59,7 +59,12 @@ def forget(path: Path) -> None:
         return
     place, above = str(path), str(path.parent)
     for seen in (_seen.listings, _seen.starts):
-        for one in [one for one in seen if one == above or f"{one}/".startswith(f"{place}/")]:
+        near = [
+            one
+            for one in seen
+            if one == above or one.rpartition("/")[0] == above or one.startswith(f"{place}/")
+        ]
+        for one in near:
             del seen[one]
     if path.scheme == "hf":
         _seen.repositories.pop(hub.split(place)[:2], None)

@@ -74,7 +74,7 @@ def test_a_folder_of_the_web_gives_what_it_gives_here(web, model, tmp_path):
 def test_a_merge_of_models_elsewhere_is_that_of_models_here(bucket, tmp_path):
     folders = [write_model(tmp_path / f"m{n}", seed=n) for n in range(3)]
     urls = [bucket.upload(folder) for folder in folders]
-    step = {"op": "ties", "base": "input", "models": ["1", "2"], "density": 0.5, "target": "*"}
+    step = {"op": "ties", "models": ["1", "2"], "density": 0.5, "target": "*"}
     text = {"surgeon": 1, "models": {"1": None, "2": None}, "steps": [step]}
     surgeon.apply(text, folders[0], tmp_path / "here", models=folders[1:])
     surgeon.apply(text, urls[0], tmp_path / "there", models=urls[1:], workers=2)
