@@ -56,7 +56,9 @@ class _Commands(click.Group):
                 return super().invoke(ctx)
         except SurgeonError as error:
             given = set(arguments)
-            self._fail(ctx, arguments, [located(p, given) for p in error.problems], error.exit_code)
+            self._fail(
+                ctx, arguments, [located(_plain(p), given) for p in error.problems], error.exit_code
+            )
         except click.UsageError as error:
             if not self._wants_json(ctx, arguments):
                 raise
@@ -175,7 +177,16 @@ def print_document(kind: str, document: Mapping[str, Any]) -> None:
 def say(lines: Sequence[str]) -> None:
     """Print each line on stderr."""
     for line in lines:
-        click.echo(shown(line), err=True)
+        click.echo(shown(_plain(line)), err=True)
+
+
+def _plain(text: str) -> str:
+    """Take out of a text what a URL in it has that is not to be shown, whoever put it there."""
+    if "://" not in text:
+        return text
+    from surgeon.remote.locations import without_hidden
+
+    return without_hidden(text)
 
 
 @contextmanager
@@ -184,5 +195,5 @@ def _escaped() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        vars(error)["message"] = shown_lines(error.message)  # final, says click
+        vars(error)["message"] = shown_lines(_plain(error.message))  # final, says click
         raise

@@ -10,7 +10,7 @@ import click
 from surgeon.base.errors import UsageError
 from surgeon.cli import completion, screens
 from surgeon.cli.group import command, print_document, print_text, say
-from surgeon.cli.options import LOCATION, json_option, picture_option
+from surgeon.cli.options import LOCATION, cache_option, json_option, picture_option
 
 
 @command("inspect", "surgeon inspect model.pt 'layers.*.attention' --stats")
@@ -19,6 +19,7 @@ from surgeon.cli.options import LOCATION, json_option, picture_option
 @click.option("--tree", is_flag=True, help="Show modules; numbered ones that are alike, once.")
 @click.option("--stats", is_flag=True, help="Read the values: range, mean, norm, zeros, NaN.")
 @picture_option("Draw how large each layer is, and how its values are spread,")
+@cache_option
 @json_option
 def _inspect(
     checkpoint: str, pattern: Sequence[str], tree: bool, stats: bool, picture: Path | None,
@@ -55,6 +56,7 @@ def _inspect(
 @click.argument("b", shell_complete=completion.file)
 @click.argument("pattern", metavar="[PATTERN]...", nargs=-1, shell_complete=completion.tensor)
 @picture_option("Draw the relative change of every tensor, layers by modules,")
+@cache_option
 @json_option
 @click.pass_context
 def _diff(
@@ -84,6 +86,7 @@ def _diff(
     "models", metavar="A B [C]...", nargs=-1, required=True, shell_complete=completion.file
 )
 @picture_option("Draw how far each layer and module moved, and whether together,")
+@cache_option
 @json_option
 def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None:
     """Say how alike models are, per layer.
@@ -111,6 +114,7 @@ def _compare(models: Sequence[str], picture: Path | None, as_json: bool) -> None
 
 @command("verify", "surgeon verify grown.safetensors")
 @click.argument("output", type=LOCATION)
+@cache_option
 @json_option
 @click.pass_context
 def _verify(context: click.Context, output: Path, as_json: bool) -> None:

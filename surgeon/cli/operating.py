@@ -23,8 +23,6 @@ from surgeon.cli.options import (
     set_option,
     size,
 )
-from surgeon.remote.locations import taken
-from surgeon.remote.paths import path_of
 
 if TYPE_CHECKING:
     from surgeon.library.running import Job
@@ -105,6 +103,9 @@ def _models_and_output(
     job: Job, paths: Sequence[str], output: Path | None
 ) -> tuple[Sequence[str], Path]:
     """Tell the output from the models; raises UsageError where it can only have been forgotten."""
+    from surgeon.remote.locations import taken
+    from surgeon.remote.paths import path_of
+
     paths = [taken(path) for path in paths]
     if output is not None:
         return paths, output
@@ -166,6 +167,7 @@ def _plan(
     if colour != "auto" and not tree:
         raise UsageError("--color is for --tree")
     from surgeon.library.running import planned
+    from surgeon.remote.locations import taken
 
     with replace(job, models=[taken(model) for model in models]).opened() as opened:
         found = planned(opened, output, force=force, force_any=force_any, link=False, as_tree=tree)

@@ -11,21 +11,17 @@ import click
 
 from surgeon.base.errors import UsageError
 from surgeon.cli import completion
-from surgeon.remote.locations import taken
-from surgeon.remote.paths import path_of
 
 if TYPE_CHECKING:
     from surgeon.model_folder.carried import Carry
 
 
-class _Location(click.ParamType):  # type: ignore[type-arg]  # not generic in older ones
+class _Location(click.Path):
     """A path, or a URL, of which from here on nothing is shown that is secret."""
 
-    name = "path"
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from surgeon.remote.paths import path_of
 
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> Path:
         return path_of(value)
 
 
@@ -121,6 +117,19 @@ allow_code_option = click.option(
     help="Let `match` import and run the module that the recipe names, or modelling code that the "
     "input's folder holds.",
 )  # fmt: skip
+
+
+def _use_cache(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        from surgeon.remote import cache
+
+        cache.use(value)
+
+
+cache_option = click.option(
+    "--cache", metavar="DIR", expose_value=False, callback=_use_cache,
+    help="Keep what is fetched from URLs in this folder, and take it from there.",
+)  # fmt: skip
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document, on failure too."
 )
@@ -144,6 +153,7 @@ def job_options(function: Callable[..., None]) -> Callable[..., None]:
         **others: Any,
     ) -> None:  # fmt: skip
         from surgeon.library.running import Job
+        from surgeon.remote.locations import taken
 
         named = {name: taken(location) for name, location in named.items()}
         optimizer = None if optimizer is None else taken(optimizer)
@@ -161,6 +171,7 @@ def job_options(function: Callable[..., None]) -> Callable[..., None]:
         optimizer_order_option,
         allow_code_option,
         carry_option,
+        cache_option,
     )
 
 

@@ -17,7 +17,7 @@ from surgeon.remote import reader
 from surgeon.remote.paths import RemotePath
 
 # Tensors that are in memory whole since their elements move, of each file.
-_MAPPED = 2
+_WHOLE = 2
 _opened: list[bool] = []
 
 
@@ -34,7 +34,7 @@ class FetchedFile(InputFile):
         self.path = path
         self.reader = reader.Reader(path)
         self.size_bytes = self.reader.size_bytes
-        self._mapped: dict[tuple[int, int], Array] = {}
+        self._whole: dict[tuple[int, int], Array] = {}
 
     def fileno(self) -> int | None:
         return None
@@ -56,21 +56,21 @@ class FetchedFile(InputFile):
     def gather(self, ranges: Sequence[tuple[int, int]]) -> None:
         self.reader.gather(ranges)
 
-    def mapped(self, offset: int, size_bytes: int) -> Array:
+    def whole(self, offset: int, size_bytes: int) -> Array | None:
         """Return bytes of the file, which are then in memory: they are asked for block by block."""
-        if (kept := self._mapped.get((offset, size_bytes))) is not None:
+        if (kept := self._whole.get((offset, size_bytes))) is not None:
             return kept
         data = np.empty(size_bytes, np.uint8)
         if size_bytes:
             self.reader.read_into(offset, data.data)
-        while len(self._mapped) >= _MAPPED:
-            self._mapped.pop(next(iter(self._mapped), (0, 0)), None)
-        self._mapped[offset, size_bytes] = data
+        while len(self._whole) >= _WHOLE:
+            self._whole.pop(next(iter(self._whole), (0, 0)), None)
+        self._whole[offset, size_bytes] = data
         return data
 
     def close(self) -> None:
         """There is nothing open; what is in memory goes."""
-        self._mapped.clear()
+        self._whole.clear()
 
     def rest(self) -> None:
         """There is nothing open."""

@@ -119,6 +119,10 @@ class InputFile:
     def gather(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Take note that these bytes, offsets and sizes, are read next: no matter on a disk."""
 
+    def whole(self, offset: int, size_bytes: int) -> Array | None:
+        """Return None: what is on a disk is read where it is needed."""
+        return None
+
     def close(self) -> None:
         """Close the file; whoever opened it does so once."""
         with self._lock:
@@ -223,6 +227,10 @@ class Window:
         """Take note that these bytes are read next."""
         self._file.gather([(self._offset + offset, size_bytes) for offset, size_bytes in ranges])
 
+    def whole(self, offset: int, size_bytes: int) -> Array | None:
+        """Return bytes of the part, as the file does."""
+        return self._file.whole(self._offset + offset, size_bytes)
+
     def close(self) -> None:
         """The file stays open."""
 
@@ -237,6 +245,9 @@ class InMemory:
     def __init__(self, path: Path, data: Array) -> None:
         self.path = path
         self._data = data
+
+    def whole(self, offset: int, size_bytes: int) -> Array | None:
+        return self._data[offset : offset + size_bytes]
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self._data[offset : offset + len(buffer)].data

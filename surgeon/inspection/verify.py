@@ -33,6 +33,7 @@ from surgeon.manifest.model import (
 from surgeon.manifest.names import is_file, located, manifest_of, optimizer_of
 from surgeon.output.checksums import Algorithm, Running
 from surgeon.pictures.notebook import rows_shown
+from surgeon.remote.paths import forget
 
 Json = dict[str, Any]
 _BUFFER = 1 << 20
@@ -116,6 +117,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def verify(output: Path, workers: int, *, watch: Watch = unwatched) -> Verified:
     """Hash an output again and compare; raises CheckpointError where it has no manifest."""
+    forget(output)
     note = settled(_output_of(output))
     path = find_manifest(output)
     manifest = read_manifest(path)

@@ -70,6 +70,10 @@ class ByteSource(Protocol):
         """Fill the buffer with the bytes from `offset` on."""
         ...
 
+    def whole(self, offset: int, size_bytes: int) -> Array | None:
+        """Return bytes of what is far away, kept for scattered reads; None: it lies near enough."""
+        ...
+
     def check_unchanged(self) -> None:
         """Raise CheckpointError where the file is no longer what it was when it was opened."""
         ...

@@ -47,6 +47,14 @@ class View:
         first = tuple(slice(None) if axis in once else 0 for axis in range(out.ndim))
         kept = [axis for axis in range(out.ndim) if axis in once]
         found = out[(*first, ...)].transpose([kept.index(axis) for axis in once])
+        extent = sum(
+            (size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)
+        )
+        kept_bytes = self.file.whole(self.offset, extent + self.dtype.itemsize)
+        if kept_bytes is not None:
+            view = np.ndarray(self.shape, self.dtype, kept_bytes, 0, self.strides)
+            _copy(out, view[tuple(slice(*side) for side in box)])
+            return
         begin = sum(low * stride for (low, _), stride in zip(box, self.strides, strict=True))
         self._read(found, self.offset + begin, [self.strides[axis] for axis in once], scratch)
         if len(once) < out.ndim:

@@ -11,8 +11,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from surgeon import surgery
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import PlanError, UsageError
-from surgeon.base.units import parse_size
+from surgeon.base.units import parse_size, spoken_size
 from surgeon.library.answers import Applied, Planned
 from surgeon.model_folder.carried import Carry
 from surgeon.output import report
@@ -25,6 +26,7 @@ from surgeon.output.workers import default_workers
 from surgeon.output.write import Result, write
 from surgeon.recipe import Recipe, RecipeLike
 from surgeon.recipe.locations import bind_models
+from surgeon.remote import reader, wire
 from surgeon.remote.locations import taken
 from surgeon.remote.paths import path_of
 
@@ -184,11 +186,15 @@ def applied(
         raise UsageError("--workers is for this machine, and --cluster has workers of its own")
     if max_memory is not None:
         most = parse_size(max_memory) if isinstance(max_memory, str) else max_memory
-        count = workers_within(most, opened.written_tensors, count)
+        is_uploaded = isinstance(path_of(output), Elsewhere)
+        count = workers_within(most, opened.written_tensors, count, is_uploaded=is_uploaded)
+    else:
+        reader.hold(reader.HELD)
+    before = wire.fetched()
     options = Options(count, checksums, progress, device)
     made = surgery.output_plan(opened, path_of(output), force=force, force_any=force_any, link=link)
     result = _written(made, options, cluster, resume)
-    said = report.applied(result, time.monotonic() - began)
+    said = [*_of_wire(before), *report.applied(result, time.monotonic() - began)]
     places = {"output": result.output, "manifest": result.manifest}
     return Applied("\n".join(said), **{**report.applied_as_json(result), **places})
 
@@ -196,11 +202,21 @@ def applied(
 def _written(made: OutputPlan, options: Options, cluster: Cluster | None, resume: bool) -> Result:
     if cluster is None:
         return write(made, options)
+    if isinstance(made.path, Elsewhere):
+        raise UsageError(f"--cluster writes files that all its machines see, and no {made.path}")
     from surgeon.cluster.crew import crew_of  # with Dask, which takes a while to import
 
     need = scratch_bytes(made.opened.written_tensors).worker_bytes
     with crew_of(cluster, made, options, resumes=resume, worker_bytes=need) as crew:
         return write(made, options, crew)
+
+
+def _of_wire(before: tuple[int, int]) -> list[str]:
+    """Say how much was fetched since then, where anything was."""
+    requests, size_bytes = (now - then for now, then in zip(wire.fetched(), before, strict=True))
+    if not requests:
+        return []
+    return [f"note: fetched {spoken_size(size_bytes)} in {requests:,} requests"]
 
 
 def bound(

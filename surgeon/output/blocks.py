@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from surgeon.formats.fetched import is_any_fetched, will_read
+from surgeon.formats.fetched import is_any_fetched, is_fetched, will_read
 from surgeon.lazy import ByteRange, ByteSource, LazyTensor, Scratch, walk
 from surgeon.lazy.base import Piece
 
@@ -30,6 +30,20 @@ def blocks(piece: Piece, scratch: Scratch, buffer: memoryview) -> Iterator[memor
         with scratch.scope():
             yield piece.tensor.elements(start, stop, scratch).view(np.uint8).data
         start = stop
+
+
+def moved_elsewhere(tensor: LazyTensor) -> int:
+    """Return the bytes of what is elsewhere and is in memory whole, since its elements move."""
+    if not is_any_fetched():
+        return 0
+    forms = [form for form in walk(tensor) if form.is_move]
+    leaves = {id(leaf): leaf for form in forms for leaf in walk(form) if not leaf.operands}
+    return sum(
+        piece.size_bytes
+        for leaf in leaves.values()
+        for piece in (leaf.locate(0, leaf.spec.count) if leaf.spec.count else ())
+        if isinstance(piece, ByteRange) and is_fetched(piece.file)
+    )
 
 
 def announce(parts: Iterator[tuple[LazyTensor, int, int]]) -> None:

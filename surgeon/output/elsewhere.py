@@ -66,7 +66,8 @@ def _put(item: tuple[Target, bytes | Path]) -> Failure | None:
         if isinstance(what, bytes):
             client.put(target, what)
         elif isinstance(what, RemotePath) and what.target.root == target.root:
-            client.copy(what.target, target)
+            if what.target != target:  # in place, it is there
+                client.copy(what.target, target)
         else:
             with reading(what) as file:
                 blocks = iter(partial(file.read, _CARRIED_BLOCK), b"")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from surgeon.base.errors import CheckpointError
 from surgeon.lazy import ByteRange, LazyTensor, Scratch, is_computed_at_once, walk
 from surgeon.numeric.dtypes import DTYPES
-from surgeon.output.blocks import COPY_BUFFER, announce, blocks
+from surgeon.output.blocks import COPY_BUFFER, announce, blocks, moved_elsewhere
 from surgeon.output.calls import sync_file_range, write_all
 from surgeon.output.checksums import Algorithm, Running
 from surgeon.output.layout import OutputFile, Placed
@@ -79,8 +79,10 @@ def units_of_tensor(
     spec = placed.tensor.spec
     begin, bits = header_bytes + placed.offset, DTYPES[spec.dtype].bits
     per_unit = UNIT * 8 // bits
-    # A hash takes a tensor's bytes in order, and what is known of one should be found out once.
+    # A hash takes a tensor's bytes in order; what is known of one should be found out once; what is
+    # elsewhere and moves is fetched whole, which one worker should do.
     at_once = not is_known and is_computed_at_once(placed.tensor)
+    at_once = at_once or moved_elsewhere(placed.tensor) > UNIT
     if algorithm == "sha256" or at_once or not spec.count:
         per_unit = max(spec.count, 1)
     for start in range(0, max(spec.count, 1), per_unit):

@@ -10,6 +10,7 @@ import hashlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,15 +20,16 @@ from surgeon.formats.safetensors import header_sha256
 from surgeon.lazy import ByteRange, Scratch, walk
 from surgeon.output.blocks import COPY_BUFFER, announce, blocks
 from surgeon.output.checksums import Algorithm, Running
-from surgeon.output.execute import Executor, Options, Written, WrittenFile
+from surgeon.output.execute import Executor, Options, Progress, Written, WrittenFile
 from surgeon.output.layout import OutputFile, Placed
 from surgeon.output.workers import parallel_map
-from surgeon.remote import client
+from surgeon.remote import client, wire
 from surgeon.remote.client import Failure, Target
 
 # Files up to this much are made once, in memory.
-_HELD = 64 << 20
+_HELD = 32 << 20
 # Object storage takes at most 10 000 parts, of at least 5 MiB each.
+_LOOK_SECONDS = 0.2
 _PART, _MOST_PARTS, _AT_ONCE = 8 << 20, 9_000, 4
 
 
@@ -75,15 +77,15 @@ class Uploader:
             stated = measured.files[file.name].checksums if file.name in headers else {}
             tasks.append(_Task(file, targets[file.name], header, stated))
         written = Written(notes=measured.notes)
+        wire.share()  # with the workers, which are forked next
         done = parallel_map(self._upload, tasks, self._options.workers, apart=True)
-        for task, one in zip(tasks, done, strict=True):
-            if one.failure is not None:
-                raise failed(task.file.name, one.failure)
-            written.files[task.file.name] = one.found
-            written.copied_bytes += one.copied_bytes
-            written.computed_bytes += one.computed_bytes
-            if self._options.progress:
-                self._options.progress(one.copied_bytes + one.computed_bytes)
+        with _watched(self._options.progress):
+            for task, one in zip(tasks, done, strict=True):
+                if one.failure is not None:
+                    raise failed(task.file.name, one.failure)
+                written.files[task.file.name] = one.found
+                written.copied_bytes += one.copied_bytes
+                written.computed_bytes += one.computed_bytes
         return written
 
     def _upload(self, task: _Task) -> _Uploaded:
@@ -140,13 +142,13 @@ class _Stream:
     def blocks(self) -> Iterator[bytes]:
         """Yield all bytes behind the header."""
         buffer = memoryview(bytearray(COPY_BUFFER))
+        announce((one.tensor, 0, one.tensor.spec.count) for one in self.file.tensors)
         for placed in self.file.tensors:
             yield from self._blocks_of(placed, buffer)
 
     def _blocks_of(self, placed: Placed, buffer: memoryview) -> Iterator[bytes]:
         tensor, count = placed.tensor, placed.tensor.spec.count
         self._scratch.forget(walk(tensor))
-        announce(iter([(tensor, 0, count)]))
         running = Running(self._algorithm, self._hashing, has_crc32=self._algorithm != "none")
         for piece in tensor.pieces(0, count) if count else ():
             for block in blocks(piece, self._scratch, buffer):
@@ -155,6 +157,7 @@ class _Stream:
                     self.copied_bytes += len(block)
                 else:
                     self.computed_bytes += len(block)
+                wire.count_sent(len(block))
                 yield bytes(block)
         self._crcs[placed.name] = running.crc32
         if self._algorithm != "none":
@@ -176,6 +179,32 @@ def _part_bytes(size_bytes: int) -> int:
     """Return how large the parts of a file are, so that it has no more than are taken."""
     needed = -(-size_bytes // _MOST_PARTS)
     return max(_PART, -(-needed // (1 << 20)) << 20)
+
+
+@contextmanager
+def _watched(progress: Progress | None) -> Iterator[None]:
+    """Tell of bytes as the workers give them to be sent."""
+    if progress is None:
+        yield
+        return
+    ended, told = threading.Event(), wire.sent()
+
+    def watch() -> None:
+        nonlocal told
+        is_last = False
+        while not is_last:
+            is_last = ended.wait(_LOOK_SECONDS)
+            now = wire.sent()
+            progress(now - told)
+            told = now
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _joined(stream: Iterator[bytes], size_bytes: int) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -94,9 +95,13 @@ def _helpers() -> ProcessPoolExecutor | None:
             from multiprocessing import get_context
 
             try:
-                _state.helpers = ProcessPoolExecutor(
-                    _HELPERS, get_context("fork"), initializer=_begin, initargs=(os.getpid(),)
-                )
+                with warnings.catch_warnings():
+                    # Threads of NumPy's and torch's libraries, which the helpers do not use.
+                    warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+                    _state.helpers = ProcessPoolExecutor(
+                        _HELPERS, get_context("fork"), initializer=_begin, initargs=(os.getpid(),)
+                    )
+                    _state.helpers.submit(int)  # forks them all
                 atexit.register(_state.helpers.shutdown, cancel_futures=True)
             except (OSError, ImportError):  # no semaphores, as in a read-only /dev/shm
                 _state.is_client_here = True

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import CheckpointError, UsageError
-from surgeon.remote import calls, client, hub
+from surgeon.remote import calls, client, hub, wire
 from surgeon.remote.client import Entry, Failure, Got, Identity, Target
 from surgeon.remote.locations import hidden_of, is_given_as_folder, is_url, taken
 
@@ -59,7 +59,12 @@ def forget(path: Path) -> None:
         return
     place, above = str(path), str(path.parent)
     for seen in (_seen.listings, _seen.starts):
-        for one in [one for one in seen if one == above or f"{one}/".startswith(f"{place}/")]:
+        near = [
+            one
+            for one in seen
+            if one == above or one.rpartition("/")[0] == above or one.startswith(f"{place}/")
+        ]
+        for one in near:
             del seen[one]
     if path.scheme == "hf":
         _seen.repositories.pop(hub.split(place)[:2], None)
@@ -81,6 +86,7 @@ def fetch_starts(paths: Sequence[Path]) -> None:
     wanted = [(p.target, 0, *p.start_of) for p in remote]
     for path, got in zip(remote, calls.run(client.fetch_several, wanted), strict=True):
         if isinstance(got, Got):
+            wire.count(len(got.data))
             _seen.starts[str(path)] = got
         elif got.kind == "missing":
             _seen.starts[str(path)] = None
@@ -106,6 +112,7 @@ class _Streamed(io.RawIOBase):
             got = calls.run(client.fetch, *wanted)
         except Failure as failure:
             raise self._path.error(failure) from None
+        wire.count(len(got.data))
         buffer[: len(got.data)] = got.data
         self._place = stop
         return len(got.data)
@@ -167,7 +174,8 @@ class RemotePath(Elsewhere):
         place = str(self)
         if place not in _seen.starts:
             try:
-                _seen.starts[place] = calls.run(client.fetch, self.target, 0, *self.start_of)
+                _seen.starts[place] = got = calls.run(client.fetch, self.target, 0, *self.start_of)
+                wire.count(len(got.data))
             except Failure as failure:
                 if failure.kind != "missing":
                     raise self.error(failure) from None
@@ -282,6 +290,7 @@ class RemotePath(Elsewhere):
             rest = calls.run(client.fetch, self.target, len(got.data), None, got.identity)
         except Failure as failure:
             raise self.error(failure) from None
+        wire.count(len(rest.data))
         whole = Got(got.data + rest.data, got.identity)
         _seen.starts[str(self)] = whole
         return whole.data

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 RANGE_BYTES = 8 << 20
 # Ranges that a process holds, and how many of them are on their way before they are asked for.
 HELD, AHEAD = 12, 3
+# Bytes between two ranges that are cheaper to fetch than another request.
+_GAP = 256 << 10
 # Of what is read a little at a time, the bytes that are kept: headers, a zip file's directory.
 _SMALL = 1 << 20
 
@@ -138,7 +140,12 @@ class _Held:
         self._order: list[Range] = []
         self._starts: dict[Reader, list[tuple[int, int]]] = {}
         self._latest: dict[Reader, int] = {}
-        self.most = HELD
+        self.most = _most[0]
+
+    @property
+    def _ahead(self) -> int:
+        """How many ranges are on their way while one is read."""
+        return max(1, min(AHEAD, self.most // 3))
 
     def announce(self, ranges: Iterable[Range]) -> None:
         with self._lock:
@@ -148,7 +155,7 @@ class _Held:
                 self._starts.setdefault(one.reader, []).append((one.start, number))
             for starts in self._starts.values():
                 starts.sort()
-            self._begin(self._order[:AHEAD])
+            self._begin(self._order[: self._ahead])
 
     def at(self, reader: Reader, place: int) -> tuple[int, bytes]:
         """Return the range that a byte is in: where it begins, and its bytes."""
@@ -156,7 +163,6 @@ class _Held:
             wanted, following = self._range_at(reader, place)
             self._begin([wanted, *following])
             request = self._ranges[wanted]
-            self._ranges.move_to_end(wanted)
         try:
             return wanted.start, reader.finished(request)
         except CheckpointError:
@@ -166,7 +172,9 @@ class _Held:
 
     def _begin(self, ranges: Sequence[Range]) -> None:
         for one in ranges:
-            if one not in self._ranges:
+            if one in self._ranges:
+                self._ranges.move_to_end(one)
+            else:
                 self._ranges[one] = one.reader.begin(one.start, one.stop)
         while len(self._ranges) > max(self.most, len(ranges)):
             self._ranges.popitem(last=False)
@@ -176,10 +184,10 @@ class _Held:
         if (found := bisect_right(starts, (place, len(self._order)))) > 0:
             number = starts[found - 1][1]
             if place < self._order[number].stop:
-                return self._order[number], self._order[number + 1 : number + 1 + AHEAD]
+                return self._order[number], self._order[number + 1 : number + 1 + self._ahead]
         cell, last = place // RANGE_BYTES, self._latest.get(reader, -1)
         self._latest[reader] = cell
-        ahead = AHEAD - 1 if cell in (last, last + 1) else 0
+        ahead = self._ahead - 1 if cell in (last, last + 1) else 0
         cells = [self._cell(reader, cell + more) for more in range(ahead + 1)]
         return cells[0], [one for one in cells[1:] if one.start < one.stop]
 
@@ -189,6 +197,14 @@ class _Held:
 
 
 _mine: list[_Held] = []
+# Of each process that is forked from now on.
+_most = [HELD]
+
+
+def hold(ranges: int) -> None:
+    """Have this process, and those that it forks, hold so many ranges, or as many as it needs."""
+    _most[0] = max(1, min(ranges, HELD))
+    _held().most = _most[0]
 
 
 def _held() -> _Held:
@@ -198,9 +214,20 @@ def _held() -> _Held:
 
 
 def will_read(wanted: Iterable[tuple[Reader, int, int]]) -> None:
-    """Say which bytes this process reads next, in order: readers, starts and stops."""
-    _held().announce(
-        Range(reader, at, min(at + RANGE_BYTES, stop))
-        for reader, start, stop in wanted
-        for at in range(start, stop, RANGE_BYTES)
-    )
+    """Say which bytes this process reads next, in order: readers, starts and stops.
+
+    What follows closely in a file is fetched together with what was before it.
+    """
+    ranges: list[Range] = []
+    latest: dict[Reader, int] = {}
+    for reader, start, stop in wanted:
+        number = latest.get(reader, -1)
+        if number >= 0 and 0 <= start - ranges[number].stop <= _GAP:
+            begin = ranges[number].start
+            end = max(min(begin + RANGE_BYTES, stop), ranges[number].stop)
+            ranges[number] = Range(reader, begin, end)
+            start = max(start, end)
+        for at in range(start, stop, RANGE_BYTES):
+            latest[reader] = len(ranges)
+            ranges.append(Range(reader, at, min(at + RANGE_BYTES, stop)))
+    _held().announce(ranges)
