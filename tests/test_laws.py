@@ -46,6 +46,8 @@ from tests.network import (
 )
 
 EVERY_OP = [pytest.param(op, id=name) for name, op in OPS.items()]
+# Their examples run on other files than the others'.
+ANOTHER_INPUT = ("dequantize", "lora_combine", "transplant_tokenizer", "vocabulary")
 CHANGES_DTYPES = ("cast", "dequantize", "quantize")
 MERGES = {name: op for name, op in OPS.items() if op.group == "merge"}
 
@@ -307,7 +309,7 @@ json.dump(hashes, sys.stdout)
 def test_bytes_do_not_depend_on_the_process(example):
     expected, recipes = {}, []
     for name, op in OPS.items():
-        if name in ("dequantize", "lora_combine"):
+        if name in ANOTHER_INPUT:
             continue
         recipes.append(example.folder / f"{name}.json")
         recipes[-1].write_text(json.dumps({"surgeon": 1, "steps": [step(op)]}))

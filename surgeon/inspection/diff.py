@@ -15,6 +15,7 @@ from surgeon.base.tables import number, plural, shape_text, table
 from surgeon.formats import open_checkpoint
 from surgeon.formats.remains import told
 from surgeon.inspection.inspect import selected
+from surgeon.inspection.tokens import TokenChanges, token_changes
 from surgeon.inspection.watching import Watch, unwatched
 from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, upcast_blocks
 from surgeon.lazy.values import same_values
@@ -49,6 +50,7 @@ class Difference:
     reshaped: dict[str, tuple[TensorSpec, TensorSpec]] = field(default_factory=dict)
     changed: dict[str, Distance] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    tokens: TokenChanges | None = None
 
     @property
     def equal(self) -> bool:
@@ -68,6 +70,7 @@ class Difference:
                 for name, (before, after) in self.reshaped.items()
             },
             "changed": {name: asdict(distance) for name, distance in self.changed.items()},
+            **({"tokens": self.tokens.as_json()} if self.tokens else {}),
         }
 
     def __str__(self) -> str:
@@ -78,8 +81,9 @@ class Difference:
 
         On a terminal, layers that differ in the same way are one row: lowest and highest figures.
         """
+        about = "".join(f"\n{line}" for line in self.tokens.lines()) if self.tokens else ""
         if self.equal:
-            return f"equal: {plural(self.tensors, 'tensor')}"
+            return f"equal: {plural(self.tensors, 'tensor')}{about}"
         rows = [(name, f"removed: {_spec_text(spec)}") for name, spec in self.removed.items()]
         rows += [(name, f"added: {_spec_text(spec)}") for name, spec in self.added.items()]
         rows += [
@@ -108,7 +112,7 @@ class Difference:
         summary = f"different: {counted}, of {plural(self.tensors, 'tensor')}"
         if screen().is_terminal:
             full = folded(full, between=range(2, 2 + len(_NUMBERS)))
-        return table(("name", "what", *_NUMBERS), full, right=_NUMBERS) + f"\n\n{summary}"
+        return table(("name", "what", *_NUMBERS), full, right=_NUMBERS) + f"\n\n{summary}{about}"
 
 
 _NUMBERS = ("max |Δ|", "relative", "cosine", "elements", "nan or inf")
@@ -130,6 +134,7 @@ def compare(a: str, b: str, pattern: Sequence[str], *, watch: Watch = unwatched)
         try:
             notes = [line for one in (first, second) for line in told(one.path, one.notes)]
             found = Difference(a, b, notes=notes)
+            found.tokens = token_changes(first, second, found.notes)
             _compare(first.tensors, second.tensors, pattern, found, watch)
             return found
         finally:
