@@ -127,7 +127,10 @@ def _tokenizer(
         if name not in models:
             raise PlanError(f"model '{name}' is made by a step, and has no tokenizer of its own")
         checkpoint = models[name]
-    return read_tokenizer(checkpoint.folder or checkpoint.path.parent)
+    path = checkpoint.folder or checkpoint.path
+    if not path.exists():
+        raise PlanError(f"{path}: there is no tokenizer beside tensors in memory; give a folder")
+    return read_tokenizer(path if path.is_dir() else path.parent)
 
 
 def _vocabularies(config: Mapping[str, Any], tensors: Tensors) -> Mapping[str, Places]:

@@ -22,6 +22,7 @@ from surgeon.cli.commands import commands
 from surgeon.recipe import validation
 from surgeon.recipe.editor_schema import recipe_schema
 from tests.docs import PAGES, PARTS, ROOT, TORCH_TABLE, generated, torch_table, written
+from tests.network import write_tokenizer
 
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 README = TEXTS["README.md"]
@@ -41,6 +42,13 @@ def network(classes: int) -> torch.nn.Module:
     linear = torch.nn.Linear
     body = torch.nn.Sequential(linear(64, 128), torch.nn.ReLU(), linear(128, 64), torch.nn.ReLU())
     return torch.nn.ModuleDict({"body": body, "fc": linear(64, classes)})
+
+
+def write_model_folder(folder: Path) -> None:
+    """A folder whose rows have tokens."""
+    folder.mkdir()
+    write_tokenizer(folder, "?", "a", "b")
+    save_file({"embed_tokens.weight": torch.ones(4, 2)}, folder / "model.safetensors")
 
 
 def stepped(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -63,6 +71,7 @@ class Reader:
         (folder / "recipe.json").write_text(first[2])
         torch.save(network(7).state_dict(), folder / "in.pt")
         samples.main(folder)
+        write_model_folder(folder / "model")
         if page != "README.md":
             self.command("surgeon apply recipe.json in.pt out.safetensors")
         for file, _, text in self.blocks:
@@ -232,6 +241,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(tensors, folder / "model.safetensors")
     labels = {"id2label": {i: f"LABEL_{i}" for i in range(7)}, "hidden": 4, "model_type": "own"}
     (folder / "config.json").write_text(json.dumps(labels))
+    write_tokenizer(folder, "?", "a", "b")
     return folder
 
 

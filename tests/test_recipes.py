@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from surgeon import recipe, surgery
 from surgeon.output.execute import Options
 from surgeon.recipe.locations import bind_models
+from tests.network import write_tokenizer
 
 Tensors = dict[str, torch.Tensor]
 
@@ -441,6 +442,38 @@ def test_every_recipe_has_a_test_here_and_says_first_what_it_is_for() -> None:
         assert text["vars"]
 
 
+# What becomes of the rows of "?", "a", "b" and "c"; the other model has "?", "b" and "x".
+TOKENS = {
+    "add-tokens": lambda own, other: [*own, own[0], (own[1] + own[2]) / 2],
+    "trim-vocabulary": lambda own, other: [own[0], own[2]],
+    "merge-vocabularies": lambda own, other: [
+        (own[0] + other[0]) / 2, own[1], (own[2] + other[1]) / 2, own[3], other[2]],
+    "transplant-tokenizer": lambda own, other: [own[0], own[2]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_recipes_for_tokens_change_the_rows_that_they_say(tmp_path: Path, name: str) -> None:
+    text = json.loads(recipe.ready_made()[name].read_text())
+    for folder, tokens in (("in", "?abc"), ("other", "?bx")):
+        (tmp_path / folder).mkdir()
+        write_tokenizer(tmp_path / folder, *tokens)
+        rows = torch.randn(len(tokens), 3, generator=torch.Generator().manual_seed(len(tokens)))
+        save_file({"embed_tokens.weight": rows}, tmp_path / folder / "model.safetensors")
+    (tmp_path / "corpus.txt").write_text("b b")
+    example = text["example"] | (
+        {"corpus": str(tmp_path / "corpus.txt")} if "corpus" in text["vars"] else {}
+    )
+    plan = recipe.load(name, example)
+    places = bind_models(plan, [str(tmp_path / "other")] * len(text.get("models", ())), {})
+    with surgery.opened(plan, str(tmp_path / "in"), places) as opened:
+        surgery.write(opened, tmp_path / "out", Options(), force=False)
+    own, other, found = (load_file(tmp_path / folder / "model.safetensors")["embed_tokens.weight"]
+                         for folder in ("in", "other", "out"))  # fmt: skip
+    expected = torch.stack(TOKENS[name](own, other))
+    torch.testing.assert_close(found[: len(expected)], expected)
+
+
 # They need inputs of their own; their tests above have some.
 NOT_OF_THE_NETWORK = {
     "merge-lora-adapter",
@@ -453,6 +486,7 @@ NOT_OF_THE_NETWORK = {
     "keep-experts",
     "merge-experts",
     "prune-by-importance",
+    *TOKENS,
 }
 
 

@@ -103,8 +103,10 @@ def _inspect() -> Schema:
 def _diff() -> Schema:
     distance = _object(max_abs=_NUMBER, relative=_NUMBER, cosine=_NUMBER,
                        differing={"type": ["integer", "null"]}, nonfinite=_COUNT)  # fmt: skip
+    tokens = _object(a=_COUNT, b=_COUNT, added=_by_name(_COUNT), removed=_by_name(_COUNT),
+                     moved=_by_name(_object(a=_COUNT, b=_COUNT)))  # fmt: skip
     return _object(
-        a=_TEXT, b=_TEXT, equal=_YES, tensors=_COUNT, added=_by_name(_SPEC),
+        {"tokens": tokens}, a=_TEXT, b=_TEXT, equal=_YES, tensors=_COUNT, added=_by_name(_SPEC),
         removed=_by_name(_SPEC), reshaped=_by_name(_object(a=_SPEC, b=_SPEC)),
         changed=_by_name(distance),
     )  # fmt: skip

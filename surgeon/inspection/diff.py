@@ -17,6 +17,7 @@ from surgeon.formats import open_checkpoint
 from surgeon.formats.remains import told
 from surgeon.inspection.heat_maps import difference
 from surgeon.inspection.inspect import selected
+from surgeon.inspection.tokens import TokenChanges, token_changes
 from surgeon.inspection.watching import Watch, unwatched
 from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, upcast_blocks
 from surgeon.lazy.values import same_values
@@ -61,6 +62,7 @@ class Difference:
     changed: dict[str, Distance] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     same: list[str] = field(default_factory=list)
+    tokens: TokenChanges | None = None
 
     @property
     def equal(self) -> bool:
@@ -80,6 +82,7 @@ class Difference:
                 for name, (before, after) in self.reshaped.items()
             },
             "changed": {name: asdict(distance) for name, distance in self.changed.items()},
+            **({"tokens": self.tokens.as_json()} if self.tokens else {}),
         }
 
     def plot(self, path: Path | None = None) -> Figure:
@@ -98,10 +101,11 @@ class Difference:
 
         On a terminal, layers that differ in the same way are one row: lowest and highest figures.
         """
+        about = "".join(f"\n{line}" for line in self.tokens.lines()) if self.tokens else ""
         if self.equal:
-            return self._summary
+            return f"{self._summary}{about}"
         rows = self._folded() if screen().is_terminal else self._rows()
-        return table(_HEADERS, rows, right=_NUMBERS) + f"\n\n{self._summary}"
+        return table(_HEADERS, rows, right=_NUMBERS) + f"\n\n{self._summary}{about}"
 
     def _repr_html_(self) -> str:
         rows = [(name, _signed(what), *figures) for name, what, *figures in self._folded()]
@@ -167,6 +171,7 @@ def compare(a: str, b: str, pattern: Sequence[str], *, watch: Watch = unwatched)
         try:
             notes = [line for one in (first, second) for line in told(one.path, one.notes)]
             found = Difference(a, b, notes=notes)
+            found.tokens = token_changes(first, second, found.notes)
             _compare(first.tensors, second.tensors, pattern, found, watch)
             return found
         finally:

@@ -18,6 +18,7 @@ from surgeon.base.tables import number, shape_text, shown, table
 from surgeon.base.units import spoken_size
 from surgeon.draft import ties, vectors
 from surgeon.formats import Checkpoint
+from surgeon.inspection.tokens import about_tokens
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.dtypes import DTYPES
 
@@ -286,6 +287,10 @@ def as_text(checkpoint: Checkpoint, entries: Sequence[Entry], *, as_tree: bool) 
         lines = [f"  {shown(key)}: {_meant(key, text)}" for key, text in
                  sorted(checkpoint.metadata.items())]  # fmt: skip
         parts.append("\n".join(["metadata", *lines]))
+    said: list[str] = []
+    if line := about_tokens(checkpoint, said):
+        parts.append(line)
+    parts += [f"note: {note}" for note in said]
     return "\n\n".join(parts)
 
 

@@ -41,25 +41,28 @@ class View:
         """Fill an array, of whatever strides, with a box of the view."""
         if not out.size:
             return
+        held = self.file.whole(self.offset, self._extent)
+        if held is not None:
+            view = np.ndarray(self.shape, self.dtype, held, 0, self.strides)
+            _copy(out, view[tuple(slice(*side) for side in box)])
+            return
         # The longest strides first, as the bytes lie; what is said again and again is read once.
         axes = sorted(range(out.ndim), key=lambda axis: -self.strides[axis])
         once = [axis for axis in axes if self.strides[axis] and out.shape[axis] > 1]
         first = tuple(slice(None) if axis in once else 0 for axis in range(out.ndim))
         kept = [axis for axis in range(out.ndim) if axis in once]
         found = out[(*first, ...)].transpose([kept.index(axis) for axis in once])
-        extent = sum(
-            (size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)
-        )
-        kept_bytes = self.file.whole(self.offset, extent + self.dtype.itemsize)
-        if kept_bytes is not None:
-            view = np.ndarray(self.shape, self.dtype, kept_bytes, 0, self.strides)
-            _copy(out, view[tuple(slice(*side) for side in box)])
-            return
         begin = sum(low * stride for (low, _), stride in zip(box, self.strides, strict=True))
         self._read(found, self.offset + begin, [self.strides[axis] for axis in once], scratch)
         if len(once) < out.ndim:
             out[...] = out[tuple(slice(None) if axis in once else slice(1)
                                  for axis in range(out.ndim))]  # fmt: skip
+
+    @property
+    def _extent(self) -> int:
+        """The bytes from the first element to the last."""
+        sides = zip(self.shape, self.strides, strict=True)
+        return sum((size - 1) * stride for size, stride in sides) + self.dtype.itemsize
 
     def _read(self, out: Array, offset: int, strides: list[int], scratch: Scratch) -> None:
         gap = _GAP_OF_PYTHON if self._descriptor() is None else _GAP

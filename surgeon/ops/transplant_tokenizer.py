@@ -55,15 +55,16 @@ def transplant_tokenizer(
     pad_to_multiple_of: Multiple = None,
     target: TokenTensors = None,
 ) -> None:
-    """Give the model another one's tokenizer; tokens that both have keep their rows.
+    """Give the model another one's tokenizer, and rows for its new tokens.
 
-    A token is shared that stands for the same bytes in both, or has the same role, however each
-    tokenizer writes it. With `omp`, the donor's row of a token that the model lacks is matched by a
-    sum of the donor's rows of `k` shared ones, and the same sum of the model's own rows becomes its
-    row. Embeddings are matched in the donor's embeddings, output layers in its output layer, or in
-    its embeddings where these are tied; entries of biases are means. Calculated in float64, some
-    rows at a time, in memory that does not grow with the vocabulary. The tokenizer's files and the
-    config's numbers and ids follow. Raises for a donor that shares fewer than `k` tokens.
+    Tokens that both have keep their rows: a token is shared that stands for the same bytes in both,
+    or has the same role, however each tokenizer writes it. With `omp`, the donor's row of a token
+    that the model lacks is matched by a sum of the donor's rows of `k` shared ones, and the same
+    sum of the model's own rows becomes its row. Embeddings are matched in the donor's embeddings,
+    output layers in its output layer, or in its embeddings where these are tied; entries of biases
+    are means. Calculated in float64, some rows at a time, in memory that does not grow with the
+    vocabulary. The tokenizer's files and the config's numbers and ids follow. Raises for a donor
+    that shares fewer than `k` tokens.
     """
     own, donor = vocabulary_of(draft, target), vocabulary_of(draft, target, from_)
     shared = counterparts(own.tokenizer, donor.tokenizer)

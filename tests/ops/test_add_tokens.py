@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import surgeon
 from surgeon.base.errors import PlanError
 from tests.network import write_tokenizer
 
@@ -112,3 +113,10 @@ def test_codes_have_no_mean(model):
     model.given({"embed_tokens.weight": VECTORS.to(torch.int8)})
     with pytest.raises(PlanError, match="of whose entries there is no mean"):
         model.plan(step("<x>", target="embed_tokens.weight"))
+
+
+def test_tensors_in_memory_have_no_tokenizer(model, monkeypatch):
+    monkeypatch.chdir(model.folder)
+    recipe = {"surgeon": 1, "steps": [step("<x>", target="embed_tokens.weight")]}
+    with pytest.raises(PlanError, match="no tokenizer beside tensors in memory"):
+        surgeon.apply_to({"embed_tokens.weight": VECTORS}, recipe)
