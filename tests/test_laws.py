@@ -36,6 +36,7 @@ from surgeon.recipe import OPS
 from surgeon.recipe.plan import Plan
 from surgeon.recipe.validation import problems_of
 from tests.network import (
+    SPECIAL,
     TIES,
     assert_identical,
     evaluated,
