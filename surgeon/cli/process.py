@@ -117,14 +117,18 @@ def word_of(error: KeyboardInterrupt) -> tuple[str, int]:
 
 
 @contextmanager
-def ending() -> Iterator[None]:
-    """Turn signals, and a stdout that takes nothing, into one line and the exit code for it."""
+def ending(*, is_last: bool = False) -> Iterator[None]:
+    """Turn signals, and a stdout that takes nothing, into one line and the exit code for it.
+
+    After the last one Python ends.
+    """
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
-            _finish()
+            if is_last:
+                _finish()
     except KeyboardInterrupt as error:
         # Where it came inside of an exec(), as of a dataclass that is being imported, python -m
         # ends with the signal instead of our code; another exec() clears that. See
