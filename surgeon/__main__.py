@@ -6,7 +6,7 @@ from surgeon.cli.process import ending, prepare
 def main() -> None:
     """Run the command line; exits the process."""
     prepare()
-    with ending():
+    with ending(is_last=True):
         from surgeon.cli.commands import main as run
 
         run()

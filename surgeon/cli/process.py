@@ -103,6 +103,13 @@ def _listen() -> None:
                 signal.signal(number, end)
 
 
+def _finish() -> None:
+    """Let no signal break in while Python ends: all is done, and the exit code is known."""
+    with suppress(ValueError):
+        for number in _WORDS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def word_of(error: KeyboardInterrupt) -> tuple[str, int]:
     """Return what is said of a signal, and the exit code."""
     number = error.number if isinstance(error, Signalled) else signal.SIGINT
@@ -110,13 +117,18 @@ def word_of(error: KeyboardInterrupt) -> tuple[str, int]:
 
 
 @contextmanager
-def ending() -> Iterator[None]:
-    """Turn signals, and a stdout that takes nothing, into one line and the exit code for it."""
+def ending(*, is_last: bool = False) -> Iterator[None]:
+    """Turn signals, and a stdout that takes nothing, into one line and the exit code for it.
+
+    After the last one Python ends.
+    """
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
+            if is_last:
+                _finish()
     except KeyboardInterrupt as error:
         # Where it came inside of an exec(), as of a dataclass that is being imported, python -m
         # ends with the signal instead of our code; another exec() clears that. See
@@ -140,6 +152,7 @@ def ending() -> Iterator[None]:
 
 
 def _leave(code: int) -> NoReturn:
+    _finish()
     # Python flushes stdout once more when it ends, which must not fail again.
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

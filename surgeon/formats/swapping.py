@@ -157,7 +157,13 @@ def _swap_by_steps(place: Path, temporary: Path, aside: Path) -> None:
         with suppress(OSError):
             back_from(aside, place)
         raise
-    aside.rename(temporary)
+    try:
+        aside.rename(temporary)
+    except BaseException:
+        with suppress(OSError):
+            place.rename(temporary)
+            aside.rename(place)
+        raise
 
 
 def back_from(aside: Path, place: Path) -> None:

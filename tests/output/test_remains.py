@@ -49,7 +49,11 @@ def swap(bench, name):
 
 
 def left(bench):
-    return sorted(path.name for path in bench.folder.glob(".*"))
+    return left_in(bench.folder)
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.glob(".*"))
 
 
 def test_manifest_in_place_is_followed_by_the_weights(killed):
@@ -154,6 +158,26 @@ def test_names_are_swapped_by_steps_too(tmp_path, monkeypatch, has_links):
     swapping.swap(place)
     assert (place.read_text(), temporary.read_text()) == ("new", "old")
     assert not aside_of(place).exists()
+
+
+@pytest.mark.parametrize("kind", [Path.touch, Path.mkdir])
+def test_swap_whose_last_step_fails_is_undone(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(swapping, "_exchanged", lambda first, second: False)
+    place, temporary = tmp_path / "out", temporary_beside(tmp_path / "out")
+    kind(place)
+    old = place.stat().st_ino
+    kind(temporary)
+
+    def rename(self, target, real=Path.rename):
+        if (self, target) == (aside_of(place), temporary):
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output error"):
+        swapping.swap(place)
+    assert place.stat().st_ino == old
+    assert left_in(tmp_path) == [temporary.name]
 
 
 @pytest.mark.parametrize("number", [38, 37, 95])  # ENOSYS, ENOLCK, ENOTSUP
