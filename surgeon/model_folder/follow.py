@@ -24,7 +24,7 @@ from surgeon.model_folder.labels import follow_labels
 from surgeon.model_folder.layers import follow_layers
 from surgeon.model_folder.quantisation import follow_quantisation, numbers_only
 from surgeon.model_folder.said import meaning_of
-from surgeon.model_folder.shared_heads import require_same_pairs
+from surgeon.model_folder.shared_heads import note_unknown_heads, require_same_pairs
 from surgeon.model_folder.sizes import follow_sizes
 from surgeon.model_folder.ties import follow_ties
 from surgeon.model_folder.token_ids import follow_token_ids, followed_generation
@@ -77,6 +77,7 @@ def follow(
         meaning = meaning_of(case)
         follow_sizes(case, meaning)
         require_same_pairs(case, meaning)
+        note_unknown_heads(case, meaning)
         follow_labels(case, meaning)
         follow_ties(case)
         _follow_dtype(case)
@@ -198,7 +199,9 @@ def _require_explained(case: Case) -> None:
         changed = [dim for dim, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
         return len(old) == len(new) and all((name, dim) in case.explained for dim in changed)
 
-    names = [name for name, tensor in case.after.items() if name in case.before
+    # The parts of a quantised weight are what its codes need, such as the text of its settings.
+    numbers = numbers_only(case.after)
+    names = [name for name, tensor in numbers.items() if name in case.before
              and tensor.spec.shape != case.before[name].spec.shape and not is_explained(name)
              and (0,) not in (case.before[name].spec.shape, case.after[name].spec.shape)
              ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from surgeon.base.errors import listed
 from surgeon.draft import Tensors
 from surgeon.model_folder.case import Case
 from surgeon.model_folder.expressions import parsed
@@ -28,7 +29,6 @@ def require_same_pairs(case: Case, meaning: Meaning) -> None:
         ):
             _report(case, problem)
             return
-        _note_unknown(case, name, dims[0] if dims else "")
         found = _heads(dims[:1])
         if found is None or any(word in found[0] for word in _KEYS) or name not in case.before:
             continue
@@ -47,21 +47,30 @@ def require_same_pairs(case: Case, meaning: Meaning) -> None:
             return
 
 
-def _note_unknown(case: Case, name: str, text: str) -> None:
+def note_unknown_heads(case: Case, meaning: Meaning) -> None:
     """Say so where heads went, or came, in a projection of several parts in an unknown order."""
-    found = parsed(text) if text and not text.startswith("?") else None
-    old = case.before.get(name)
-    if found is None or old is None or old.spec == case.after[name].spec:
-        return
-    is_fused = len(found[0].terms) > 1 or found[1] != 1
-    counts = [key for key in found[0].keys if _COUNT.fullmatch(key)]
-    known = case.architecture.fused if case.architecture else {}
-    module = name.rpartition(".")[0]
-    if is_fused and counts and case.architecture and case.architecture.pattern(module) not in known:
+    known = case.architecture
+    names = [
+        name
+        for name, dims in meaning.after.items()
+        if known is not None
+        and name in case.before
+        and case.before[name].spec.shape != case.after[name].spec.shape
+        and _is_fused(dims[0] if dims else "")
+        and known.pattern(name.rpartition(".")[0]) not in known.fused
+    ]
+    if names:
         case.notes.append(
-            f"how heads lie in '{name}' is not known; taken as all of one part, then all of the "
-            "next, as the recipe has it"
+            f"how heads lie in {listed(names)} is not known; taken as the recipe has it"
         )
+
+
+def _is_fused(text: str) -> bool:
+    """Return whether a size is that of several numbers of heads, or of several times one."""
+    found = parsed(text) if text and not text.startswith("?") else None
+    if found is None or not any(_COUNT.fullmatch(key) for key in found[0].keys):
+        return False
+    return len(found[0].terms) > 1 or found[1] != 1
 
 
 def _report(case: Case, problem: str) -> None:

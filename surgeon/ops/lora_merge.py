@@ -23,6 +23,7 @@ from surgeon.ops.shared.adapter_changes import (
     require,
     with_magnitudes,
     with_rows,
+    without_base,
 )
 from surgeon.ops.shared.adapters import Adapter, read_adapter
 from surgeon.ops.shared.arithmetic import FLOAT64, NonFinite, calculated
@@ -241,7 +242,7 @@ def _change(
     name, change, is_turned = change_of(draft, adapter, module, parts)
     if is_product(change):
         products[module] = change
-    factor = adapter.scaling(module) * weight
+    factor = adapter.scaling(without_base(module)) * weight
     if "magnitude" in parts:
         spec = TensorSpec("F64", draft.spec(name).shape)
         sum_of = (changes.base(name), change)

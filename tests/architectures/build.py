@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch._dynamo  # a build that is ended while it imports this would leave half of it behind
 import transformers
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import no_init_weights

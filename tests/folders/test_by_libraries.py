@@ -30,7 +30,7 @@ def applied(folder: Path, source: Path, recipe: str, *options: str) -> Path:
 def llama(folder: Path, **more: Any) -> tuple[Any, Path]:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**SMALL, **more)
+    config = transformers.LlamaConfig(**SMALL | more)
     config._attn_implementation = "eager"
     model = transformers.LlamaForCausalLM(config).eval()
     model.save_pretrained(folder / "in")
@@ -128,3 +128,55 @@ def test_adapter_of_a_tied_head_parts_it_from_the_embedding(tmp_path: Path) -> N
     made = type(model).from_pretrained(out).eval()
     with torch.no_grad():
         torch.testing.assert_close(made(IDS).logits, with_adapter(IDS).logits)
+
+
+def test_adapters_of_two_parameters_of_one_module_are_merged(tmp_path: Path) -> None:
+    """PEFT wraps the experts of GPT-OSS twice, and names the inner ones after base_layer."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GptOssConfig(
+        **SMALL | {"head_dim": 8}, num_local_experts=4, num_experts_per_tok=2,
+        layer_types=["full_attention"] * 2,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    model = transformers.GptOssForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "in")
+    both = ["experts.gate_up_proj", "experts.down_proj"]
+    settings = peft.LoraConfig(r=2, target_modules=[], target_parameters=both,
+                               init_lora_weights=False)  # fmt: skip
+    with_adapter = peft.get_peft_model(model, settings)
+    with_adapter.save_pretrained(tmp_path / "adapter")
+    merge = {"op": "lora_merge", "adapter": str(tmp_path / "adapter")}
+    out = applied(tmp_path, tmp_path / "in", str(write_recipe(tmp_path, merge)))
+    made = type(model).from_pretrained(out, attn_implementation="eager").eval()
+    with torch.no_grad():
+        merged = with_adapter.merge_and_unload()(IDS).logits
+        torch.testing.assert_close(made(IDS).logits, merged)
+
+
+def test_layers_of_a_folder_in_four_bits_go(tmp_path: Path) -> None:
+    """The text of bitsandbytes' settings is of another length from one weight to the next."""
+    pytest.importorskip("bitsandbytes")
+    transformers = pytest.importorskip("transformers")
+    _, source = llama(tmp_path, hidden_size=128, intermediate_size=256,
+                      num_attention_heads=4, head_dim=32)  # fmt: skip
+    settings = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                                               bnb_4bit_compute_dtype=torch.float32,
+                                               bnb_4bit_use_double_quant=True)  # fmt: skip
+
+    def opened(folder: Path) -> Any:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, device_map={"": "cpu"}, attn_implementation="eager",
+            **({"quantization_config": settings} if folder == source else {}),
+        ).eval()  # fmt: skip
+
+    model = opened(source)
+    model.save_pretrained(tmp_path / "codes")
+    drop = {"op": "layers", "container": "model.layers", "take": ["1"]}
+    made = opened(applied(tmp_path, tmp_path / "codes", str(write_recipe(tmp_path, drop))))
+    del model.model.layers[0]
+    model.model.layers[0].self_attn.layer_idx = 0
+    model.config.num_hidden_layers = 1
+    with torch.no_grad():
+        assert torch.equal(made(IDS).logits, model(IDS).logits)

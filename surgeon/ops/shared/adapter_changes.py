@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from surgeon.base.errors import PlanError, did_you_mean
+from surgeon.base.errors import PlanError, did_you_mean, listed
 from surgeon.draft import Draft
 from surgeon.lazy import (
     Blockwise,
@@ -120,20 +120,33 @@ def is_told(draft: Draft, adapter: Adapter) -> bool:
     return known or "fan_in_fan_out" in adapter.given
 
 
+def without_base(module: str) -> str:
+    """Return the module that parts are for: PEFT wraps it once for each of its parameters."""
+    while module.endswith(".base_layer"):
+        module = module.removesuffix(".base_layer")
+    return module
+
+
 def _parameter(draft: Draft, adapter: Adapter, module: str, parts: Parts) -> str | None:
     """Return the parameter that a module's parts are for, where it is one of target_parameters.
 
     The tensors' names do not say which: shapes do, unless two fit.
     """
     wanted = adapter.config.get("target_parameters") or []
+    bare = without_base(module)
+    if not wanted or f"{bare}.weight" in draft.tensors:
+        return None
     names = [
         name
         for name in draft.tensors
-        if name.startswith(f"{module}.")
+        if name.startswith(f"{bare}.")
         and any(name == word or name.endswith(f".{word}") for word in wanted)
     ]
-    if not names or f"{module}.weight" in draft.tensors:
-        return None
+    if not names:
+        raise PlanError(
+            f"{adapter.label}: changes one of {listed(wanted)} of '{bare}', which the state does "
+            "not hold as one tensor"
+        )
     a, b = _need(adapter, module, parts, "A", "B")
     sides = {a.spec.shape[-1], b.spec.shape[0]}
     fit = [name for name in names if set(draft.spec(name).shape[-2:]) == sides]
@@ -151,10 +164,11 @@ def _experts(draft: Draft, adapter: Adapter, module: str, parts: Parts, name: st
     experts = draft.spec(name).shape[0]
     outputs, inputs = b.spec.shape[0], a.spec.shape[1]
     rank, rest = divmod(a.spec.shape[0], experts)
-    if rest or b.spec.shape != (outputs, rank * experts) or rank != adapter.rank(module):
+    own_rank = adapter.rank(without_base(module))
+    if rest or b.spec.shape != (outputs, rank * experts) or rank != own_rank:
         raise PlanError(
             f"{adapter.label}: '{module}': A is {a.spec} and B {b.spec} for {experts} experts of "
-            f"rank {adapter.rank(module)}"
+            f"rank {own_rank}"
         )
     shape = require(draft, adapter, name, (experts, outputs, inputs), (experts, inputs, outputs))
     is_transposed = shape[1:] == (inputs, outputs)
