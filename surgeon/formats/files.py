@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.errors import CheckpointError
 from surgeon.base.files import open_regular
 from surgeon.numeric.dtypes import Array
