@@ -102,8 +102,9 @@ def _property(schema: Schema, key: str) -> Schema:
 def command_of(name: str, text: Json) -> str:
     """Return the command that applies a recipe to the example that it names."""
     given = dict(text.get("example", {}))
+    # A file has no config beside it that could say the others.
     needed = {row: given[row] for row, value in text.get("vars", {}).items()
-              if value is None and row in given}  # fmt: skip
+              if (value is None or isinstance(value, dict)) and row in given}  # fmt: skip
     models = [f"{model}.safetensors" for model, path in text.get("models", {}).items() if not path]
     if not models and '"models": "*"' in json.dumps(text):
         models = ["other.safetensors", "third.safetensors"]

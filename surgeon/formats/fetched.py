@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeGuard
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.errors import CheckpointError
 from surgeon.formats.files import InputFile
 from surgeon.lazy import ByteSource

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.errors import CheckpointError, did_you_mean
 from surgeon.base.regions import split_block
 from surgeon.base.strict_json import parse_object

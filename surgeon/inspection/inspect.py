@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from surgeon.base import patterns
+from surgeon.base.deferred import np
 from surgeon.base.errors import PlanError, UsageError
 from surgeon.base.folding import ranges
 from surgeon.base.strict_json import parse_json

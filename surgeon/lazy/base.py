@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.regions import Region
 from surgeon.lazy.scratch import Scratch
 from surgeon.numeric.dtypes import DTYPES, Array
@@ -25,8 +24,13 @@ from surgeon.numeric.dtypes import DTYPES, Array
 # Elements per block: a kernel's operands, result and scratch stay in a core's cache (1 MiB for two
 # float32 operands), and calling NumPy takes a tenth of the time.
 BLOCK = 64 * 1024
-FLOAT64 = np.dtype(np.float64)
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@cache
+def float64() -> np.dtype[Any]:
+    """Return the dtype to compute in, unless float32 is exact."""
+    return np.dtype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -202,9 +206,12 @@ class LazyTensor(Protocol):
         ...
 
     def values(
-        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] = FLOAT64
+        self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None = None
     ) -> Array:
-        """Elements start to stop, flat, upcast to `working`; what is computed is not rounded."""
+        """Elements start to stop, flat, upcast to `working`; what is computed is not rounded.
+
+        Without `working`, to float64.
+        """
         ...
 
     # What was done to it

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.regions import Region
 from surgeon.lazy.base import (
     BLOCK,
-    FLOAT64,
     Computed,
     Evaluation,
     LazyTensor,
@@ -20,6 +18,7 @@ from surgeon.lazy.base import (
     Request,
     ScratchBytes,
     TensorSpec,
+    float64,
 )
 from surgeon.lazy.evaluate import Form, common_working, evaluated
 from surgeon.lazy.scratch import Scratch
@@ -251,7 +250,7 @@ class Blockwise(Form):
     def _computing(self) -> np.dtype[Any]:
         """The dtype to compute in: what rounds float32 alone is not exact on unrounded values."""
         common = common_working(self.operands)
-        return common if common == FLOAT64 else self.working or common
+        return common if common == float64() else self.working or common
 
     def evaluate(
         self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
@@ -263,7 +262,7 @@ class Blockwise(Form):
                 with scratch.scope():
                     yield from self._store(first, last, scratch, made)
             else:
-                values = yield from self._values(first, last, scratch, FLOAT64)
+                values = yield from self._values(first, last, scratch, float64())
                 self._look_at(values)
                 made = values.array
                 if made.dtype != working:
@@ -297,7 +296,7 @@ class Blockwise(Form):
     ) -> Generator[Request, Array, None]:
         spare = scratch.take(np.uint32, SPARE * (stop - start))
         # Sums of float32 may overflow although their mean does not.
-        for computing in dict.fromkeys((self._computing, FLOAT64)):
+        for computing in dict.fromkeys((self._computing, float64())):
             values = yield from self._values(start, stop, scratch, computing)
             fits = downcast_fits(values.array, self.spec.dtype, out, spare, one_nan=not self.copies)
             if fits or not self.explain:

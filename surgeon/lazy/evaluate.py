@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.lazy.base import (
-    FLOAT64,
     Evaluation,
     LazyTensor,
     Part,
     Piece,
     Request,
     bottom_up,
+    float64,
 )
 from surgeon.lazy.scratch import Scratch
 from surgeon.numeric.dtypes import DTYPES, Array, upcast, working_dtype
@@ -51,9 +50,9 @@ class Form:
         start: int,
         stop: int,
         scratch: Scratch,
-        working: np.dtype[Any] = FLOAT64,
+        working: np.dtype[Any] | None = None,
     ) -> Array:
-        return evaluated(Request(self, start, stop, working), scratch)
+        return evaluated(Request(self, start, stop, working or float64()), scratch)
 
 
 def evaluated(request: Request, scratch: Scratch) -> Array:
@@ -102,7 +101,7 @@ def _upcast(request: Request, scratch: Scratch) -> Evaluation:
     with scratch.scope():
         stored = yield Request(tensor, start, stop)
         dtype = tensor.spec.dtype
-        if dtype == "BF16" and working == FLOAT64:
+        if dtype == "BF16" and working == float64():
             narrow = scratch.take(np.float32, stop - start)
             np.copyto(block, upcast(stored, dtype, narrow))
         else:
@@ -114,4 +113,4 @@ def common_working(tensors: Sequence[LazyTensor]) -> np.dtype[Any]:
     """Return the dtype to combine tensors in: float64 where one of them is not rounded yet."""
     if all(tensor.is_exact for tensor in tensors):
         return working_dtype(*(tensor.spec.dtype for tensor in tensors))
-    return FLOAT64
+    return float64()

@@ -9,8 +9,7 @@ from itertools import accumulate
 from math import prod
 from typing import Any
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.regions import Region, intersection, whole
 from surgeon.lazy.base import (
     BLOCK,

@@ -8,8 +8,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.regions import Region, boxes, count, reshaped, whole
 from surgeon.lazy.base import (
     BLOCK,

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.regions import Region
 from surgeon.lazy.base import (
     BLOCK,

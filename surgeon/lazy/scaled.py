@@ -8,12 +8,10 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.regions import Region
 from surgeon.lazy.base import (
     BLOCK,
-    FLOAT64,
     NOTHING,
     Computed,
     Evaluation,
@@ -22,6 +20,7 @@ from surgeon.lazy.base import (
     Request,
     ScratchBytes,
     TensorSpec,
+    float64,
 )
 from surgeon.lazy.evaluate import Form
 from surgeon.lazy.scratch import Scratch
@@ -88,7 +87,7 @@ class Scaled(Form):
     ) -> Evaluation:
         inner = prod(self.spec.shape[self.dim + 1 :])
         with scratch.scope() as scope:
-            block: Array = yield Request(self.source, start, stop, FLOAT64)
+            block: Array = yield Request(self.source, start, stop, float64())
             entry = np.arange(start, stop)
             entry //= inner
             entry %= len(self.factors)

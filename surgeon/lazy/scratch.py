@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.numeric.dtypes import Array
 
 # Views that are kept of one array; every odd size of a last block needs its own.

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.regions import Region, boxes, count, whole
 from surgeon.lazy.base import (
     BLOCK,

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.regions import Region
 from surgeon.lazy.base import ByteSource
 from surgeon.lazy.scratch import Scratch

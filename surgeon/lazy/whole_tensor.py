@@ -6,18 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.regions import Region
 from surgeon.lazy.base import (
     BLOCK,
-    FLOAT64,
     Computed,
     LazyTensor,
     Piece,
     Request,
     ScratchBytes,
     TensorSpec,
+    float64,
 )
 from surgeon.lazy.evaluate import Form, evaluated
 from surgeon.lazy.scratch import Scratch
@@ -42,7 +41,7 @@ class WholeTensor(Form):
     kernel: Callable[[Sequence[Array]], Array]
     operands: tuple[LazyTensor, ...]
     spare_bytes: int = 0
-    working: np.dtype[Any] = FLOAT64
+    working: np.dtype[Any] = field(default_factory=float64)
     explain: Callable[[Sequence[Array]], None] | None = None
     is_kept: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -133,8 +132,9 @@ class WholeTensor(Form):
         return ()
 
 
-def read_whole(tensor: LazyTensor, scratch: Scratch, working: np.dtype[Any] = FLOAT64) -> Array:
-    """Return all values of a tensor in its shape, upcast to `working`; read-only."""
+def read_whole(tensor: LazyTensor, scratch: Scratch, working: np.dtype[Any] | None = None) -> Array:
+    """Return all values of a tensor in its shape, upcast to `working` (float64); read-only."""
+    working = working or float64()
     values = np.empty(tensor.spec.count, working)
     for start in range(0, tensor.spec.count, BLOCK):
         with scratch.scope():

@@ -15,7 +15,7 @@ from threading import Lock
 from types import TracebackType
 from typing import NamedTuple
 
-import numpy as np
+from surgeon.base.deferred import np
 
 # What OpenBLAS calls its functions, by who built it: NumPy's wheels, and systems.
 _OPENBLAS = (

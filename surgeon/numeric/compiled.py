@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from functools import cache
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from surgeon.base.deferred import np
 from surgeon.numeric.signatures import SIGNATURES, ChangeFields, EndingFields, Operand
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+else:
+    Array = Any
 
 LIBRARY = Path(__file__).with_name("kernels.so")
 # The dtypes that the loops know, in the order of the enum in kernels.h.

@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.base.errors import UsageError
 from surgeon.numeric.dtypes import Array
 

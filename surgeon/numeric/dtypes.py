@@ -8,30 +8,44 @@ Rounding is to nearest, ties to even, and keeps NaN; see `downcast` for what ove
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from surgeon.base.deferred import np
 from surgeon.base.errors import PlanError, UsageError, did_you_mean
 from surgeon.numeric import compiled
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+else:
+    Array = Any
 DtypeKind = Literal["float", "int", "bool", "complex", "opaque"]
 
 
 class Dtype(NamedTuple):
-    """One safetensors dtype: its size, how NumPy holds its bytes, and its name in torch."""
+    """One safetensors dtype: its size, NumPy's code for its bytes, its name in torch."""
 
     name: str
     bits: int
     kind: DtypeKind
-    storage: np.dtype[Any]
+    code: str
     torch: str
+
+    @property
+    def storage(self) -> np.dtype[Any]:
+        """How NumPy holds its bytes."""
+        return _storage(self.code)
+
+
+@cache
+def _storage(code: str) -> np.dtype[Any]:
+    return np.dtype(code)
 
 
 def _table(*rows: tuple[str, int, DtypeKind, str, str]) -> dict[str, Dtype]:
-    return {row[0]: Dtype(row[0], row[1], row[2], np.dtype(row[3]), row[4]) for row in rows}
+    return {row[0]: Dtype(row[0], row[1], row[2], row[3], row[4]) for row in rows}
 
 
 # In the order in which safetensors' save_file lays tensors out: descending alignment, and within
@@ -90,6 +104,7 @@ def working_dtype(*names: str) -> np.dtype[Any]:
 _ONE_NAN = 0x7FC00000  # the float32 that arithmetic makes
 
 
+@cache
 def _float8_values(exponent_bits: int, mantissa_bits: int, finite_only: bool) -> Array:
     """Return the float32 value of each of the 256 codes of a float8 format."""
     codes = np.arange(256)
@@ -112,14 +127,12 @@ def _float8_values(exponent_bits: int, mantissa_bits: int, finite_only: bool) ->
     return found
 
 
-_FLOAT8 = {
-    "F8_E4M3": _float8_values(4, 3, finite_only=True),
-    "F8_E5M2": _float8_values(5, 2, finite_only=False),
-}
+# Bits of exponent and mantissa, and whether there is no infinity.
+_FLOAT8 = {"F8_E4M3": (4, 3, True), "F8_E5M2": (5, 2, False)}
 LARGEST = {
     "F16": 65504.0,
-    "BF16": float(np.array(0x7F7F0000, np.uint32).view(np.float32)),
-    "F32": float(np.array(0x7F7FFFFF, np.uint32).view(np.float32)),
+    "BF16": float.fromhex("0x1.fep+127"),
+    "F32": float.fromhex("0x1.fffffep+127"),
     "F64": sys.float_info.max,
     "F8_E4M3": 448.0,
     "F8_E5M2": 57344.0,
@@ -131,7 +144,7 @@ SPARE = 3
 # What rounding takes per element, as measured with tracemalloc; to float8 in the second place.
 _ROUNDING, _ROUNDING_FLOAT8 = 24, 56
 # The bits of a float64 that are kept on the way to bfloat16: two more than that has.
-_BEYOND_BFLOAT16 = np.uint64((1 << 64) - (1 << 43))
+_BEYOND_BFLOAT16 = (1 << 64) - (1 << 43)
 
 
 def upcast(block: Array, dtype: str, out: Array) -> Array:
@@ -145,7 +158,7 @@ def upcast(block: Array, dtype: str, out: Array) -> Array:
         np.left_shift(bits, 16, out=bits)
         block = narrow
     elif dtype in _FLOAT8:
-        block = _FLOAT8[dtype][block]
+        block = _float8_values(*_FLOAT8[dtype])[block]
     if block is not out:
         with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN becomes a quiet one
             np.copyto(out, block)
@@ -181,7 +194,7 @@ def _narrowed(block: Array, spare: Array, finite: bool) -> Array:
     """
     count = len(block)
     exact = spare[: 2 * count].view(np.uint64)
-    np.bitwise_and(block.view(np.uint64), _BEYOND_BFLOAT16, out=exact)
+    np.bitwise_and(block.view(np.uint64), np.uint64(_BEYOND_BFLOAT16), out=exact)
     cut = exact.view(np.float64)
     bits = spare[2 * count : 3 * count]
     narrow: Array = bits.view(np.float32)
@@ -197,7 +210,7 @@ def _narrowed(block: Array, spare: Array, finite: bool) -> Array:
 
 
 def _round_to_float8(block: Array, dtype: str) -> Array:
-    values = _FLOAT8[dtype]
+    values = _float8_values(*_FLOAT8[dtype])
     codes = np.flatnonzero(np.isfinite(values[:128])).astype(np.uint8)  # ascending, from +0
     grid = values[codes].astype(np.float64)
     magnitude = np.abs(block).astype(np.float64)

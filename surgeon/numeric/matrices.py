@@ -7,8 +7,7 @@ workers are processes); who calls surgeon from Python gets the same bits with th
 
 from __future__ import annotations
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.numeric.decompositions import svd
 from surgeon.numeric.dtypes import Array
 
