@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import math
+import os
 import random
 import statistics
 from collections.abc import Iterator
@@ -159,7 +159,7 @@ def pruned(start: Path, by: Path, letters: int) -> Network:
     given = [word for key, value in settings.items()
              for word in ("--set", f"{key}={json.dumps(value)}")]  # fmt: skip
     arguments = ["apply", "prune-by-importance", start.name, output.name, "--force", "--quiet"]
-    with contextlib.redirect_stdout(io.StringIO()):
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         commands.main([*arguments, *given], standalone_mode=False)
     network = Network(letters, **KEPT)
     network.load_state_dict(load_file(output))
