@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import math
+import os
 import random
 import statistics
 from collections.abc import Iterator
@@ -23,10 +23,12 @@ from surgeon.cli.commands import commands
 from surgeon.training import collect_importance
 
 WIDTH, HEADS, HEAD, NEURONS, LAYERS, CONTEXT = 64, 4, 16, 160, 4, 64
+WHOLE = {"heads": HEADS, "neurons": NEURONS, "layers": LAYERS}
 KEPT = {"heads": 3, "neurons": 96, "layers": 3}
 BATCH, RATE = 16, 4e-3
 # Pruned networks go on learning for a while, as the original did at its end.
 MORE = 25
+AFTER = f"then {MORE} steps more"
 
 
 class RMSNorm(nn.Module):
@@ -152,44 +154,49 @@ def at_random(found: Path, seed: int, path: Path) -> Path:
     return path
 
 
-def pruned(start: Path, by: Path, letters: int) -> Network:
+def pruned(start: Path, by: Path, letters: int, kept: dict[str, int]) -> Network:
     """Apply the ready-made recipe, and load what comes of it."""
     output = start.with_name("pruned.safetensors")
-    settings = {"by": by.name, "head_size": HEAD, **KEPT}
+    settings = {"by": by.name, "head_size": HEAD, **kept}
     given = [word for key, value in settings.items()
              for word in ("--set", f"{key}={json.dumps(value)}")]  # fmt: skip
     arguments = ["apply", "prune-by-importance", start.name, output.name, "--force", "--quiet"]
-    with contextlib.redirect_stdout(io.StringIO()):
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         commands.main([*arguments, *given], standalone_mode=False)
-    network = Network(letters, **KEPT)
+    network = Network(letters, **kept)
     network.load_state_dict(load_file(output))
     return network
 
 
-def run(seed: int, steps: int, draws: int) -> dict[str, list[tuple[float, float]]]:
-    """Return {way: [(perplexity after pruning, after learning on)]} of one network."""
+def run(seed: int, steps: int, draws: int) -> dict[str, list[dict[str, float]]]:
+    """Return {way: [{what was pruned: perplexity}]} of one network."""
     learn, measure, test, letters = text()
     torch.manual_seed(seed)
-    whole = Network(letters, HEADS, NEURONS, LAYERS)
+    whole = Network(letters, **WHOLE)
     train(whole, learn, steps, seed)
     start, importance = Path("start.safetensors"), Path("importance.json")
     save_file(whole.state_dict(), start)
     data = [part[:, :-1] for part in batches(measure, 20, torch.Generator().manual_seed(1))]
     collect_importance(whole, data, importance, head_size=HEAD)
-    found = {"not pruned": [(perplexity(whole, test), math.nan)], "importance": [], "random": []}
+    found = {"nothing pruned": [{"all three": perplexity(whole, test)}]}
     ways = [("importance", importance)]
     ways += [("random", at_random(importance, draw, Path(f"random-{draw}.json")))
              for draw in range(draws)]  # fmt: skip
     for way, by in ways:
-        network = pruned(start, by, letters)
-        before = perplexity(network, test)
+        measured = {
+            word: perplexity(pruned(start, by, letters, WHOLE | {word: KEPT[word]}), test)
+            for word in KEPT
+        }
+        network = pruned(start, by, letters, KEPT)
+        measured["all three"] = perplexity(network, test)
         train(network, learn, MORE, seed + 1, begin=0.3)
-        found[way].append((before, perplexity(network, test)))
+        measured[AFTER] = perplexity(network, test)
+        found.setdefault(way, []).append(measured)
     return found
 
 
 def spread(values: list[float]) -> str:
-    if math.isnan(values[0]):
+    if not values:
         return ""
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{deviation}"
@@ -203,19 +210,22 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # the tensors are small
     runs = [run(seed, options.steps, options.draws) for seed in range(options.seeds)]
+    columns = [*KEPT, "all three", AFTER]
     rows = []
     for way in runs[0]:
-        all_of_it = [pair for one in runs for pair in one[way]]
-        rows.append([way, *(spread([pair[side] for pair in all_of_it]) for side in (0, 1))])
-    headers = ["kept by", "perplexity", f"after {MORE} more steps"]
-    print(tabulate(rows, headers, tablefmt="github"))
-    wins = [sum(one["importance"][0][side] < value[side] for value in one["random"])
-            for one in runs for side in (0, 1)]  # fmt: skip
-    print(f"better than the random ones: {sum(wins[::2])} of {options.draws * len(runs)}, "
-          f"and {sum(wins[1::2])} after learning on")  # fmt: skip
-    for one in runs:
-        drawn = statistics.fmean(value[0] for value in one["random"])
-        assert one["importance"][0][0] < drawn, "pruning at random was better"
+        measured = [one for each in runs for one in each[way]]
+        rows.append([way, *(spread([one[word] for one in measured if word in one])
+                            for word in columns)])  # fmt: skip
+    better = [
+        sum(one[word] > each["importance"][0][word] for each in runs for one in each["random"])
+        for word in columns
+    ]
+    rows.append(["random ones that are worse", *better])
+    print(f"perplexity of letters; {options.draws * len(runs)} random prunings")
+    print(tabulate(rows, ["kept by", *columns], tablefmt="github"))
+    for each in runs:
+        drawn = statistics.fmean(one["all three"] for one in each["random"])
+        assert each["importance"][0]["all three"] < drawn, "pruning at random was better"
 
 
 if __name__ == "__main__":

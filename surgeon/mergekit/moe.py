@@ -61,10 +61,21 @@ def imported_moe(config: Any, label: str) -> Imported:
     problems = list(problems_of(config, _CONFIG, "")) or list(_problems(config))
     if problems:
         raise UsageError(*(f"{label}: {problem}" for problem in problems))
-    known = _CONFIG["properties"]
-    notes = [f"'{word}' means nothing to mergekit-moe, and is left out{did_you_mean(word, known)}"
-             for word in sorted(map(str, config.keys() - known.keys()))]  # fmt: skip
+    notes = [*_unknown(config, _CONFIG, "the configuration")]
+    for word in ("experts", "shared_experts"):
+        for number, entry in enumerate(config.get(word) or []):
+            notes += _unknown(entry, _EXPERT, f"{word}[{number}]")
     return _Reader(config, label, notes).result()
+
+
+def _unknown(given: Json, schema: Json, where: str) -> list[str]:
+    """Return a note for each word that mergekit-moe reads over."""
+    known = schema["properties"]
+    return [
+        f"'{word}' in {where} means nothing to mergekit-moe, and is left out"
+        f"{did_you_mean(word, known)}"
+        for word in sorted(map(str, given.keys() - known.keys()))
+    ]
 
 
 def _problems(config: Json) -> list[str]:

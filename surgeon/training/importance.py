@@ -31,7 +31,9 @@ NEURONS = (
     "|(?<!attention\\.)output\\.dense|\\d+\\.fc2)"
 )
 # Norms of a head's own queries and keys look at no channels of the model.
-_NORMS_OF_HEADS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "kv_a_layernorm")
+_NORMS_OF_HEADS = (
+    "q_norm", "k_norm", "q_layernorm", "k_layernorm", "q_a_layernorm", "kv_a_layernorm",
+)  # fmt: skip
 
 
 def collect_importance(

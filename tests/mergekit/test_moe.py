@@ -69,6 +69,16 @@ def test_a_shared_expert_and_an_architecture_are_said(tmp_path: Path) -> None:
     assert step["layout"] == "qwen2_moe"
 
 
+def test_words_that_mean_nothing_are_notes(tmp_path: Path) -> None:
+    odd = [{"source_model": "x/a", "positive_prompt": ["x"]}, {"source_model": "x/b"}]
+    found = of(tmp_path, gate_mode="random", experts=odd, merge="moe")
+    notes = [note for note in found.notes if "means nothing" in note]
+    assert [note.partition(" means")[0] for note in notes] == [
+        "'merge' in the configuration", "'positive_prompt' in experts[0]",
+    ]  # fmt: skip
+    assert "did you mean 'positive_prompts'?" in notes[1]
+
+
 @pytest.mark.parametrize(("config", "problem"), [
     ({"gate_mode": "hiden"}, "gate_mode 'hiden' is not imported; did you mean 'hidden'?"),
     ({"gate_mode": "random", "architecture": "deepseek"}, "architecture 'deepseek' is not impor"),

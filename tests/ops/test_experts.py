@@ -100,3 +100,17 @@ def test_configs_that_no_mixture_is_like_are_refused(
     bench.models["a"] = str(write(bench.folder / "a.safetensors", example_dense(1)))
     with pytest.raises(PlanError, match=problem):
         bench.plan({"op": "experts", "models": "*", **more})
+
+
+def test_prompts_need_the_tokenizer_of_the_input(bench: Bench) -> None:
+    router = {"prompts": {"a": ["x"], "@input": ["y"]}}
+    step = {"op": "experts", "models": "*", "layout": "mixtral", "router": router}
+    embedding = {"model.embed_tokens.weight": torch.zeros(5, 8)}
+    bench.given(example_dense(0) | embedding, a=example_dense(1))
+    with pytest.raises(PlanError, match="texts need a tokenizer, and the input is no model folder"):
+        bench.plan(step)
+    tensors, folder = bench.input, bench.folder / "model"
+    folder.mkdir()
+    bench.input = tensors.rename(folder / "model.safetensors").parent
+    with pytest.raises(PlanError, match=r"there is no tokenizer\.json in "):
+        bench.plan(step)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from surgeon.base.errors import PlanError
-from tests.network import Bench, assert_identical, example_mixture
+from tests.network import Bench, assert_identical, example_mixture, write
 
 BLOCKS = {"layers.0": "layers.0.moe", "layers.1": "layers.1.moe"}
 
@@ -84,3 +84,31 @@ def test_what_is_not_understood_is_refused(
 ) -> None:
     with pytest.raises(PlanError, match=problem):
         bench.given(example_mixture() | change).plan({"op": "keep_experts", "by": by})
+
+
+@pytest.mark.parametrize(("config", "by", "said"), [
+    ({"num_experts_per_tok": 2}, [0, 1], {}),
+    ({"text_config": {"moe_topk": 2, "hidden_size": 8}}, [0], {"text_config": {"moe_topk": 1}}),
+])  # fmt: skip
+def test_config_says_how_many_are_chosen_where_that_is_more_than_are_left(
+    bench: Bench, config: Any, by: list[int], said: Any
+) -> None:
+    bench.input = bench.folder / "model"
+    bench.input.mkdir()
+    write(bench.input / "model.safetensors", example_mixture())
+    (bench.input / "config.json").write_text(json.dumps(config))
+    assert bench.plan({"op": "keep_experts", "by": by}).config == said
+
+
+def test_of_groups_of_experts_as_many_are_kept_of_each(bench: Bench) -> None:
+    bench.input = bench.folder / "model"
+    bench.input.mkdir()
+    tensors = {f"layers.0.moe.experts.{n}.a": torch.full((2,), float(n)) for n in range(6)}
+    gate = torch.arange(6.0).view(6, 1)
+    write(bench.input / "model.safetensors", {**tensors, "layers.0.moe.gate.weight": gate})
+    (bench.input / "config.json").write_text(json.dumps({"n_group": 2}))
+    by = routing(bench, **{"layers.0": {"frequency": [9, 8, 7, 1, 3, 2]}})
+    found = bench.operate({"op": "keep_experts", "by": by, "keep": 4})
+    assert found["layers.0.moe.gate.weight"].reshape(-1).tolist() == [0, 1, 4, 5]
+    with pytest.raises(PlanError, match="3 experts cannot be as many of each of 2 groups"):
+        bench.plan({"op": "keep_experts", "by": by, "keep": 3})
