@@ -31,9 +31,9 @@ PARTS = {
 }  # fmt: skip
 SHRINK: dict[str, Any] = {
     "surgeon": 1,
-    "about": "Drop two layers of twelve, add eight tokens' rows, and train those first.",
+    "about": "Drop two layers of eight, add eight tokens' rows, and train those first.",
     "steps": [
-        {"op": "layers", "container": "model.layers", "take": ["0:8", "10:12"]},
+        {"op": "layers", "container": "model.layers", "take": ["0:5", "7"]},
         {"id": "grow", "op": "widen", "target": ["model.embed_tokens", "lm_head"], "rows": 8,
          "init": "mean"},
         {"op": "expect", "target": "lm_head.weight", "shape": [48, 8]},
@@ -96,7 +96,7 @@ def moved(base: Tensors, seed: int, by: float, stays: tuple[str, ...]) -> Tensor
 
 def models(folder: Path) -> None:
     """Write a base model, three that went on from it, and two of 32 layers."""
-    base = language_model(12)
+    base = language_model(8)
     code = moved(base, 3, 0.08, ("norm",))
     code["lm_head.weight"] = np.concatenate([code["lm_head.weight"], code["lm_head.weight"][:4]])
     several = {
@@ -149,7 +149,7 @@ def figures() -> Iterator[tuple[str, Callable[[Path], Any]]]:
     from surgeon.inspection.inspect import inspected
     from surgeon.inspection.spread import plot
 
-    base, *others = (f"{name}.safetensors" for name in ("base", "chat", "math", "code"))
+    base, *others = (f"{name}.safetensors" for name in ("base", "math", "code"))
     opened = open_checkpoint(base)
     entries = inspected(opened.tensors, (), stats=False)
     yield "inspect.svg", lambda path: plot(base, entries, path)
@@ -167,7 +167,7 @@ def trained() -> tuple[Any, Any]:
 
     from surgeon import samples
 
-    samples.main(Path())
+    save_file(samples.samples()["in.safetensors"], "in.safetensors")
     stages = [
         {"name": "warm-up", "duration": {"steps": 60}, "train": ["@new"],
          "groups": [{"name": "new", "params": ["@new"]}]},

@@ -28,6 +28,7 @@ _LINK = re.compile(r"\[([^\]]*)\]\((?!https?://|#)([^)\s]+)\)")
 READ = {
     "Write": ("recipes", "patterns", "ops", "merges", "search", "commands", "library"),
     "Read": ("reading", "model-folders"),
+    "Look": ("pictures",),
     "Train": ("manifest", "optimizer-state", "frameworks"),
     "Coming from elsewhere": ("coming-from",),
     "Besides": ("writing-an-op", "safety", "replacing", "performance", "glossary"),
@@ -42,7 +43,15 @@ def pages() -> dict[str, str]:
     for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/README.md")]:
         found[str(page.relative_to(ROOT))] = page.read_text()
     found |= generated()
-    return {path: linked(path, text, found.keys()) for path, text in found.items()}
+    known = found.keys() | assets().keys()
+    return {path: linked(path, text, known) for path, text in found.items()}
+
+
+def assets() -> dict[str, Path]:
+    """Return the files that pages show, or lead to, besides other pages."""
+    shown = [file for folder in ("pictures", "terminal") for file in
+             sorted((ROOT / "docs" / folder).iterdir())]  # fmt: skip
+    return {str(file.relative_to(ROOT)): file for file in shown}
 
 
 def linked(path: str, text: str, known: Any) -> str:
@@ -187,6 +196,10 @@ def written(root: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         yield path
+    for name, file in assets().items():
+        path = root / "pages" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, path)
     settings_file = root / "mkdocs.yml"
     settings_file.write_text(yaml.safe_dump(settings(found.keys()), sort_keys=False))
     yield settings_file

@@ -59,9 +59,9 @@ def cells(axes: Any) -> dict[tuple[str, str], float]:
 def labelled(figure: Any) -> Any:
     """Give a figure the labels of its rows and columns, which its outer panels have."""
     ticks = [[t.get_text() for t in axes.get_yticklabels()] for axes in figure.axes if axes.images]
-    figure.rows = next(row for row in ticks if all(row))
+    figure.rows = next(row for row in ticks if row)
     under = [[t.get_text() for t in axes.get_xticklabels()] for axes in figure.axes if axes.images]
-    figure.columns = next(row for row in under if all(row))
+    figure.columns = next(row for row in under if row)
     return figure
 
 
