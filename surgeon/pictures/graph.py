@@ -43,7 +43,11 @@ def lineage(facts: Facts) -> Markup:
     if not any(found.models for found in used.values()):
         return Markup()
     steps = _shortened([*_grouped(facts.steps, used)])
-    return section("Lineage", tag("div", {"class": "wide-part"}, _drawn(facts, steps, used)))
+    made = {step.into for step in facts.steps}
+    more = len({m for found in used.values() for m in found.models} - made) - _MOST_MODELS
+    note = f"{plural(more, 'more model')} of this recipe would have no room." if more > 0 else ""
+    drawing = tag("div", {"class": "wide-part"}, _drawn(facts, steps, used))
+    return section("Lineage", drawing, note=note)
 
 
 def _used(facts: Facts) -> dict[str, _Used]:
