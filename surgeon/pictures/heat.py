@@ -180,8 +180,6 @@ def _label(axes: Axes, heat: Heat, *, left: bool, below: bool) -> None:
 
 
 def _colour_bar(figure: Figure, images: Sequence[tuple[Axes, Any]], kind: Kind) -> None:
-    from matplotlib.ticker import PercentFormatter
-
     axes = [one for one, _ in images]
     if not any(np.ma.count(image.get_array()) for _, image in images):
         return  # nothing has a colour
@@ -189,7 +187,7 @@ def _colour_bar(figure: Figure, images: Sequence[tuple[Axes, Any]], kind: Kind) 
     bar = figure.colorbar(
         images[0][1], ax=axes, aspect=18, shrink=0.9, pad=0.02,
         label="change / norm of A" if is_change else "cosine of changes",
-        format=PercentFormatter(1, decimals=None) if is_change else None,
+        format=(lambda share, _: f"{100 * share:g}%") if is_change else None,
     )  # fmt: skip
     bar.outline.set_visible(False)
 

@@ -182,6 +182,21 @@ def test_many_experts_share_a_column(tmp_path: Path) -> None:
     assert cells(axes) == pytest.approx(wanted)
 
 
+def test_small_and_large_changes_are_told_apart(tmp_path: Path) -> None:
+    tensors = {f"layers.{i}.up.weight": np.ones(4, "f8") for i in range(6)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    moved = {name: tensor + 10.0**-i for i, (name, tensor) in enumerate(tensors.items())}
+    save_file(moved, tmp_path / "b.safetensors")
+    figure = surgeon.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors").plot()
+    axes, bar = figure.axes
+    shades = axes.images[0].norm(axes.images[0].get_array())[:, 0]
+    assert list(np.diff(shades)) == pytest.approx([-0.2] * 5)
+    figure.canvas.draw()
+    shown = [label.get_text() for label in bar.get_yticklabels() if label.get_text()]
+    assert {"100%", "0.01%"} <= {*shown}
+    assert len({*shown}) == len(shown)
+
+
 def run(*words: object) -> Any:
     return CliRunner().invoke(commands, [str(word) for word in words])
 
