@@ -184,15 +184,17 @@ def trained() -> tuple[Any, Any]:
     model = torch.nn.ModuleDict({"body": body, "fc": linear(64, 10)})
     with surgeon.open(made.output) as opened:
         model.load_state_dict({name: tensor.torch() for name, tensor in opened.items()})
-    run = surgeon.Manifest.load(made.manifest).bind(model)
+    # In float64, so that what threads and processors round differently is not seen.
+    run = surgeon.Manifest.load(made.manifest).bind(model.double())
     random = torch.Generator().manual_seed(0)
-    centres = torch.randn(10, 64, generator=random)
+    centres = torch.randn(10, 64, generator=random, dtype=torch.float64)
     last = None
     for stage in run.stages:
         optimizer, _ = run.start(stage.name)
         for _ in range(stage.duration["steps"]):
             labels = torch.randint(0, 10, (32,), generator=random)
-            inputs = centres[labels] + 0.5 * torch.randn(32, 64, generator=random)
+            noise = torch.randn(32, 64, generator=random, dtype=torch.float64)
+            inputs = centres[labels] + 0.5 * noise
             optimizer.zero_grad()
             outputs = model["fc"](model["body"](inputs))
             torch.nn.functional.cross_entropy(outputs, labels).backward()
