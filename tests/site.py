@@ -32,11 +32,15 @@ READ = {
         "patterns",
         "ops",
         "merges",
+        "experts",
+        "tokens",
         "search",
         "commands",
         "library",
     ),
     "Read": ("reading", "model-folders", "layouts"),
+    "Look": ("pictures",),
+    "Elsewhere": ("remote", "cluster"),
     "Train": ("manifest", "optimizer-state", "frameworks"),
     "Coming from elsewhere": ("coming-from",),
     "Besides": ("writing-an-op", "safety", "replacing", "performance", "glossary"),
@@ -51,7 +55,15 @@ def pages() -> dict[str, str]:
     for page in [*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/README.md")]:
         found[str(page.relative_to(ROOT))] = page.read_text()
     found |= generated()
-    return {path: linked(path, text, found.keys()) for path, text in found.items()}
+    known = found.keys() | assets().keys()
+    return {path: linked(path, text, known) for path, text in found.items()}
+
+
+def assets() -> dict[str, Path]:
+    """Return the files that pages show, or lead to, besides other pages."""
+    shown = [file for folder in ("pictures", "terminal") for file in
+             sorted((ROOT / "docs" / folder).iterdir())]  # fmt: skip
+    return {str(file.relative_to(ROOT)): file for file in shown}
 
 
 def linked(path: str, text: str, known: Any) -> str:
@@ -190,6 +202,10 @@ def written(root: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         yield path
+    for name, file in assets().items():
+        path = root / "pages" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, path)
     settings_file = root / "mkdocs.yml"
     settings_file.write_text(yaml.safe_dump(settings(found.keys()), sort_keys=False))
     yield settings_file

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.base.tables import shown_lines
-from surgeon.pictures import notebook, report
-from surgeon.pictures.facts import of_plan
 
 Json = dict[str, Any]
 
@@ -57,7 +55,10 @@ class Planned(Answer):
     notes: list[str]
 
     def _repr_html_(self) -> str:
-        return report.shown_in_notebook(of_plan(self.as_json()))
+        from surgeon.pictures.facts import of_plan  # where it is looked at, and nowhere else
+        from surgeon.pictures.report import shown_in_notebook
+
+        return shown_in_notebook(of_plan(self.as_json()))
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,6 +79,8 @@ class Applied(Answer):
     notes: list[str]
 
     def _repr_html_(self) -> str:
+        from surgeon.pictures import notebook
+
         return notebook.applied(self.as_json())
 
 
@@ -101,4 +104,6 @@ class Inspected(Answer):
         return document
 
     def _repr_html_(self) -> str:
+        from surgeon.pictures import notebook
+
         return notebook.inspected(self.as_json())

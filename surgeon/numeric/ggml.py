@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.numeric.dtypes import Array
 
 # Elements in a block, and in a block of the K types, which has parts with scales of their own.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".svg")
 _NEEDED = "a picture needs matplotlib: pip install 'surgeon-checkpoints[picture]'"
-_INCH = 100
+_DOTS = 130
 # Without a date and random ids the same figure is the same file, and text in it stays text. A
 # name may have dollar signs, and is no formula.
 _SETTINGS: Mapping[str, Any] = {
@@ -97,7 +97,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure: no label is cut off, and nothing tells when it was drawn."""
     metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
     with _settings():
-        figure.savefig(path, dpi=_INCH, metadata=metadata, bbox_inches="tight", pad_inches=0.12)
+        figure.savefig(path, dpi=_DOTS, metadata=metadata, bbox_inches="tight", pad_inches=0.12)
 
 
 def titled(figure: Figure, title: str, lines: Sequence[str] = ()) -> None:

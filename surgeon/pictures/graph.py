@@ -43,7 +43,11 @@ def lineage(facts: Facts) -> Markup:
     if not any(found.models for found in used.values()):
         return Markup()
     steps = _shortened([*_grouped(facts.steps, used)])
-    return section("Lineage", tag("div", {"class": "wide-part"}, _drawn(facts, steps, used)))
+    made = {step.into for step in facts.steps}
+    more = len({m for found in used.values() for m in found.models} - made) - _MOST_MODELS
+    note = f"{plural(more, 'more model')} of this recipe would have no room." if more > 0 else ""
+    drawing = tag("div", {"class": "wide-part"}, _drawn(facts, steps, used))
+    return section("Lineage", drawing, note=note)
 
 
 def _used(facts: Facts) -> dict[str, _Used]:
@@ -52,10 +56,9 @@ def _used(facts: Facts) -> dict[str, _Used]:
     for changes in facts.told.lineage.values():
         for change in changes:
             used = found.setdefault(change.step, _Used())
-            sources = {source.partition(":") for source in change.from_}
-            used.models.update(
-                {name for name, colon, _ in sources if colon and (name in models or not models)}
-            )
+            parted = (source.partition(":") for source in change.from_)
+            named = dict.fromkeys(name for name, colon, _ in parted if colon)
+            used.models.update(name for name in named if name in models or not models)
             # Two that differ tell as much as all of them: that there is no one of them to show.
             if change.parameters and len(used.parameters) < 2:
                 given = ", ".join(f"{k} {short_json(v)}" for k, v in change.parameters.items())

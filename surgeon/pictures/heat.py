@@ -38,8 +38,8 @@ _MOST_HEIGHT = 14.0
 _MOST_LABELS = 72
 _LONGEST = 44
 _COLUMNS = 3
-# In pictures with few cells every one has its number.
-_FEW_CELLS = 60
+# In pictures of which no panel has more values, every one has its number.
+_FEW_CELLS = 40
 # Where the largest is so many times the smallest, colours are logarithmic.
 _FAR = 20
 
@@ -136,9 +136,8 @@ def _panel(axes: Axes, heat: Heat, panel: Panel, others: Sequence[Panel]) -> Any
     if same:  # as one image: they can be most of all cells
         grey = np.full(shape, np.nan)
         grey[tuple(zip(*same, strict=True))] = 0
-        unchanged = ListedColormap([_HATCHES["unchanged"][0]])
-        axes.imshow(np.ma.masked_invalid(grey), aspect="auto", cmap=unchanged,
-                    interpolation="nearest")  # fmt: skip
+        colours = ListedColormap([_HATCHES["unchanged"][0]])
+        axes.imshow(np.ma.masked_invalid(grey), aspect="auto", cmap=colours)
     for (row, column), mark in panel.marks.items():
         if mark == "unchanged":
             continue
@@ -147,13 +146,13 @@ def _panel(axes: Axes, heat: Heat, panel: Panel, others: Sequence[Panel]) -> Any
                                  linewidth=0, gid=f"{mark} {row} {column}"))  # fmt: skip
     axes.set_title(panel.title)
     # Thin white lines part the cells; what is blank is nowhere in the models.
-    axes.set_xticks(np.arange(-0.5, shape[1]), minor=True)
-    axes.set_yticks(np.arange(-0.5, shape[0]), minor=True)
     if shape[0] <= _MOST_LABELS:
-        axes.grid(which="minor", color="white", linewidth=0.7)
+        white: Any = {"colors": "white", "linewidth": 0.7}
+        axes.hlines(np.arange(0.5, shape[0] - 1), -0.5, shape[1] - 0.5, **white)
+        axes.vlines(np.arange(0.5, shape[1] - 1), -0.5, shape[0] - 0.5, **white)
     axes.tick_params(which="both", length=0)
     axes.set_frame_on(False)
-    if np.isfinite(panel.values).sum() <= _FEW_CELLS and len(heat.columns) <= 12:
+    if max(np.isfinite(p.values).sum() for p in others) <= _FEW_CELLS:
         _numbers(axes, panel, norm)
     return image
 
@@ -174,15 +173,13 @@ def _percent(value: float) -> str:
 
 def _label(axes: Axes, heat: Heat, *, left: bool, below: bool) -> None:
     step = figures.every(len(heat.rows), _MOST_LABELS)
-    names = [shortened(row, _LONGEST) for row in heat.rows[::step]]
-    axes.set_yticks(range(0, len(heat.rows), step), names if left else [""] * len(names))
-    columns = [shortened(column, _LONGEST) for column in heat.columns]
-    axes.set_xticks(range(len(columns)), columns if below else [""] * len(columns), rotation=90)
+    rows = heat.rows[::step] if left else []
+    axes.set_yticks(range(0, len(rows) * step, step), [shortened(row, _LONGEST) for row in rows])
+    columns = [shortened(column, _LONGEST) for column in (heat.columns if below else [])]
+    axes.set_xticks(range(len(columns)), columns, rotation=90)
 
 
 def _colour_bar(figure: Figure, images: Sequence[tuple[Axes, Any]], kind: Kind) -> None:
-    from matplotlib.ticker import PercentFormatter
-
     axes = [one for one, _ in images]
     if not any(np.ma.count(image.get_array()) for _, image in images):
         return  # nothing has a colour
@@ -190,7 +187,7 @@ def _colour_bar(figure: Figure, images: Sequence[tuple[Axes, Any]], kind: Kind) 
     bar = figure.colorbar(
         images[0][1], ax=axes, aspect=18, shrink=0.9, pad=0.02,
         label="change / norm of A" if is_change else "cosine of changes",
-        format=PercentFormatter(1, decimals=None) if is_change else None,
+        format=(lambda share, _: f"{100 * share:g}%") if is_change else None,
     )  # fmt: skip
     bar.outline.set_visible(False)
 

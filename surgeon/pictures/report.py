@@ -16,6 +16,7 @@ from surgeon.pictures.tensors import found_in, sizes, summary, tensors
 from surgeon.recipe.fates import Fate, short_json
 
 _MOST_NOTES = 200
+_MOST_STEPS = 300
 
 
 class Hashed(NamedTuple):
@@ -74,12 +75,14 @@ def _steps(facts: Facts) -> Markup:
         (str(index), joined([code(step.op), *_named(step, index)]), _counts(step, facts),
          step.about,
          joined(tag("div", {}, note) for note in step.notes))
-        for index, step in enumerate(facts.steps)
+        for index, step in enumerate(facts.steps[:_MOST_STEPS])
     ]  # fmt: skip
+    more = len(facts.steps) - _MOST_STEPS
+    rest = tag("p", {"class": "note"}, f"and {more:,} more steps") if more > 0 else Markup()
     given = [(code(name), code(short_json(value))) for name, value in facts.variables.items()]
     variables = table(("variable", "value"), given) if given else Markup()
     title = "What would be done" if facts.is_planned else "What was done"
-    return section(title, table(("", "step", "tensors", "about", "notes"), rows), variables)
+    return section(title, table(("", "step", "tensors", "about", "notes"), rows), rest, variables)
 
 
 def _named(step: Step, index: int) -> list[str]:

@@ -117,9 +117,9 @@ def _values(axes: Axes, spread: Spread) -> None:
     highest = np.maximum(shares.max(axis=1, initial=0), 1e-12)
     for row, (layer, found) in enumerate(zip(spread.layers, shares, strict=True)):
         base = row + _HALF
-        axes.fill_between(places, base, base - 2 * _HALF * np.append(found, 0) / highest[row],
-                          step="post", color=SERIES[0], linewidth=0,
-                          gid=f"layer {row}")  # fmt: skip
+        tops = base - 2 * _HALF * found / highest[row]
+        axes.stairs(tops, places, baseline=base, fill=True, color=SERIES[0], linewidth=0,
+                    gid=f"layer {row}")  # fmt: skip
         axes.axhline(base, color="#cccccc", linewidth=0.5, zorder=0)
         if count := histograms.nonfinite(layer.counts):
             axes.text(half + 0.7, row, f"{count:,} nan or inf", va="center", fontsize=7,

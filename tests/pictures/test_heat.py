@@ -59,9 +59,9 @@ def cells(axes: Any) -> dict[tuple[str, str], float]:
 def labelled(figure: Any) -> Any:
     """Give a figure the labels of its rows and columns, which its outer panels have."""
     ticks = [[t.get_text() for t in axes.get_yticklabels()] for axes in figure.axes if axes.images]
-    figure.rows = next(row for row in ticks if all(row))
+    figure.rows = next(row for row in ticks if row)
     under = [[t.get_text() for t in axes.get_xticklabels()] for axes in figure.axes if axes.images]
-    figure.columns = next(row for row in under if all(row))
+    figure.columns = next(row for row in under if row)
     return figure
 
 
@@ -180,6 +180,21 @@ def test_many_experts_share_a_column(tmp_path: Path) -> None:
     # Of 240 elements, four moved by a half.
     wanted = {("layers.1", "experts.*.up"): float(np.sqrt(4 * 0.25 / 240))}
     assert cells(axes) == pytest.approx(wanted)
+
+
+def test_small_and_large_changes_are_told_apart(tmp_path: Path) -> None:
+    tensors = {f"layers.{i}.up.weight": np.ones(4, "f8") for i in range(6)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    moved = {name: tensor + 10.0**-i for i, (name, tensor) in enumerate(tensors.items())}
+    save_file(moved, tmp_path / "b.safetensors")
+    figure = surgeon.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors").plot()
+    axes, bar = figure.axes
+    shades = axes.images[0].norm(axes.images[0].get_array())[:, 0]
+    assert list(np.diff(shades)) == pytest.approx([-0.2] * 5)
+    figure.canvas.draw()
+    shown = [label.get_text() for label in bar.get_yticklabels() if label.get_text()]
+    assert {"100%", "0.01%"} <= {*shown}
+    assert len({*shown}) == len(shown)
 
 
 def run(*words: object) -> Any:
