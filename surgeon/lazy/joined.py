@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -180,10 +181,20 @@ class Selected(Move):
     def operands(self) -> tuple[LazyTensor, ...]:
         return (self.source,)
 
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Where the ranges end, in entries of this tensor."""
+        return list(accumulate(stop - start for start, stop in self.ranges))
+
     def _within(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """The runs of the source's row that are elements start to stop of a row of this one."""
-        inner, offset = prod(self.source.spec.shape[self.dim + 1 :]), 0
-        for first, last in self.ranges:
+        inner = prod(self.source.spec.shape[self.dim + 1 :])
+        # A vocabulary in another order has as many ranges as rows.
+        number = bisect_right(self._ends, start // inner) if inner else len(self.ranges)
+        offset = self._ends[number - 1] * inner if number else 0
+        while number < len(self.ranges) and offset < stop:
+            first, last = self.ranges[number]
+            number += 1
             length = (last - first) * inner
             low, high = max(start - offset, 0), min(stop - offset, length)
             if low < high:

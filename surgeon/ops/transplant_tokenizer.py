@@ -183,13 +183,14 @@ class _Matched:
         with scratch.scope():
             targets = _row_values(self.donor, wanted, scratch).copy()
         chosen, factors = matching_pursuit(targets, lambda: self._shared(scratch), self.k)
+        used, places = np.unique(chosen, return_inverse=True)
+        places = places.reshape(chosen.shape)
         made = np.zeros((len(wanted), prod(self.own.spec.shape[1:])))
-        for row, (places, coefficients) in enumerate(zip(chosen, factors, strict=True)):
-            for place, factor in zip(places, coefficients, strict=True):
-                if factor:
-                    with scratch.scope():
-                        number = [self.pairs.shared_here[place]]
-                        made[row] += factor * _row_values(self.own, number, scratch)[0]
+        with scratch.scope():
+            here = [self.pairs.shared_here[number] for number in used.tolist()]
+            rows = _row_values(self.own, here, scratch)
+            for place, factor in zip(places.T, factors.T, strict=True):
+                made += factor[:, None] * rows[place]
         return made
 
     def _shared(self, scratch: Scratch) -> Iterator[tuple[int, Array]]:

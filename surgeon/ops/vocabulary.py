@@ -137,7 +137,11 @@ def _goal(draft: Draft, source: str, own: Mapping[str | None, Tokenizer]) -> Tok
         return own[None]
     if source in draft.models:
         return draft.tokenizer(source)
-    return draft.outside.open_tokenizer(source)
+    try:
+        return draft.outside.open_tokenizer(source)
+    except PlanError as error:
+        known = listed([_INPUT, _UNION, *draft.models])
+        raise PlanError(*error.problems, f"'{source}' is none of {known} either") from None
 
 
 def _bind(draft: Draft, model: str | None, changes: Mapping[str, LazyTensor]) -> None:

@@ -115,7 +115,7 @@ def test_what_is_equal_stays(merge):
     [
         ({"missing": {"tokens": {"d": {"model": "nobody"}}}}, "'nobody' is none of the models"),
         ({"missing": {"tokens": {"d": {"model": "input"}}}}, "the input has no 'd'"),
-        ({"from": "nowhere"}, "nowhere: there is no tokenizer.json"),
+        ({"from": "nowhere"}, "'nowhere' is none of 'input', 'union', 'other', 'third'"),
         ({"models": ["nobody"]}, "there is no model 'nobody'"),
     ],
 )
