@@ -91,6 +91,7 @@ def _helpers() -> ProcessPoolExecutor | None:
     """Return the processes that make requests for this one; None where none can be forked."""
     with _state.lock:
         if _state.helpers is None:
+            is_main = threading.current_thread() is threading.main_thread()
             from concurrent.futures import ProcessPoolExecutor
             from multiprocessing import get_context
 
@@ -99,7 +100,10 @@ def _helpers() -> ProcessPoolExecutor | None:
                     # Threads of NumPy's and torch's libraries, which the helpers do not use.
                     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
                     _state.helpers = ProcessPoolExecutor(
-                        _HELPERS, get_context("fork"), initializer=_begin, initargs=(os.getpid(),)
+                        _HELPERS,
+                        get_context("fork"),
+                        initializer=_begin,
+                        initargs=(os.getpid(), is_main),
                     )
                     _state.helpers.submit(int)  # forks them all
                 atexit.register(_state.helpers.shutdown, cancel_futures=True)
@@ -119,8 +123,9 @@ def _in_helper(
     return function(*arguments)
 
 
-def _begin(parent: int) -> None:
-    if (control := getattr(ctypes.CDLL(None), "prctl", None)) is not None:
+def _begin(parent: int, parent_is_main: bool) -> None:
+    # The signal comes when the thread ends that forked this: of the main one alone it is wanted.
+    if parent_is_main and (control := getattr(ctypes.CDLL(None), "prctl", None)) is not None:
         control(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

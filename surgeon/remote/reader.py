@@ -83,6 +83,10 @@ class Reader:
         """Fill a buffer; raises CheckpointError where the file ends, or has changed."""
         if offset + len(buffer) > self.size_bytes:
             raise CheckpointError(f"{self.path}: ends at byte {self.size_bytes}")
+        first = self._small[0][1]
+        if offset + len(buffer) <= len(first):  # a small file came whole with its header
+            buffer[:] = first[offset : offset + len(buffer)]
+            return
         filled = 0
         while filled < len(buffer):
             place = offset + filled
