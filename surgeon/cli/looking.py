@@ -37,7 +37,7 @@ def _inspect(
     from surgeon.formats import open_checkpoint
     from surgeon.inspection import inspect as inspection
 
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, inspection.wanted_by(pattern))
     try:
         found = inspection.inspected(opened.tensors, pattern, stats=stats)
         if as_json:

@@ -119,6 +119,11 @@ def test_a_model_of_many_shards_costs_its_index_and_its_headers(hub):
     assert sum(path.endswith("index.json") for path in asked) == 1
     assert sum(path.endswith(".safetensors") for path in asked) == 1000
     assert len(asked) == 1002
+    hub.state.clear()
+    one = surgeon.inspect("hf://org/large", "layers.7.*")
+    assert {*one.tensors} == {name for name in found.tensors if name.startswith("layers.7.")}
+    assert len(hub.state.asked) == 3
+    assert "opened 1 of 1000 shards" in str(one.as_json()["notes"])
 
 
 def test_a_revision_and_a_path_of_a_repository_are_read(hub, tmp_path):
