@@ -22,7 +22,7 @@ from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES, Array
 from surgeon.output.workers import parallel_map, worthwhile
-from surgeon.remote.locations import taken
+from surgeon.remote.locations import require_distinct, taken
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -183,6 +183,7 @@ def compare(locations: Sequence[str], workers: int) -> Comparison:
 
     Raises PlanError where there is none.
     """
+    require_distinct(locations)
     locations = [taken(location) for location in locations]
     with ExitStack() as stack:
         opened = [open_checkpoint(location) for location in locations]

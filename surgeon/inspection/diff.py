@@ -20,7 +20,7 @@ from surgeon.lazy import BLOCK, ByteRange, LazyTensor, Scratch, TensorSpec, upca
 from surgeon.lazy.values import same_values
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES, Array
-from surgeon.remote.locations import taken
+from surgeon.remote.locations import require_distinct, taken
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ def _spec_text(spec: TensorSpec) -> str:
 
 def compare(a: str, b: str, pattern: Sequence[str], *, watch: Watch = unwatched) -> Difference:
     """Open two checkpoints and compare what patterns select of either."""
+    require_distinct((a, b))
     a, b = taken(a), taken(b)
     first = open_checkpoint(a)
     try:

@@ -44,7 +44,7 @@ class Reader:
     def __init__(self, path: RemotePath) -> None:
         got = path.start()
         if got is None:
-            raise CheckpointError(f"{path}: no such file")
+            raise path.absent()
         wire.share()
         self.path = path
         self.identity: Identity = got.identity
