@@ -27,7 +27,7 @@ _LINK = re.compile(r"\[([^\]]*)\]\((?!https?://|#)([^)\s]+)\)")
 # What docs/ is made into the site of, in the order in which one reads it.
 READ = {
     "Write": ("recipes", "patterns", "ops", "merges", "search", "commands", "library"),
-    "Read": ("reading", "model-folders"),
+    "Read": ("reading", "remote", "model-folders"),
     "Train": ("manifest", "optimizer-state", "frameworks"),
     "Coming from elsewhere": ("coming-from",),
     "Besides": ("writing-an-op", "safety", "replacing", "performance", "glossary"),

@@ -71,6 +71,7 @@ class FetchedFile(InputFile):
     def close(self) -> None:
         """There is nothing open; what is in memory goes."""
         self._mapped.clear()
+        self.reader.close()
 
     def rest(self) -> None:
         """There is nothing open."""

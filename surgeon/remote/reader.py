@@ -107,9 +107,13 @@ class Reader:
     def finished(self, request: Future[tuple[Got, bool]]) -> bytes:
         """Return what was fetched. Raises CheckpointError."""
         try:
-            return request.result()[0].data
+            return calls.result_of(request)[0].data
         except Failure as failure:
             raise self.path.error(failure) from None
+
+    def close(self) -> None:
+        """Let go of what is held of it."""
+        _held().drop(self)
 
     def _fetched(self, start: int, stop: int) -> bytes:
         if stop > self.size_bytes:
@@ -173,6 +177,15 @@ class _Held:
             with self._lock:
                 self._ranges.pop(wanted, None)
             raise
+
+    def drop(self, reader: Reader) -> None:
+        """Let go of what is held of a file."""
+        with self._lock:
+            for one in [one for one in self._ranges if one.reader is reader]:
+                del self._ranges[one]
+            self._latest.pop(reader, None)
+            if self._starts.pop(reader, None):
+                self._order, self._starts = [], {}
 
     def _begin(self, ranges: Sequence[Range]) -> None:
         for one in ranges:

@@ -2,6 +2,9 @@
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -114,11 +117,24 @@ def test_a_server_that_is_not_there_is_said_to_be(recipe, tmp_path):
     )
 
 
+def test_who_makes_the_requests_may_be_killed(web, folder):
+    """In a process of its own, whose helpers it is."""
+    shutil.copy(folder / "model-00001-of-00002.safetensors", web.folder / "killed.safetensors")
+    program = (
+        "import os, surgeon, multiprocessing, time\n"
+        f"url = '{web.url}/killed.safetensors'\n"
+        "first = surgeon.inspect(url).as_json()\n"
+        "for child in multiprocessing.active_children(): os.kill(child.pid, 9); child.join()\n"
+        "time.sleep(0.5)\n"
+        "assert surgeon.inspect(url).as_json() == first\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          timeout=100, check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("number", [2, 15])
 def test_a_signal_aborts_uploads_and_takes_back(bucket, tmp_path, number):
-    import subprocess
-    import sys
-
     data = {f"w{n}": np.zeros((1024, 10_000), np.float32) for n in range(3)}
     save_file(data, tmp_path / "in.safetensors")
     recipe = write_recipe(tmp_path / "r.json")
