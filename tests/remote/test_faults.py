@@ -189,7 +189,7 @@ def test_no_secret_is_printed_or_written(bucket, web, recipe, tmp_path, request,
         ("validate", url), ("inspect", f"{url}#inner"), ("plan", recipe, url, "-o", url),
         ("plan", recipe, url, "--set", f"a={url}"),
     ]  # fmt: skip
-    for command in commands:
+    for command in commands if fault is None else commands[:5]:
         done = run(*command)
         said += [done.stdout, done.stderr]
         assert "Traceback" not in done.stderr, done.stderr
