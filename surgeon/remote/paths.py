@@ -241,7 +241,7 @@ class RemotePath(Elsewhere):
     def iterdir(self) -> Generator[RemotePath, None, None]:
         yield from [self / name for name in self.names()]
 
-    def is_dir(self, **more: bool) -> bool:
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
         listing = _seen.listings.get(str(self.parent))
         if listing is not None and self.name in listing:
             return listing[self.name].is_folder
@@ -252,13 +252,13 @@ class RemotePath(Elsewhere):
             return False
         return bool(self.listed())
 
-    def is_file(self, **more: bool) -> bool:
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
         return self.exists() and not self.is_dir()
 
     def is_symlink(self) -> bool:
         return False
 
-    def exists(self, **more: bool) -> bool:
+    def exists(self, *, follow_symlinks: bool = True) -> bool:
         listing = _seen.listings.get(str(self.parent))
         if listing is None and self.scheme == "hf" and hub.split(str(self))[2]:
             listing = self.parent.listed()
@@ -268,7 +268,7 @@ class RemotePath(Elsewhere):
             return self.start() is not None
         return self.is_dir() or self.start() is not None
 
-    def stat(self, **more: bool) -> os.stat_result:
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         listing = _seen.listings.get(str(self.parent), {}).get(self.name)
         if listing and listing.is_folder:
             return os.stat_result((stat.S_IFDIR | 0o755, 0, 0, 1, 0, 0, 0, 0, 0, 0))
