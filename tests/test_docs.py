@@ -27,8 +27,8 @@ from tests.network import write_tokenizer
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 README = TEXTS["README.md"]
 WRITTEN = {name: written(text) for name, text in TEXTS.items()}
-# Their blocks are run by tests of their own: training/test_frameworks.py, and the library's.
-ELSEWHERE = {"docs/frameworks.md", "docs/library.md"}
+# Their blocks are run by tests of their own: training/test_frameworks.py, the library's, remote/.
+ELSEWHERE = {"docs/frameworks.md", "docs/library.md", "docs/remote.md"}
 # They set up environments or take minutes; `make` itself is what CI calls.
 NOT_RUN = ("pip", "make")
 BLOCK = re.compile(r"(?:<!-- file: (\S+) -->\n)?```(\w+)\n(.*?)```", flags=re.S)

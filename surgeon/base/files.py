@@ -41,7 +41,10 @@ def is_there(path: Path) -> bool:
 
 def names_in(folder: Path) -> list[str]:
     """Return the names in a folder, in order; raises OSError where it cannot be listed."""
-    return folder.names() if isinstance(folder, Elsewhere) else sorted(os.listdir(folder))  # noqa: PTH208
+    if isinstance(folder, Elsewhere):
+        return folder.names()
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries)
 
 
 def reading(path: Path) -> BinaryIO:

@@ -35,7 +35,7 @@ def _inspect(
         from surgeon.pictures.figures import require_drawable
 
         require_drawable(picture)
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, inspection.wanted_by(pattern))
     try:
         found = inspection.inspected(opened.tensors, pattern, stats=stats)
         if picture:

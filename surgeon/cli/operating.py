@@ -106,7 +106,7 @@ def _models_and_output(
     from surgeon.remote.locations import taken
     from surgeon.remote.paths import path_of
 
-    paths = [taken(path) for path in paths]
+    paths = [taken(path, is_first=True) for path in paths]
     if output is not None:
         return paths, output
     if not paths:
@@ -169,7 +169,7 @@ def _plan(
     from surgeon.library.running import planned
     from surgeon.remote.locations import taken
 
-    with replace(job, models=[taken(model) for model in models]).opened() as opened:
+    with replace(job, models=[taken(model, is_first=True) for model in models]).opened() as opened:
         found = planned(opened, output, force=force, force_any=force_any, link=False, as_tree=tree)
         if as_json:
             print_document("plan", found.as_json())

@@ -155,9 +155,11 @@ def job_options(function: Callable[..., None]) -> Callable[..., None]:
         from surgeon.library.running import Job
         from surgeon.remote.locations import taken
 
-        named = {name: taken(location) for name, location in named.items()}
-        optimizer = None if optimizer is None else taken(optimizer)
-        job = Job(taken(recipe), taken(source), (), named, variables, optimizer, optimizer_order,
+        named = {name: taken(place, is_first=True) for name, place in named.items()}
+        if optimizer is not None:
+            optimizer = taken(optimizer, is_first=True)
+        recipe, source = (taken(place, is_first=True) for place in (recipe, source))
+        job = Job(recipe, source, (), named, variables, optimizer, optimizer_order,
                   allow_code=allow_code, carry=carry)  # fmt: skip
         function(job=job, **others)
 

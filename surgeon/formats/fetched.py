@@ -70,6 +70,7 @@ class FetchedFile(InputFile):
     def close(self) -> None:
         """There is nothing open; what is in memory goes."""
         self._whole.clear()
+        self.reader.close()
 
     def rest(self) -> None:
         """There is nothing open."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +20,8 @@ from surgeon.lazy import LazyTensor
 from surgeon.remote.paths import fetch_starts
 
 OpenFile = Callable[[Path], Checkpoint]
+# Given the names of an index, returns those that somebody wants to see.
+Wanted = Callable[[Collection[str]], Collection[str]]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = tuple(f"{name}.index.json" for name in _WEIGHTS)
 # A folder that holds a model, too, is a model's.
@@ -57,7 +59,7 @@ def has_weights(folder: Path) -> bool:
     return any(is_there(folder / name) for name in (*_WEIGHTS, *_INDEXES, *_ADAPTERS))
 
 
-def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:
+def open_folder(folder: Path, open_file: OpenFile, wanted: Wanted | None = None) -> Checkpoint:
     """Open the weights of a model folder; raises CheckpointError where they are not clear."""
     try:
         there = names_in(folder)
@@ -80,7 +82,7 @@ def open_folder(folder: Path, open_file: OpenFile) -> Checkpoint:
         )
     path = folder / found[0]
     if found[0] in _INDEXES:
-        checkpoint = open_index(path, open_file)
+        checkpoint = open_index(path, open_file, wanted)
     elif problem := leaves_folder(path):
         raise CheckpointError(problem)
     else:
@@ -127,9 +129,17 @@ def _is_other(path: Path) -> bool:
     return any(fnmatch(path.name, pattern) for pattern in kinds)
 
 
-def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
-    """Open the shards that an index names; raises CheckpointError listing all that differs."""
+def open_index(path: Path, open_file: OpenFile, wanted: Wanted | None = None) -> Checkpoint:
+    """Open the shards that an index names; raises CheckpointError listing all that differs.
+
+    Of a folder elsewhere those alone that hold what is wanted.
+    """
     weight_map, total_size, header = _index(path)
+    count = len(set(weight_map.values()))
+    if wanted is not None and isinstance(path, Elsewhere):
+        files = {weight_map[name] for name in wanted(weight_map) if name in weight_map}
+        weight_map = {name: file for name, file in weight_map.items() if file in files}
+        total_size = total_size if len(files) == count else None
     folder = path.parent
     names = sorted(set(weight_map.values()))
     problems: list[str] = []
@@ -157,7 +167,11 @@ def open_index(path: Path, open_file: OpenFile) -> Checkpoint:
         for shard in shards.values():
             shard.close()
         raise
-    return _joined(path, shards, where, header)
+    joined = _joined(path, shards, where, header)
+    if len(names) == count:
+        return joined
+    note = f"opened {len(names)} of {count} shards: those that hold what was asked for"
+    return replace(joined, notes=(*joined.notes, note))
 
 
 def _index(path: Path) -> tuple[dict[str, str], float | None, bytes]:

@@ -18,6 +18,7 @@ from surgeon.formats.containers import choose
 from surgeon.formats.fetched import open_input
 from surgeon.formats.files import InputFile
 from surgeon.formats.folders import (
+    Wanted,
     has_weights,
     in_folder,
     is_distributed,
@@ -43,15 +44,16 @@ _ALWAYS_ALLOWED, _MOST_TIMES = 1 << 30, 32
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
-def open_checkpoint(location: str) -> Checkpoint:
+def open_checkpoint(location: str, wanted: Wanted | None = None) -> Checkpoint:
     """Open `in.pt`, `in.pt#model.ema`, a safetensors file, a model folder or its index file.
 
-    Reads headers only. Raises CheckpointError, one line per problem.
+    Reads headers only; of an index elsewhere, with `wanted`, of those shards alone that hold such
+    names. Raises CheckpointError, one line per problem.
     """
     with collection_paused():
         path, inner = _split(location)
         note = settled(path)
-        checkpoint = _open(path, inner)
+        checkpoint = _open(path, inner, wanted)
     return replace(checkpoint, notes=(note, *checkpoint.notes)) if note else checkpoint
 
 
@@ -64,7 +66,7 @@ def _closed_on_failure(opened: InputFile | Contents) -> Iterator[None]:
         raise
 
 
-def _open(path: Path, inner: str) -> Checkpoint:
+def _open(path: Path, inner: str, wanted: Wanted | None) -> Checkpoint:
     try:
         if not isinstance(path, Elsewhere):
             os.lstat(path)
@@ -75,14 +77,14 @@ def _open(path: Path, inner: str) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from None
     if not _is_folder(path):
-        checkpoint = _named(path, inner)
+        checkpoint = _named(path, inner, wanted)
     elif contents := _folder_of_parts(path):
         with _closed_on_failure(contents):
             checkpoint = _torch(contents, inner)
     elif inner:
         raise CheckpointError(f"{path}: a folder has no containers; leave '#{inner}' away")
     else:
-        checkpoint = open_folder(path, _open_file)
+        checkpoint = open_folder(path, _open_file, wanted)
     try:
         _require_values(checkpoint)
         _require_bytes(checkpoint)
@@ -92,12 +94,12 @@ def _open(path: Path, inner: str) -> Checkpoint:
     return _unwrapped(checkpoint)
 
 
-def _named(path: Path, inner: str) -> Checkpoint:
+def _named(path: Path, inner: str, wanted: Wanted | None) -> Checkpoint:
     """Open a file; of one that is a model folder's the folder is known, and goes along."""
     folder = model_folder_of(path)
     if folder is not None and (problem := leaves_folder(path)):
         raise CheckpointError(problem)
-    checkpoint = _open_file(path, inner)
+    checkpoint = _open_file(path, inner, wanted)
     return checkpoint if folder is None else in_folder(checkpoint, folder)
 
 
@@ -208,7 +210,7 @@ def _is_legacy(start: bytes) -> bool:
     return start.startswith(b"\x80") and _LEGACY in start[:24]
 
 
-def _open_file(path: Path, inner: str = "") -> Checkpoint:
+def _open_file(path: Path, inner: str = "", wanted: Wanted | None = None) -> Checkpoint:
     """Open one file by its first bytes."""
     file = open_input(path)
     with _closed_on_failure(file):
@@ -229,7 +231,7 @@ def _open_file(path: Path, inner: str = "") -> Checkpoint:
             what, hint = foreign(start)
             raise CheckpointError(f"{path}: found {what}, expected safetensors or torch; {hint}")
     file.close()
-    return open_index(path, _open_file)
+    return open_index(path, _open_file, wanted)
 
 
 def _contents(file: InputFile, start: bytes) -> Contents:

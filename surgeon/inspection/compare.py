@@ -26,7 +26,7 @@ from surgeon.output.workers import parallel_map, worthwhile
 from surgeon.pictures.figures import letters, named
 from surgeon.pictures.heat import Mark
 from surgeon.pictures.notebook import rows_shown
-from surgeon.remote.locations import taken
+from surgeon.remote.locations import require_distinct, taken
 
 if TYPE_CHECKING:
     from surgeon.pictures.figures import Figure
@@ -130,6 +130,7 @@ def compare(locations: Sequence[str], workers: int) -> Comparison:
 
     Raises PlanError where there is none.
     """
+    require_distinct(locations)
     locations = [taken(location) for location in locations]
     with ExitStack() as stack:
         opened = [open_checkpoint(location) for location in locations]

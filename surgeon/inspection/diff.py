@@ -28,7 +28,7 @@ from surgeon.pictures.heat import Mark
 from surgeon.pictures.markup import Markup, chip, tag
 from surgeon.pictures.notebook import rows_shown
 from surgeon.recipe.fates import CHANGED, DROPPED, NEW
-from surgeon.remote.locations import taken
+from surgeon.remote.locations import require_distinct, taken
 
 if TYPE_CHECKING:
     from surgeon.pictures.figures import Figure
@@ -164,6 +164,7 @@ def _spec_text(spec: TensorSpec) -> str:
 
 def compare(a: str, b: str, pattern: Sequence[str], *, watch: Watch = unwatched) -> Difference:
     """Open two checkpoints and compare what patterns select of either."""
+    require_distinct((a, b))
     a, b = taken(a), taken(b)
     first = open_checkpoint(a)
     try:

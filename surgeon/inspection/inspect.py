@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from surgeon.base import patterns
 from surgeon.base.deferred import np
-from surgeon.base.errors import PlanError, UsageError
+from surgeon.base.errors import PlanError, SurgeonError, UsageError
 from surgeon.base.folding import ranges
 from surgeon.base.strict_json import parse_json
 from surgeon.base.tables import number, shape_text, shown, table
@@ -65,6 +65,20 @@ def selected(pattern: Sequence[str], tensors: dict[str, LazyTensor] | Iterable[s
         return patterns.select(list(pattern), names, special=special)
     except PlanError as error:
         raise UsageError(*error.problems) from None
+
+
+def wanted_by(pattern: Sequence[str]) -> Callable[[Collection[str]], Collection[str]] | None:
+    """Return what tells which names of an index patterns select; None where they select all."""
+    if not pattern:
+        return None
+
+    def wanted(names: Collection[str]) -> Collection[str]:
+        try:
+            return selected(pattern, list(names))
+        except SurgeonError:
+            return names  # a tied name may be in a header alone; that there is none is said later
+
+    return wanted
 
 
 def inspected(

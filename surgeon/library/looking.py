@@ -32,7 +32,8 @@ def inspect(
     """
     if tree and stats:
         raise UsageError("tree and stats exclude each other")
-    opened = open_checkpoint(os.fspath(checkpoint))
+    wanted = inspection.wanted_by(as_list(patterns))
+    opened = open_checkpoint(os.fspath(checkpoint), wanted)
     try:
         found = inspection.inspected(opened.tensors, as_list(patterns), stats=stats)
         document = inspection.as_json(opened, found, as_tree=tree)

@@ -27,7 +27,7 @@ from surgeon.output.write import Result, write
 from surgeon.recipe import Recipe, RecipeLike
 from surgeon.recipe.locations import bind_models
 from surgeon.remote import reader, wire
-from surgeon.remote.locations import taken
+from surgeon.remote.locations import require_distinct, taken
 from surgeon.remote.paths import path_of
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class Job:
     @contextmanager
     def opened(self) -> Iterator[Opened]:
         """Open all checkpoints and plan; reads headers only."""
+        require_distinct(self._locations())
         loaded = Recipe.load(self.recipe, self.variables)
         state, order = (
             None if path is None else taken(os.fspath(path))
@@ -139,6 +140,14 @@ class Job:
             ) as opened,
         ):  # fmt: skip
             yield opened
+
+    def _locations(self) -> list[str]:
+        """Return where everything is, as it was given."""
+        several = self.models
+        several = [several] if isinstance(several, str | os.PathLike) else several
+        models = several.values() if isinstance(several, Mapping) else several
+        others = [] if self.optimizer is None else [self.optimizer]
+        return [os.fspath(one) for one in (self.input, *models, *self.named.values(), *others)]
 
 
 def planned(

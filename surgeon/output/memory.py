@@ -70,7 +70,8 @@ def workers_within(
     """
     need = scratch_bytes(tensors)
     sources = _most_sources(tensors)
-    fewest = (sources + 1) * RANGE_BYTES if sources else 0
+    # One is read of each, one is on its way, and what arrives is there twice for a moment.
+    fewest = (sources + 2) * RANGE_BYTES if sources else 0
     for_each = need.worker_bytes + fewest + (UPLOADED_BYTES if is_uploaded else 0)
     if for_each > most_bytes:
         raise PlanError(
@@ -79,7 +80,7 @@ def workers_within(
         )
     count = min(workers, most_bytes // for_each)
     if sources:
-        hold((most_bytes // count - for_each + fewest) // RANGE_BYTES)
+        hold((most_bytes // count - for_each + fewest) // RANGE_BYTES - 1)
     return count
 
 

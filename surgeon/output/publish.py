@@ -369,6 +369,8 @@ def link(source: InputFile, path: Path) -> bool:
     That is a copy of which blocks are only stored anew once they change, where the file system has
     such copies (reflinks), else the same file under another name (a hard link).
     """
+    if isinstance(source.path, Elsewhere):
+        return False
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with source.descriptor() as number:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from surgeon.remote.client import environment
+from surgeon.remote.client import Failure, environment
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -46,16 +46,42 @@ _threads_lock = threading.Lock()
 
 def run(function: Callable[..., _Out], *arguments: Any) -> _Out:
     """Run a function that makes requests, and return what it returns."""
-    if _is_here() or (pool := _helpers()) is None:
-        return function(*arguments)
-    return pool.submit(_in_helper, environment(), function, arguments).result()
+    request = None if _is_here() else _sent(function, arguments)
+    return function(*arguments) if request is None else result_of(request)
 
 
 def start(function: Callable[..., _Out], *arguments: Any) -> Future[_Out]:
     """Begin as `run` does; the result can be waited for."""
-    if _is_here() or (pool := _helpers()) is None:
-        return _threads().submit(function, *arguments)
-    return pool.submit(_in_helper, environment(), function, arguments)
+    request = None if _is_here() else _sent(function, arguments)
+    return _threads().submit(function, *arguments) if request is None else request
+
+
+def _sent(function: Callable[..., _Out], arguments: tuple[Any, ...]) -> Future[_Out] | None:
+    """Give a request to a helper; None where none can be forked."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    for is_last in (False, True):
+        pool = _helpers()
+        if pool is None:
+            return None
+        try:
+            return pool.submit(_in_helper, environment(), function, arguments)
+        except BrokenProcessPool:  # one was killed while there was nothing to do
+            _state.helpers = None
+            if is_last:
+                raise
+    return None
+
+
+def result_of(request: Future[_Out]) -> _Out:
+    """Wait for what was begun. Raises Failure where the process that made the request is gone."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    try:
+        return request.result()
+    except BrokenProcessPool:
+        _state.helpers = None  # the next request has new ones
+        raise Failure("unavailable", "the process that made the request was killed") from None
 
 
 def _threads() -> ThreadPoolExecutor:
@@ -91,6 +117,7 @@ def _helpers() -> ProcessPoolExecutor | None:
     """Return the processes that make requests for this one; None where none can be forked."""
     with _state.lock:
         if _state.helpers is None:
+            is_main = threading.current_thread() is threading.main_thread()
             from concurrent.futures import ProcessPoolExecutor
             from multiprocessing import get_context
 
@@ -99,7 +126,10 @@ def _helpers() -> ProcessPoolExecutor | None:
                     # Threads of NumPy's and torch's libraries, which the helpers do not use.
                     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
                     _state.helpers = ProcessPoolExecutor(
-                        _HELPERS, get_context("fork"), initializer=_begin, initargs=(os.getpid(),)
+                        _HELPERS,
+                        get_context("fork"),
+                        initializer=_begin,
+                        initargs=(os.getpid(), is_main),
                     )
                     _state.helpers.submit(int)  # forks them all
                 atexit.register(_state.helpers.shutdown, cancel_futures=True)
@@ -119,8 +149,9 @@ def _in_helper(
     return function(*arguments)
 
 
-def _begin(parent: int) -> None:
-    if (control := getattr(ctypes.CDLL(None), "prctl", None)) is not None:
+def _begin(parent: int, parent_is_main: bool) -> None:
+    # The signal comes when the thread ends that forked this: of the main one alone it is wanted.
+    if parent_is_main and (control := getattr(ctypes.CDLL(None), "prctl", None)) is not None:
         control(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

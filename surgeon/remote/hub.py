@@ -12,7 +12,7 @@ from surgeon.remote.client import Entry, Failure, Identity
 _REPOSITORY = re.compile(
     r"hf://(?P<name>[^/@]+/[^/@]+)(@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?$"
 )
-_EXTRA = "pip install 'surgeon-checkpoints[hub,remote]'"
+_EXTRA = "pip install 'surgeon-checkpoints[hub]'"
 
 
 class Repository(NamedTuple):

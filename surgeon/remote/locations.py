@@ -7,7 +7,7 @@ all that travels on through messages, notes and manifests is the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from surgeon.base.errors import UsageError
@@ -36,7 +36,8 @@ class _Split(NamedTuple):
 # By what is shown of a URL, and for userinfo by scheme and host alone.
 _queries: dict[str, str] = {}
 _userinfos: dict[str, str] = {}
-# What was given with a '/' at its end.
+# What somebody named, and of that what had a '/' at its end.
+_given: set[str] = set()
 _folders: set[str] = set()
 
 
@@ -53,10 +54,28 @@ def shown(location: str) -> str:
     return f"{one.scheme}://{one.host}{one.path}{one.fragment}"
 
 
-def taken(location: str) -> str:
+def require_distinct(locations: Iterable[str]) -> None:
+    """Raise UsageError where two URLs of one call differ in what is not shown alone."""
+    known: dict[str, Hidden] = {}
+    for location in filter(is_url, locations):
+        one = _split(location)
+        place = f"{one.scheme}://{one.host}{one.path}"
+        if known.setdefault(place, one.hidden) != one.hidden:
+            raise _alike(place)
+
+
+def _alike(place: str) -> UsageError:
+    return UsageError(
+        f"{place}: two URLs differ in their queries or credentials alone, which are not shown, and "
+        "could not be told apart; fetch one of them first"
+    )
+
+
+def taken(location: str, *, is_first: bool = False) -> str:
     """Return a location as it is shown; what is hidden of it is kept for who fetches it.
 
-    Raises UsageError for what its scheme does not take.
+    Raises UsageError for what its scheme does not take, and where what is known by the same name
+    already has to be the same: on a command line, on which nothing is signed anew.
     """
     if not is_url(location):
         return location
@@ -74,10 +93,13 @@ def taken(location: str) -> str:
     if place.endswith("/"):
         _folders.add(place.rstrip("/"))
     place = place.rstrip("/")
+    if is_first and _queries.get(place, one.hidden.query) != one.hidden.query:
+        raise _alike(place)
+    _given.add(place)
     if one.hidden.query:
         _queries[place] = one.hidden.query
-    else:
-        _queries.pop(place, None)
+    elif is_first:
+        _queries.setdefault(place, "")
     if one.hidden.userinfo:
         _userinfos[f"{one.scheme}://{one.host}"] = one.hidden.userinfo
     return plain
@@ -91,6 +113,11 @@ def hidden_of(place: str) -> Hidden:
     while not query and (above := above.rpartition("/")[0]).count("/") >= 2:
         query = _queries.get(above, "") if above in _folders else ""
     return Hidden(_userinfos.get(f"{one.scheme}://{one.host}", ""), query)
+
+
+def is_given(place: str) -> bool:
+    """Say whether a place was named, or is one that is looked for beside such a one."""
+    return place in _given
 
 
 def is_given_as_folder(place: str) -> bool:

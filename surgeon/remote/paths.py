@@ -15,7 +15,7 @@ from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import CheckpointError, UsageError
 from surgeon.remote import calls, client, hub, wire
 from surgeon.remote.client import Entry, Failure, Got, Identity, Target
-from surgeon.remote.locations import hidden_of, is_given_as_folder, is_url, taken
+from surgeon.remote.locations import hidden_of, is_given, is_given_as_folder, is_url, taken
 
 # The first bytes of a file, which hold most headers whole.
 START_BYTES = 64 << 10
@@ -40,9 +40,11 @@ class _Seen(NamedTuple):
     listings: dict[str, dict[str, Entry]]
     starts: dict[str, Got | None]
     repositories: dict[tuple[str, str], hub.Repository]
+    # What may not be read, or is not there: who may not list is not told which.
+    denied: dict[str, bool]
 
 
-_seen = _Seen({}, {}, {})
+_seen = _Seen({}, {}, {}, {})
 
 
 def path_of(location: str | os.PathLike[str]) -> Path:
@@ -58,7 +60,7 @@ def forget(path: Path) -> None:
     if not isinstance(path, RemotePath):
         return
     place, above = str(path), str(path.parent)
-    for seen in (_seen.listings, _seen.starts):
+    for seen in (_seen.listings, _seen.starts, _seen.denied):
         near = [
             one
             for one in seen
@@ -88,8 +90,9 @@ def fetch_starts(paths: Sequence[Path]) -> None:
         if isinstance(got, Got):
             wire.count(len(got.data))
             _seen.starts[str(path)] = got
-        elif got.kind == "missing":
+        elif got.kind in ("missing", "denied") and not is_given(str(path)):
             _seen.starts[str(path)] = None
+            _seen.denied[str(path)] = got.kind == "denied"
 
 
 class _Streamed(io.RawIOBase):
@@ -177,9 +180,12 @@ class RemotePath(Elsewhere):
                 _seen.starts[place] = got = calls.run(client.fetch, self.target, 0, *self.start_of)
                 wire.count(len(got.data))
             except Failure as failure:
-                if failure.kind != "missing":
+                # Who may not list is told so of what is not there; and a signature is for one file.
+                is_looked_for = failure.kind == "denied" and not is_given(place)
+                if failure.kind != "missing" and not is_looked_for:
                     raise self.error(failure) from None
                 _seen.starts[place] = None
+                _seen.denied[place] = is_looked_for
         return _seen.starts[place]
 
     def listed(self) -> dict[str, Entry]:
@@ -222,6 +228,11 @@ class RemotePath(Elsewhere):
             )
         return CheckpointError(f"{self}: {what}: {failure.said}")
 
+    def absent(self) -> CheckpointError:
+        """Return what is said of a file that has no start."""
+        more = ", or access to it is denied" if _seen.denied.get(str(self)) else ""
+        return CheckpointError(f"{self}: no such file{more}")
+
     # What pathlib answers of files
 
     def names(self) -> list[str]:
@@ -230,7 +241,7 @@ class RemotePath(Elsewhere):
     def iterdir(self) -> Generator[RemotePath, None, None]:
         yield from [self / name for name in self.names()]
 
-    def is_dir(self, **more: bool) -> bool:
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
         listing = _seen.listings.get(str(self.parent))
         if listing is not None and self.name in listing:
             return listing[self.name].is_folder
@@ -241,13 +252,13 @@ class RemotePath(Elsewhere):
             return False
         return bool(self.listed())
 
-    def is_file(self, **more: bool) -> bool:
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
         return self.exists() and not self.is_dir()
 
     def is_symlink(self) -> bool:
         return False
 
-    def exists(self, **more: bool) -> bool:
+    def exists(self, *, follow_symlinks: bool = True) -> bool:
         listing = _seen.listings.get(str(self.parent))
         if listing is None and self.scheme == "hf" and hub.split(str(self))[2]:
             listing = self.parent.listed()
@@ -257,7 +268,7 @@ class RemotePath(Elsewhere):
             return self.start() is not None
         return self.is_dir() or self.start() is not None
 
-    def stat(self, **more: bool) -> os.stat_result:
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         listing = _seen.listings.get(str(self.parent), {}).get(self.name)
         if listing and listing.is_folder:
             return os.stat_result((stat.S_IFDIR | 0o755, 0, 0, 1, 0, 0, 0, 0, 0, 0))

@@ -44,7 +44,7 @@ class Reader:
     def __init__(self, path: RemotePath) -> None:
         got = path.start()
         if got is None:
-            raise CheckpointError(f"{path}: no such file")
+            raise path.absent()
         wire.share()
         self.path = path
         self.identity: Identity = got.identity
@@ -83,6 +83,10 @@ class Reader:
         """Fill a buffer; raises CheckpointError where the file ends, or has changed."""
         if offset + len(buffer) > self.size_bytes:
             raise CheckpointError(f"{self.path}: ends at byte {self.size_bytes}")
+        first = self._small[0][1]
+        if offset + len(buffer) <= len(first):  # a small file came whole with its header
+            buffer[:] = first[offset : offset + len(buffer)]
+            return
         filled = 0
         while filled < len(buffer):
             place = offset + filled
@@ -103,9 +107,13 @@ class Reader:
     def finished(self, request: Future[tuple[Got, bool]]) -> bytes:
         """Return what was fetched. Raises CheckpointError."""
         try:
-            return request.result()[0].data
+            return calls.result_of(request)[0].data
         except Failure as failure:
             raise self.path.error(failure) from None
+
+    def close(self) -> None:
+        """Let go of what is held of it."""
+        _held().drop(self)
 
     def _fetched(self, start: int, stop: int) -> bytes:
         if stop > self.size_bytes:
@@ -169,6 +177,15 @@ class _Held:
             with self._lock:
                 self._ranges.pop(wanted, None)
             raise
+
+    def drop(self, reader: Reader) -> None:
+        """Let go of what is held of a file."""
+        with self._lock:
+            for one in [one for one in self._ranges if one.reader is reader]:
+                del self._ranges[one]
+            self._latest.pop(reader, None)
+            if self._starts.pop(reader, None):
+                self._order, self._starts = [], {}
 
     def _begin(self, ranges: Sequence[Range]) -> None:
         for one in ranges:

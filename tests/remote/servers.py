@@ -47,10 +47,13 @@ class Fault:
 class State:
     asked: list[Asked] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    # What has to stand in a path, as a signature does.
+    needs: str = ""
 
     def clear(self) -> None:
         self.asked.clear()
         self.faults.clear()
+        self.needs = ""
 
     def methods(self) -> list[str]:
         return [one.method for one in self.asked]
@@ -115,6 +118,10 @@ class FileHandler(_Handler):
         path = self.folder / unquote(urlsplit(self.path).path).lstrip("/")
         if fault and fault.status:
             self._answer(asked, fault.status, {}, b"no")
+        elif self.state.needs not in self.path or (
+            self.state.needs and not self.headers.get("Authorization", "").startswith("Basic ")
+        ):
+            self._answer(asked, 403, {}, b"")
         elif not path.is_file():
             self._answer(asked, 404, {}, b"")
         else:

@@ -2,6 +2,7 @@
 
 import pytest
 
+import surgeon
 from surgeon.base.errors import UsageError
 from surgeon.recipe import load
 from surgeon.remote.locations import hidden_of, shown, taken, without_hidden
@@ -57,6 +58,19 @@ def test_a_recipe_with_a_secret_is_refused(where):
         load({"surgeon": 1, "models": models, "steps": [step]}, {})
     assert "pw" not in str(failure.value)
     assert "https://host/x.pt" in str(failure.value)
+
+
+def test_urls_that_only_secrets_tell_apart_are_refused():
+    urls = [f"https://host.three/get?file={name}" for name in "ab"]
+    with pytest.raises(UsageError, match="differ in their queries") as failure:
+        surgeon.diff(*urls)
+    with pytest.raises(UsageError, match="differ in their queries"):
+        surgeon.plan({"surgeon": 1, "steps": []}, urls[0], models={"m": urls[1]})
+    assert "file" not in str(failure.value)
+    assert taken(urls[0], is_first=True) == taken(urls[0].partition("?")[0])
+    assert hidden_of("https://host.three/get").query == "file=a"
+    with pytest.raises(UsageError, match="differ in their queries"):
+        taken(urls[1], is_first=True)
 
 
 def test_urls_in_a_text_lose_what_is_secret():

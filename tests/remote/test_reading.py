@@ -119,6 +119,11 @@ def test_a_model_of_many_shards_costs_its_index_and_its_headers(hub):
     assert sum(path.endswith("index.json") for path in asked) == 1
     assert sum(path.endswith(".safetensors") for path in asked) == 1000
     assert len(asked) == 1002
+    hub.state.clear()
+    one = surgeon.inspect("hf://org/large", "layers.7.*")
+    assert {*one.tensors} == {name for name in found.tensors if name.startswith("layers.7.")}
+    assert len(hub.state.asked) == 3
+    assert "opened 1 of 1000 shards" in str(one.as_json()["notes"])
 
 
 def test_a_revision_and_a_path_of_a_repository_are_read(hub, tmp_path):
@@ -170,7 +175,7 @@ def test_fewer_ranges_are_held_within_a_bound(web, tmp_path):
     data = np.arange(12 << 20, dtype=np.float32)
     save_file({"w": data}, web.folder / "large.safetensors")
     step = {"op": "scale", "target": "*", "by": 2.0}
-    for bound in ("24MB", None):
+    for bound in ("32MB", None):
         surgeon.apply({"surgeon": 1, "steps": [step]}, f"{web.url}/large.safetensors",
                       tmp_path / f"{bound}.safetensors", max_memory=bound)  # fmt: skip
         found = load_file(tmp_path / f"{bound}.safetensors")["w"]

@@ -78,10 +78,10 @@ def test_an_output_that_is_there_is_replaced_if_asked(bucket, model, recipe, tmp
 
 
 def test_the_input_may_be_replaced_in_place(bucket, model, recipe, tmp_path):
-    surgeon.apply(recipe, model, tmp_path / "out")
     source = bucket.upload(model)
     surgeon.apply(recipe, source, source, force=True)
-    assert bucket.contents("model/") == folder_bytes(tmp_path / "out")
+    surgeon.apply(recipe, model, model, force=True)
+    assert bucket.contents("model/") == folder_bytes(model)
 
 
 @pytest.mark.parametrize("part", ["model-00002-of-00002", "surgeon.manifest"])
@@ -125,6 +125,16 @@ def test_linked_shards_are_copied_by_the_storage(bucket, model, tmp_path):
     assert bucket.contents("out/")[shard] == (model / shard).read_bytes()
     fetched = [o for o in bucket.proxy.state.asked if o.method == "GET" and shard in o.path]
     assert [one.range for one in fetched] == ["bytes=0-65535"]
+
+
+def test_what_cannot_be_linked_is_copied(bucket, model, tmp_path):
+    recipe = write_recipe(tmp_path / "r.json", {"op": "scale", "target": "layers.1.*", "by": 2.0})
+    surgeon.apply(recipe, model, tmp_path / "linked", link=True)
+    done = surgeon.apply(recipe, bucket.upload(model), tmp_path / "here", link=True)
+    surgeon.apply(recipe, model, f"{bucket.url}/there", link=True)
+    assert "cannot be linked here, so copied" in done.text
+    expected = folder_bytes(tmp_path / "linked")
+    assert folder_bytes(tmp_path / "here") == bucket.contents("there/") == expected
 
 
 def test_a_state_of_an_optimizer_goes_along(bucket, tmp_path):
