@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from surgeon.base.collection import collection_paused, spared_from_collection
 from surgeon.base.errors import PlanError
-from surgeon.draft import Outside, Tensors
-from surgeon.draft.fused import FusedHeads
+from surgeon.draft import Tensors
 from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.formats.remains import settled
 from surgeon.manifest import build as manifest
 from surgeon.manifest.carry import carry
 from surgeon.model_folder.carried import Carry
-from surgeon.model_folder.files import config_of, folder_files, generation_of
-from surgeon.ops.shared import torch_module
+from surgeon.model_folder.files import folder_files
+from surgeon.model_folder.outside import outside_of
 from surgeon.output.execute import Options
 from surgeon.output.opened import Opened
 from surgeon.output.plan import OutputPlan, assumed_output, output_at
@@ -27,14 +24,9 @@ from surgeon.output.publish import writing
 from surgeon.output.replacing import with_replaced
 from surgeon.output.write import Result
 from surgeon.output.write import write as write_planned
-from surgeon.recipe import Recipe, plan, read_json
+from surgeon.recipe import Recipe, plan
 from surgeon.recipe.locations import beside_recipe
-from surgeon.remote.paths import forget, path_of
-from surgeon.tokens.folder import read_text, read_tokenizer
-from surgeon.tokens.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from surgeon.model_folder.vocabulary import Places
+from surgeon.remote.paths import forget
 
 
 @contextmanager
@@ -75,23 +67,8 @@ def opened(
                 others[location] = open_one(beside_recipe(recipe, location))
             return others[location].tensors
 
-        outside = Outside(
-            open_model=open_outside,
-            read_json=lambda named: read_json(path_of(beside_recipe(recipe, named)), named),
-            build_module=torch_module.build if allow_code else torch_module.refuse,
-            read_config=lambda name: config_of(models[name] if name else checkpoint),
-            tied_names=lambda: _tied_names(checkpoint),
-            fused_heads=_fused_heads(checkpoint),
-            location=lambda name: str(locations[name]) if name in models else "",
-            text_of=lambda location: read_text(path_of(beside_recipe(recipe, location))),
-            read_tokenizer=cache(lambda name: _tokenizer(name, checkpoint, models)),
-            open_tokenizer=cache(
-                lambda location: read_tokenizer(path_of(beside_recipe(recipe, location)))
-            ),
-            vocabularies=lambda name, tensors: _vocabularies(
-                config_of(models.get(name or "", checkpoint)), tensors
-            ),
-            named_ids=lambda: _named_ids(checkpoint),
+        outside = outside_of(
+            recipe, checkpoint, models, locations, open_outside, allow_code=allow_code
         )
         theirs = {name: model.tensors for name, model in models.items()}
         planning = stack.enter_context(ExitStack())
@@ -110,50 +87,6 @@ def opened(
             recipe, checkpoint, models, others, made, stages, carried.state, carried.notes,
             beside, carried.left_beside, allow_code,
         )  # fmt: skip
-
-
-def _tied_names(checkpoint: Checkpoint) -> Mapping[str, str]:
-    # Here, since what is known of architectures takes a while to import.
-    from surgeon.model_folder.ties import tied_names
-
-    return tied_names(config_of(checkpoint), checkpoint.tensors)
-
-
-def _tokenizer(
-    name: str | None, checkpoint: Checkpoint, models: Mapping[str, Checkpoint]
-) -> Tokenizer:
-    """Return the tokenizer beside the weights of the input, or of a model."""
-    if name is not None:
-        if name not in models:
-            raise PlanError(f"model '{name}' is made by a step, and has no tokenizer of its own")
-        checkpoint = models[name]
-    path = checkpoint.folder or checkpoint.path
-    if not path.exists():
-        raise PlanError(f"{path}: there is no tokenizer beside tensors in memory; give a folder")
-    return read_tokenizer(path if path.is_dir() else path.parent)
-
-
-def _vocabularies(config: Mapping[str, Any], tensors: Tensors) -> Mapping[str, Places]:
-    from surgeon.model_folder.vocabulary import vocabularies
-
-    return vocabularies(dict(config), tensors)
-
-
-def _named_ids(checkpoint: Checkpoint) -> Collection[int]:
-    from surgeon.model_folder.vocabulary import named_ids
-
-    return named_ids(config_of(checkpoint), generation_of(checkpoint))
-
-
-def _fused_heads(checkpoint: Checkpoint) -> Callable[[str], FusedHeads | None]:
-    @cache
-    def known() -> Callable[[str], FusedHeads | None]:
-        from surgeon.model_folder.fused import fused_heads
-
-        config = config_of(checkpoint)
-        return fused_heads(config, checkpoint.tensors) if config else lambda name: None
-
-    return lambda name: known()(name)
 
 
 def output_plan(
