@@ -123,10 +123,7 @@ def test_examples_of_ops_are_known_to_be_valid() -> None:
 
 # What variables must be set to where "fc" will not do.
 VARIABLES: dict[str, dict[str, Any]] = {
-<<<<<<< HEAD
     "add-tokens": {"tokens": ["<a>"]},
-=======
->>>>>>> h17l
     "convert-hf-to-neox": {"layers": 2},
     "drop-layers": {"keep": [0, 2]},
     "gradual-unfreezing": {"order": ["fc"]},
