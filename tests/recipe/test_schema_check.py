@@ -134,6 +134,9 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "resize-positions": {"from": [2, 2], "to": [3, 3]},
     "split-qkv": {"sizes": [4, 2, 2]},
     "up-scale-depth": {"lower": "0:3", "upper": "1:4"},
+    "keep-experts": {"keep": 2},
+    "merge-experts": {"keep": 2},
+    "prune-by-importance": {"heads": 2, "head_size": 4, "neurons": 8, "layers": 1},
     "upcycle-to-experts": {"hidden_size": 4},
     "widen-hidden-layer": {"rows": 2},
 }
