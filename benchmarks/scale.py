@@ -284,7 +284,8 @@ def _plan_row(title: str, found: Planned) -> list[object]:
     reads, writes = zip(*found.tasks, strict=True)
     return [
         title, TITLES[found.kind], f"{found.plan_seconds:.1f} s",
-        f"{found.peak_bytes / 1e6:.0f} MB", len(found.tasks), f"{mean(reads) / 1e9:.2f} GB ({max(reads) / 1e9:.2f})",
+        f"{found.peak_bytes / 1e6:.0f} MB", len(found.tasks),
+        f"{mean(reads) / 1e9:.2f} GB ({max(reads) / 1e9:.2f})",
         f"{mean(writes) / 1e9:.2f} GB ({max(writes) / 1e9:.2f})",
         f"{found.packing_seconds * 1e3:.0f} ms", f"{found.packed_bytes / 1e3:.0f} kB",
     ]  # fmt: skip

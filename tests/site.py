@@ -30,7 +30,7 @@ READ = {
     "Read": ("reading", "model-folders"),
     "Train": ("manifest", "optimizer-state", "frameworks"),
     "Coming from elsewhere": ("coming-from",),
-    "Besides": ("writing-an-op", "safety", "replacing", "performance", "glossary"),
+    "Besides": ("writing-an-op", "safety", "replacing", "cluster", "performance", "glossary"),
 }
 
 
