@@ -43,7 +43,7 @@ READ = {
     "Look": ("pictures",),
     "Train": ("manifest", "optimizer-state", "frameworks"),
     "Coming from elsewhere": ("coming-from",),
-    "Besides": ("writing-an-op", "safety", "replacing", "performance", "glossary"),
+    "Besides": ("writing-an-op", "safety", "replacing", "cluster", "performance", "glossary"),
 }
 
 

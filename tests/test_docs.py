@@ -27,8 +27,9 @@ from tests.network import write_tokenizer
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 README = TEXTS["README.md"]
 WRITTEN = {name: written(text) for name, text in TEXTS.items()}
-# Their blocks are run by tests of their own: training/test_frameworks.py, the library's, remote/.
-ELSEWHERE = {"docs/frameworks.md", "docs/library.md", "docs/remote.md"}
+# Their blocks are run by tests of their own: training/test_frameworks.py, the library's, remote's,
+# cluster's.
+ELSEWHERE = {"docs/frameworks.md", "docs/library.md", "docs/remote.md", "docs/cluster.md"}
 # They set up environments or take minutes; `make` itself is what CI calls.
 NOT_RUN = ("pip", "make")
 BLOCK = re.compile(r"(?:<!-- file: (\S+) -->\n)?```(\w+)\n(.*?)```", flags=re.S)
@@ -297,6 +298,7 @@ def test_every_key_is_explained(part: str, page: str) -> None:
 def test_every_option_that_is_named_exists() -> None:
     known = {o for c in commands.commands.values() for p in c.params for o in p.opts}
     known |= {o for p in commands.params for o in p.opts} | {"--help", "--strict"}  # and mypy's
+    known |= {"--host", "--port", "--nworkers", "--nthreads", "--no-dashboard"}  # Dask's
     named = {
         option
         for text in WRITTEN.values()

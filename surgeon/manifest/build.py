@@ -135,14 +135,17 @@ def _teacher_entry(teacher: WantedTeacher, inputs: Mapping[str, Checkpoint]) -> 
 
 
 def _tensors(plan: Plan) -> dict[str, TensorEntry]:
-    return {
-        name: TensorEntry(
-            shape=tensor.spec.shape,
-            dtype=tensor.spec.dtype,
-            lineage=tuple(map(change_entry, plan.lineage[name])),
-        )
-        for name, tensor in sorted(plan.tensors.items())
-    }
+    # Many thousands of tensors may share a few lineages.
+    lineages: dict[tuple[int, ...], tuple[Change, ...]] = {}
+    entries = {}
+    for name, tensor in sorted(plan.tensors.items()):
+        changes = plan.lineage[name]
+        key = tuple(map(id, changes))
+        if key not in lineages:
+            lineages[key] = tuple(map(change_entry, changes))
+        spec = tensor.spec
+        entries[name] = TensorEntry(shape=spec.shape, dtype=spec.dtype, lineage=lineages[key])
+    return entries
 
 
 def change_entry(change: lineage.Change) -> Change:

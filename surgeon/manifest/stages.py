@@ -101,7 +101,11 @@ class Parameters:
             name.rpartition(".")[0] for name in tensors if name.endswith("running_mean")
         }
         owned = [(name, tensor) for name, tensor in chosen.items() if name not in self.owners]
-        self.everything = Cover({name: (whole(tensor.spec.shape),) for name, tensor in owned})
+        wholes: dict[tuple[int, ...], tuple[Region, ...]] = {}
+        for _, tensor in owned:
+            if (shape := tensor.spec.shape) not in wholes:
+                wholes[shape] = (whole(shape),)
+        self.everything = Cover({name: wholes[tensor.spec.shape] for name, tensor in owned})
         self.new = Cover({name: new for name, tensor in owned if (new := tensor.new_regions())})
         self._special: Mapping[str, Collection[str]] = {"@vectors": vectors(chosen)}
 

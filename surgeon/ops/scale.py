@@ -30,16 +30,10 @@ def scale(
     Calculated in float64 and rounded once to the tensor's dtype. Raises, while writing, where a
     tensor holds NaN or Inf, or where a product is beyond the dtype's largest value.
     """
+    kernel, compiled = partial(_multiply, by), Linear([by])
     draft.replace(
         {
-            name: calculated(
-                name,
-                draft.spec(name),
-                partial(_multiply, by),
-                (draft[name],),
-                nonfinite,
-                Linear([by]),
-            )
+            name: calculated(name, draft.spec(name), kernel, (draft[name],), nonfinite, compiled)
             for name in floats(draft, draft.select(target), integers)
         }
     )

@@ -114,6 +114,7 @@ class _Step:
         self._draft = draft
         self._op = op
         self._tracer = tracer
+        self._plain: dict[str, Change] = {}
         # The first of each tensor's names.
         self._names = {id(tensor): name for name, tensor in reversed(before.items())}
 
@@ -164,21 +165,33 @@ class _Step:
 
     def _describe_change(self, name: str, tensor: LazyTensor, model: str) -> Changes:
         own = self._before.get(name)
+        if not model and tensor.operands == (own,) and tensor.initialisers is None:
+            # Of itself alone, as most of many thousands of tensors are.
+            change = Change(self._draft.step, self._op, parameters=tensor.about)
+            return (*self._tracer.lineage[name], self._shared(change))
         here, others, inits = self._origins(tensor, name, own)
         parent = name if own and (name in here or not here) else next(iter(here), None)
         new = self._over_old(tensor).new_regions() if inits is not None else ()
-        change = Change(
-            self._draft.step,
-            self._op,
-            from_=tuple(source for source in [*here, *others] if source != name or model),
-            new=tuple(spelled(name, region, tensor.spec.shape) for region in new),
-            init=tuple(dict.fromkeys(inits or ())),
-            parameters=tensor.about,
-            into=model,
+        change = self._shared(
+            Change(
+                self._draft.step,
+                self._op,
+                from_=tuple(source for source in [*here, *others] if source != name or model),
+                new=tuple(spelled(name, region, tensor.spec.shape) for region in new),
+                init=tuple(dict.fromkeys(inits or ())),
+                parameters=tensor.about,
+                into=model,
+            )
         )
         earlier = self._tracer.lineage[parent] if parent else ()
         kept = [made for other in others for made in self._tracer.of_model(other)]
         return (*(self._tracer.in_order([*earlier, *kept]) if kept else earlier), change)
+
+    def _shared(self, change: Change) -> Change:
+        """Return one object for all changes that say no more than their step."""
+        if change.from_ or change.new or change.init or change.parameters:
+            return change
+        return self._plain.setdefault(change.into, change)
 
     def _over_old(self, form: LazyTensor) -> LazyTensor:
         """Return a tensor as if nothing had been new before the step: what earlier steps made too.

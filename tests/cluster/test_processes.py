@@ -4,17 +4,22 @@ Slow: starting a worker takes seconds, and what is written is large enough to be
 """
 
 import json
+import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import surgeon
 from tests.cluster.test_crew import contents, save
+from tests.docs import ROOT
 from tests.network import write_recipe
 
 pytestmark = pytest.mark.slow
@@ -165,3 +170,29 @@ def test_workers_that_come_later_take_part(job, machines, tmp_path):
         machines.workers[1].kill()
         assert run.wait(300) == 0, run.said.read_text()
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_the_first_run_of_the_page(tmp_path):
+    """Its lines, but for the installation, with a port that is free."""
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    (recipe,) = re.findall(r"```json\n(.*?)```", page, re.S)
+    (lines,) = re.findall(r"```sh\n(.*?)```", page, re.S)
+    (tmp_path / "merge.json").write_text(recipe)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        lines = lines.replace("8786", str(free.getsockname()[1]))
+    command = "\n".join(lines.splitlines()[1:])
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    run = subprocess.Popen(
+        ["bash", "-ec", command], cwd=tmp_path, env={**os.environ, "PATH": path},
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert run.wait(300) == 0
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+    surgeon.apply(
+        tmp_path / "merge.json", tmp_path / "base.safetensors", tmp_path / "one.safetensors"
+    )
+    made = [(tmp_path / f"{name}.safetensors").read_bytes() for name in ("merged", "one")]
+    assert made[0] == made[1]

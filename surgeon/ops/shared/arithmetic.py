@@ -35,7 +35,8 @@ def floats(draft: Draft, names: Sequence[str], integers: Integers) -> list[str]:
         )
     if kept:
         draft.notes.append(f"{listed(kept, 1)}: not floating-point; kept as is")
-    return [name for name in names if name not in set(kept)]
+    left = set(kept)
+    return [name for name in names if name not in left]
 
 
 def calculated(
