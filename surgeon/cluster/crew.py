@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.base.errors import UsageError, WriteError
 from surgeon.cluster import work
-from surgeon.cluster.crowd import Cluster, Crowd, connected, require_alike, require_shared
+from surgeon.cluster.crowd import (
+    Cluster,
+    Crowd,
+    connected,
+    reaching,
+    require_alike,
+    require_shared,
+)
 from surgeon.cluster.journal import Journal
 from surgeon.cluster.pickling import close_inputs, packed
 from surgeon.cluster.tasks import TASK_BYTES, Task, is_told, tasks_of
@@ -313,10 +320,11 @@ class ClusterCrew:
         self.statistics.tasks += 1
         self.statistics.sent_bytes += len(one.data)
         name = f"{one.name}-{self._run[:8]}-{self.statistics.tasks}"
-        return self._client.submit(
-            work.answered, one.work, one.data, self._options.checksums, one.where, HERE,
-            key=name, pure=False, workers=workers,
-        )  # fmt: skip
+        with reaching(self._client):
+            return self._client.submit(
+                work.answered, one.work, one.data, self._options.checksums, one.where, HERE,
+                key=name, pure=False, workers=workers,
+            )  # fmt: skip
 
     def _again(self, one: _Sent, answer: Answer, crowd: Crowd) -> Future:
         """Have another worker try what one cannot do; raises where that would be of no use."""

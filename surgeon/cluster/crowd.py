@@ -63,8 +63,24 @@ def connected(cluster: Cluster) -> Iterator[Client]:
             f"--cluster {cluster}: no scheduler can be reached: {reason}; `dask scheduler` starts "
             "one, and says its address"
         ) from None
-    with client:
+    try:
         yield client
+    finally:
+        with suppress(Exception):  # the scheduler may be gone
+            client.close()
+
+
+@contextmanager
+def reaching(client: Client) -> Iterator[None]:
+    """Raise WriteError for whatever a client says once its scheduler is gone."""
+    try:
+        yield
+    except OSError:
+        raise WriteError(_GONE) from None
+    except Exception:  # a closed client has errors of its own, and Python's
+        if client.status == "running":
+            raise
+        raise WriteError(_GONE) from None
 
 
 def require_alike(client: Client, inputs: Collection[Path], worker_bytes: int) -> None:
@@ -151,10 +167,8 @@ class Crowd:
     def size(self) -> int:
         """How many tasks run at a time."""
         if time.monotonic() - self._looked > _LOOKING_SECONDS:
-            try:
+            with reaching(self._client):
                 found = self._client.ncores()
-            except (OSError, RuntimeError):  # RuntimeError: the client gave up, and closed itself
-                raise WriteError(_GONE) from None
             self.workers, self._threads = sorted(found), sum(found.values())
             self._looked = time.monotonic()
             if found:
@@ -166,7 +180,7 @@ class Crowd:
         from distributed import wait
 
         while True:
-            with suppress(TimeoutError):
+            with reaching(self._client), suppress(TimeoutError):
                 return list(wait(list(pending), _LOOKING_SECONDS, "FIRST_COMPLETED").done)
             if self._client.status not in ("running", "connecting"):
                 raise WriteError(_GONE)

@@ -50,7 +50,7 @@ class Machines:
         self.file = folder / "scheduler.json"
         self.scheduler = started("dask_scheduler", "--port", 0, "--no-dashboard", "--host",
                                  "127.0.0.1", "--scheduler-file", self.file)  # fmt: skip
-        until(self.file.exists)
+        until(lambda: self.file.exists() and self.file.read_text().rstrip().endswith("}"))
         self.workers = []
 
     @property
