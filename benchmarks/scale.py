@@ -116,9 +116,9 @@ def plan_here(kind: str, path: str, model: str) -> None:
     import resource
 
     from surgeon import surgery
-    from surgeon.cluster.pickling import packed
-    from surgeon.cluster.tasks import tasks_of
     from surgeon.library.running import Job
+    from surgeon.output.cluster.pickling import packed
+    from surgeon.output.cluster.tasks import tasks_of
 
     began = time.process_time()
     job = Job(path, model, (), {}, {}, None, None, allow_code=False, carry="small")
@@ -184,9 +184,9 @@ def run_here(path: str, model: str, processes: str) -> None:
     from distributed import Client, LocalCluster
 
     from surgeon import surgery
-    from surgeon.cluster import tasks
-    from surgeon.cluster.crew import crew_of
     from surgeon.library.running import Job
+    from surgeon.output.cluster import tasks
+    from surgeon.output.cluster.crew import crew_of
     from surgeon.output.execute import Options
     from surgeon.output.write import write
 

@@ -31,7 +31,7 @@ from surgeon.remote.locations import require_distinct, taken
 from surgeon.remote.paths import path_of
 
 if TYPE_CHECKING:
-    from surgeon.cluster.crowd import Cluster
+    from surgeon.output.cluster.crowd import Cluster
 
 Location = str | os.PathLike[str]
 # By the names that the recipe has for them, or in the order in which it leaves them open.
@@ -213,7 +213,7 @@ def _written(made: OutputPlan, options: Options, cluster: Cluster | None, resume
         return write(made, options)
     if isinstance(made.path, Elsewhere):
         raise UsageError(f"--cluster writes files that all its machines see, and no {made.path}")
-    from surgeon.cluster.crew import crew_of  # with Dask, which takes a while to import
+    from surgeon.output.cluster.crew import crew_of  # with Dask, which takes a while to import
 
     need = scratch_bytes(made.opened.written_tensors).worker_bytes
     with crew_of(cluster, made, options, resumes=resume, worker_bytes=need) as crew:

@@ -1,1 +1,4 @@
-"""Planned files to disk: layout, executor, workers, checksums, linking, publication."""
+"""Planned files to disk: layout, executor, workers, checksums, linking, publication.
+
+`cluster/` has the workers that are on other machines.
+"""

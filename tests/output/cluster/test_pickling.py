@@ -7,10 +7,10 @@ import pytest
 
 from surgeon import surgery
 from surgeon.base.errors import CheckpointError, PlanError
-from surgeon.cluster import pickling
-from surgeon.cluster.pickling import packed, unpacked
 from surgeon.lazy import Scratch
 from surgeon.lazy.random import truncated_normal
+from surgeon.output.cluster import pickling
+from surgeon.output.cluster.pickling import packed, unpacked
 from surgeon.recipe import OPS
 from tests.network import evaluated, example_bench
 

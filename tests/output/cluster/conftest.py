@@ -29,5 +29,5 @@ def client():
 @pytest.fixture
 def small_tasks(monkeypatch):
     """Have files and tensors of a few hundred bytes split over tasks."""
-    monkeypatch.setattr("surgeon.cluster.tasks.TASK_BYTES", 1 << 8)
+    monkeypatch.setattr("surgeon.output.cluster.tasks.TASK_BYTES", 1 << 8)
     monkeypatch.setattr("surgeon.output.units.UNIT", 1 << 7)

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 import surgeon
-from tests.cluster.test_crew import contents, save
 from tests.docs import ROOT
 from tests.network import write_recipe
+from tests.output.cluster.test_crew import contents, save
 
 pytestmark = pytest.mark.slow
 DASK = "import sys; from distributed.cli.{0} import main; sys.argv[0] = '{0}'; main()"
@@ -96,7 +96,7 @@ def job(tmp_path):
 
 # Tasks of a shard each, of which a gigabyte would take long to make.
 APPLY = """
-import sys, surgeon.cluster.tasks as tasks
+import sys, surgeon.output.cluster.tasks as tasks
 tasks.TASK_BYTES = 1 << 22
 sys.argv[0] = "surgeon"
 from surgeon.__main__ import main

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.base.files import read_regular
-from surgeon.cluster.work import Found
 from surgeon.formats.swapping import temporary_beside
+from surgeon.output.cluster.work import Found
 from surgeon.output.units import Done
 
 _LONGEST = 1 << 30

@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.base.errors import UsageError, WriteError
-from surgeon.cluster import work
-from surgeon.cluster.crowd import (
+from surgeon.draft import Check
+from surgeon.formats.checkpoint import Record
+from surgeon.lazy import WholeTensor, is_computed_at_once
+from surgeon.lazy.apart import unknown
+from surgeon.output.calls import allocate, write_all
+from surgeon.output.checksums import Algorithm
+from surgeon.output.cluster import work
+from surgeon.output.cluster.crowd import (
     Cluster,
     Crowd,
     connected,
@@ -23,16 +29,10 @@ from surgeon.cluster.crowd import (
     require_alike,
     require_shared,
 )
-from surgeon.cluster.journal import Journal
-from surgeon.cluster.pickling import close_inputs, packed
-from surgeon.cluster.tasks import TASK_BYTES, Task, is_told, tasks_of
-from surgeon.cluster.work import HERE, Answer, Found, Portion, Where
-from surgeon.draft import Check
-from surgeon.formats.checkpoint import Record
-from surgeon.lazy import WholeTensor, is_computed_at_once
-from surgeon.lazy.apart import unknown
-from surgeon.output.calls import allocate, write_all
-from surgeon.output.checksums import Algorithm
+from surgeon.output.cluster.journal import Journal
+from surgeon.output.cluster.pickling import close_inputs, packed
+from surgeon.output.cluster.tasks import TASK_BYTES, Task, is_told, tasks_of
+from surgeon.output.cluster.work import HERE, Answer, Found, Portion, Where
 from surgeon.output.execute import Options, Tally, Written, pinning_notes, unverified
 from surgeon.output.layout import OutputFile
 from surgeon.output.plan import OutputPlan

@@ -19,7 +19,6 @@ import numpy as np
 from surgeon import __version__
 from surgeon.base.errors import CheckpointError, SurgeonError
 from surgeon.base.files import reading
-from surgeon.cluster.pickling import unpacked
 from surgeon.draft import Check
 from surgeon.formats.checkpoint import Record
 from surgeon.lazy import LazyTensor, WholeTensor
@@ -28,6 +27,7 @@ from surgeon.numeric.dtypes import Array
 from surgeon.output.blocks import COPY_BUFFER
 from surgeon.output.calls import allocate, write_all
 from surgeon.output.checksums import Algorithm, Running, crc32_joined
+from surgeon.output.cluster.pickling import unpacked
 from surgeon.output.execute import Executor, Options, Tally
 from surgeon.output.layout import OutputFile
 from surgeon.output.units import Batch, Done, Unit, UnitWriter

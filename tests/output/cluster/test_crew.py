@@ -9,8 +9,8 @@ import torch
 
 import surgeon
 from surgeon.base.errors import CheckpointError, PlanError, UsageError, WriteError
-from surgeon.cluster import crowd, work
 from surgeon.lazy import Blockwise
+from surgeon.output.cluster import crowd, work
 from surgeon.recipe import OPS
 from tests.network import example_bench, write_recipe
 
@@ -78,7 +78,7 @@ def test_bytes_are_those_of_one_machine(op, checksums, client, small_tasks, tmp_
 @pytest.mark.parametrize("task_bytes", [1 << 8, 1 << 11, 1 << 30])
 def test_folders_are_those_of_one_machine(folders, client, monkeypatch, task_bytes):
     recipe, given, output, expected = folders
-    monkeypatch.setattr("surgeon.cluster.tasks.TASK_BYTES", task_bytes)
+    monkeypatch.setattr("surgeon.output.cluster.tasks.TASK_BYTES", task_bytes)
     monkeypatch.setattr("surgeon.output.units.UNIT", 1 << 10)
     seen = []
     surgeon.apply(recipe, given, output, cluster=client, progress=seen.append)
@@ -126,7 +126,7 @@ def full_disk(monkeypatch):
         allocate(descriptor, size_bytes)
 
     monkeypatch.setattr(work, "allocate", fail)
-    monkeypatch.setattr("surgeon.cluster.tasks.TASK_BYTES", 1 << 12)
+    monkeypatch.setattr("surgeon.output.cluster.tasks.TASK_BYTES", 1 << 12)
     return left
 
 
@@ -220,7 +220,7 @@ def interrupted_after(tasks):
 def begun(folders, client, monkeypatch, request):
     """A run that got halfway, and a list of what the next one writes anew."""
     recipe, given, output, _ = folders
-    monkeypatch.setattr("surgeon.cluster.tasks.TASK_BYTES", request.param)
+    monkeypatch.setattr("surgeon.output.cluster.tasks.TASK_BYTES", request.param)
     monkeypatch.setattr("surgeon.output.units.UNIT", 1 << 9)
     with pytest.raises(InterruptedRunError):
         surgeon.apply(recipe, given, output, cluster=client, resume=True,

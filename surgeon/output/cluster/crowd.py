@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from surgeon.base.errors import UsageError, WriteError
 from surgeon.base.units import spoken_size
-from surgeon.cluster.work import Answer, Sight, seen
+from surgeon.output.cluster.work import Answer, Sight, seen
 
 if TYPE_CHECKING:
     from distributed import Client, Future
