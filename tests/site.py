@@ -35,7 +35,6 @@ READ = {
         "experts",
         "tokens",
         "search",
-        "cluster",
         "commands",
         "library",
     ),

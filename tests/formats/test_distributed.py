@@ -12,6 +12,7 @@ import warnings
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from shutil import copy
 
 import pytest
 import torch
@@ -244,6 +245,7 @@ def test_every_op_makes_the_same_of_parts(op, example):
         handmade.add(name, tensor, [[len(tensor) // 2]] if tensor.dim() and len(tensor) > 1 else [])
     torch.save(plain, example.folder / "in.pt")
     folder = handmade.write(example.folder / "ck")
+    copy(example.folder / "tokenizer.json", folder)
     step = {"op": op.name, **op.example}
 
     def outcome(source):

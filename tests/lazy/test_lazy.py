@@ -58,6 +58,9 @@ class Memory:
     def fileno(self) -> None:
         return None
 
+    def whole(self, offset: int, size_bytes: int) -> None:
+        return None
+
 
 @dataclass(frozen=True)
 class Counting:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from shutil import copy
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ def sharded(example):
     folder = example.folder / "model"
     example.operate(to=folder, output={"shard_size": SHARD_BYTES})
     (folder / "config.json").write_text("{}")
+    copy(example.folder / "tokenizer.json", folder)
     example.input = folder
     return example
 
