@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import UsageError, WriteError
 from surgeon.draft import Check
 from surgeon.formats.checkpoint import Record
@@ -82,7 +83,9 @@ def crew_of(
 
     `worker_bytes` is what each task takes. Raises UsageError for what differs on a worker.
     """
-    inputs = {path for given in plan.opened.checkpoints.values() for path in given.weight_files}
+    # What is elsewhere is held to what it was by each answer.
+    inputs = {path for given in plan.opened.checkpoints.values() for path in given.weight_files
+              if not isinstance(path, Elsewhere)}  # fmt: skip
     with connected(cluster) as client:
         require_alike(client, inputs, worker_bytes)
         crew = ClusterCrew(client, options, plan.path, resumes=resumes)

@@ -23,7 +23,11 @@ from typing import Any
 import cloudpickle
 
 from surgeon.base.errors import CheckpointError, PlanError
+from surgeon.formats.fetched import FetchedFile
 from surgeon.formats.files import InputFile
+from surgeon.remote import calls
+from surgeon.remote.client import Identity
+from surgeon.remote.paths import RemotePath, path_of
 
 _PROTOCOL = 5
 # Faster than a network, and a third of what is sent is left.
@@ -70,6 +74,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if kind is InputFile:
             place = os.path.abspath(obj.path)  # noqa: PTH100 (bytes stay)
             return opened_input, (place, obj.size_bytes, obj.modified_ns)
+        if kind is FetchedFile:
+            return fetched_input, (str(obj.path), obj.reader.identity)
         return super().reducer_override(obj)
 
 
@@ -131,13 +137,13 @@ def _inside(code: CodeType) -> Iterator[CodeType]:
 
 
 # The input files that a worker has open, by where they are and what they were.
-_OPEN: dict[tuple[str, int, int], InputFile] = {}
+_OPEN: dict[tuple[str, object], InputFile] = {}
 _OPENING = threading.Lock()
 
 
 def opened_input(place: str, size_bytes: int, modified_ns: int) -> InputFile:
     """Return an input file on a worker; raises CheckpointError where it is another one there."""
-    key = place, size_bytes, modified_ns
+    key = place, (size_bytes, modified_ns)
     with _OPENING:
         if key not in _OPEN:
             file = InputFile(Path(place))
@@ -147,6 +153,21 @@ def opened_input(place: str, size_bytes: int, modified_ns: int) -> InputFile:
                     f"{place}: is another file here: {file.size_bytes} bytes of time "
                     f"{file.modified_ns}, expected {size_bytes} of {modified_ns}"
                 )
+            _OPEN[key] = file
+        return _OPEN[key]
+
+
+def fetched_input(location: str, identity: Identity) -> InputFile:
+    """Return an input file that is elsewhere, which a worker fetches with what it may itself."""
+    key = location, identity
+    with _OPENING:
+        if key not in _OPEN:
+            calls.require_here()  # a worker's process has threads, and is not to be forked
+            path = path_of(location)
+            assert isinstance(path, RemotePath)
+            file = FetchedFile(path)
+            if file.reader.identity != identity:
+                raise CheckpointError(f"{location}: is another file by now, or for this worker")
             _OPEN[key] = file
         return _OPEN[key]
 
