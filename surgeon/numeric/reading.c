@@ -1,4 +1,6 @@
 /* Reads of many short runs of a file, without a call from Python for each. */
+#define _POSIX_C_SOURCE 200809L /* for pread */
+#define _FILE_OFFSET_BITS 64
 #include "kernels.h"
 
 #if defined(_WIN32)

@@ -107,7 +107,7 @@ def theirs(folder: Path) -> Any:
     script = Path(sides.__file__).parent / "run_mergekit.py"
     done = subprocess.run(
         [str(place / "bin/python"), str(script)], input=json.dumps(jobs), capture_output=True,
-        text=True, check=True, env={**os.environ, **sides._SETTINGS},
+        text=True, check=True, env={**os.environ, **sides.SETTINGS},
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -59,7 +59,7 @@ def test_a_sum_of_shared_tokens_is_that_of_mergekit(tmp_path):
     arguments = [str(tmp_path / name) for name in ("in", "donor", "theirs")]
     subprocess.run([str(place / "bin/python"), "-c", script, *arguments, "--approximation-method",
                     "omp", "--k", "6"], check=True, capture_output=True,
-                   env={**os.environ, **sides._SETTINGS})  # fmt: skip
+                   env={**os.environ, **sides.SETTINGS})  # fmt: skip
     ours, theirs = sides.read(tmp_path / "ours"), sides.read(tmp_path / "theirs")
     for name, tensor in theirs.items():
         assert sides.difference(ours[name][: len(tensor)], tensor) <= 2e-6, name
