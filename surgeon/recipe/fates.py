@@ -48,6 +48,11 @@ class Fate(NamedTuple):
     size_bytes: str
 
 
+def alike(found: Iterable[Fate]) -> list[Fate]:
+    """Return fates, one for layers that fare alike; of what a step's numbers are, the spans."""
+    return [*map(Fate._make, folded(found, within=[Fate._fields.index("what")]))]
+
+
 @dataclass(frozen=True)
 class Told:
     """What there is to know of a result: `before` and `dropped` are None where it was not told."""
@@ -192,7 +197,7 @@ def tree(found: Iterable[Fate]) -> list[Line]:
     # A name may have in it what looks as if it were of several.
     own = {fate.name for fate in rows}
     root: _Branch = {}
-    for fate in map(Fate._make, folded(rows)):
+    for fate in alike(rows):
         *modules, leaf = fate.name.split(".", _DEEPEST)
         branch = root
         for module in modules:

@@ -119,7 +119,42 @@ def test_figures_of_folded_rows_are_their_lowest_and_highest() -> None:
     assert folded(rows, between=(1, 2)) == [("l.{0-2}", "-7..3e-05", "1,000")]
 
 
+@pytest.mark.parametrize(
+    ("cells", "wanted"),
+    [
+        (("w [1.0, 0.5]", "w [1.0, 0.75]"), "w [1.0, 0.5..0.75]"),
+        (("by 0.5, in [k.0.w]", "by 1e-05, in [k.1.w]"), "by 1e-05..0.5, in [k.{0-1}.w]"),
+        (("w [1.0, 0.12345678901]", "w [1.0, 0.9]"), "w [1.0, 0.1235..0.9]"),
+        (("parts 2", "parts 3"), None),  # what is counted is told of each
+        (("w [1.0]", "w [1.0, 0.5]"), None),
+    ],
+)
+def test_fractions_of_parameters_fold_to_their_span(
+    cells: tuple[str, str], wanted: str | None
+) -> None:
+    rows = [(f"l.{layer}.{expert}", f"merge ({cell})")
+            for layer, cell in enumerate(cells) for expert in (7, 8)]  # fmt: skip
+    apart = [(f"l.{layer}.{{7-8}}", f"merge ({cell})") for layer, cell in enumerate(cells)]
+    assert folded(rows, within=[1]) == (
+        [("l.{0-1}.{7-8}", f"merge ({wanted})")] if wanted else apart
+    )
+
+
 # commands
+
+
+def test_a_merge_with_numbers_by_layer_is_one_line_for_all_layers(tmp_path: Path) -> None:
+    recipe = tmp_path / "m.json"
+    recipe.write_text('{"surgeon": 1, "models": {"m": null}, "steps": [{"op": "average", '
+                      '"models": ["m"], "weights": [{"by_layer": [0, 0.5]}, 1]}]}')  # fmt: skip
+    a, b = (model(tmp_path, name, seed) for seed, name in enumerate("ab"))
+    for more in ((), ("--tree",)):
+        shown = on_terminal("plan", recipe, a, b, *more, columns=200)
+        assert len(shown.splitlines()) < 20
+        assert "weights [0.0..0.5, 1.0]" in shown
+    assert (
+        len(re.findall(r"layers.31.* \(weights \[0\.5, 1\.0\]", piped("plan", recipe, a, b))) == 3
+    )
 
 
 def test_layers_are_one_line_on_a_terminal_and_all_listed_in_a_pipe(tmp_path: Path) -> None:
