@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from surgeon.base.folding import folded
 from surgeon.base.screen import Screen, on
@@ -173,6 +173,33 @@ def test_diff_and_compare_fold_layers_too(tmp_path: Path) -> None:
     assert re.search(r"layers\.\{0-31\}\.mlp\.up_proj\.weight +changed +[\d.]+\.\.[\d.]+ ", shown)
     assert len(piped("diff", a, b).splitlines()) > 3 * LAYERS
     assert re.search(r"model\.layers\.\{0-31\} +48 +0\.00%", on_terminal("compare", a, a))
+
+
+def test_inspect_folds_layers_and_their_figures(tmp_path: Path) -> None:
+    a = model(tmp_path, "a", 0)
+    shown = on_terminal("inspect", a, columns=80)
+    assert re.search(r"layers\.\{0-31\}\.mlp\.up_proj\.weight +F32 +\(4, 4\) +64 B\n", shown)
+    values = load_file(a)
+    tensors = [values[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in range(LAYERS)]
+    lows = sorted(tensor.min().item() for tensor in tensors)
+    shown = on_terminal("inspect", a, "--stats", columns=200)
+    assert f" {lows[0]:.4g}..{lows[-1]:.4g} " in shown
+    assert len(piped("inspect", a, "--stats").splitlines()) > 3 * LAYERS
+
+
+def test_figures_of_many_layers_take_two_lines_where_one_is_too_long(tmp_path: Path) -> None:
+    shown = on_terminal("diff", model(tmp_path, "a", 0), model(tmp_path, "b", 1), columns=60)
+    assert max(map(len, shown.splitlines())) <= 60
+    assert re.search(r"changed +[\d.]+\.\. ", shown)
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_what_stands_beside_tables_is_folded_too(columns: int, tmp_path: Path) -> None:
+    a, b, c = (model(tmp_path, name, seed) for seed, name in enumerate("abc"))
+    for words in (("ops",), ("ops", "ties"), ("compare", a, b, c)):
+        prose = [line for line in on_terminal(*words, columns=columns).splitlines()
+                 if "/" not in line and not re.search(r"\S {2,}\S", line)]  # fmt: skip
+        assert max(map(len, prose)) <= columns
 
 
 @pytest.mark.parametrize("columns", [60, 100])
