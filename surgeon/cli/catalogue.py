@@ -17,6 +17,7 @@ from surgeon.draft.registry import OPS, OURS, Op
 from surgeon.initialisers import INITIALISERS
 
 Json = dict[str, Any]
+_ROOM_FOR_PAPERS = 120
 _GROUPS = ("structure", "size", "values", "merge", "check")
 
 
@@ -48,7 +49,10 @@ def as_json() -> list[Json]:
 def table_of_ops() -> str:
     """Return a row for every op, where others' come from, and the initialisations' names."""
     ops = _ordered()
-    rows = [(op.name, op.group, op.summary, op.paper or "") for op in ops]
+    columns = screen().columns
+    # Beside papers, narrow columns fold to many lines for each op.
+    is_narrow = columns is not None and columns < _ROOM_FOR_PAPERS
+    rows = [(op.name, op.group, op.summary, "" if is_narrow else op.paper or "") for op in ops]
     inits = f"initialisations (`surgeon ops widen` explains them): {', '.join(INITIALISERS)}"
     origins = {op.name: OPS.origin(op.name) for op in ops}
     others = [f"\n'{name}' is from {origin}" for name, origin in origins.items() if origin != OURS]
@@ -56,6 +60,7 @@ def table_of_ops() -> str:
         table(("op", "group", "what it does", "paper"), rows)
         + ("\n" + "".join(others) if others else "")
         + f"\n\n{wrapped(inits)}"
+        + ("\n\npapers are on the pages: surgeon ops ties" if is_narrow else "")
     )
 
 

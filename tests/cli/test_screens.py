@@ -193,6 +193,15 @@ def test_figures_of_many_layers_take_two_lines_where_one_is_too_long(tmp_path: P
     assert re.search(r"changed +[\d.]+\.\. ", shown)
 
 
+def test_papers_are_listed_where_they_have_room() -> None:
+    narrow, wide = (on_terminal("ops", columns=columns) for columns in (80, 200))
+    assert "Yadav" in wide
+    assert "Yadav" in piped("ops")
+    assert "Yadav" not in narrow
+    assert len(narrow.splitlines()) < 200
+    assert "papers are on the pages: surgeon ops ties" in narrow
+
+
 @pytest.mark.parametrize("columns", [60, 100])
 def test_what_stands_beside_tables_is_folded_too(columns: int, tmp_path: Path) -> None:
     a, b, c = (model(tmp_path, name, seed) for seed, name in enumerate("abc"))
