@@ -78,7 +78,9 @@ def fates(told: Told, *, is_short: bool) -> list[Fate]:
         else:
             old = told.before.get(earlier or "")
             is_old = old is not None
-        was = old if changes else spec
+        sign = _sign(changes, told.lineage, is_old=is_old)
+        # A new layer was not what had its number before.
+        was = None if sign == NEW else old if changes else spec
         found.append(
             Fate(
                 name,
@@ -87,7 +89,7 @@ def fates(told: Told, *, is_short: bool) -> list[Fate]:
                 spec.dtype,
                 shape_text(spec.shape),
                 "; ".join(dict.fromkeys(what)),
-                _sign(changes, told.lineage, is_old=is_old),
+                sign,
                 _new(changes),
                 str(0 if name in told.aliases else spec.size_bytes),
             )

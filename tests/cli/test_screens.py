@@ -157,6 +157,12 @@ def test_a_merge_with_numbers_by_layer_is_one_line_for_all_layers(tmp_path: Path
     )
 
 
+def test_new_layers_are_one_line_whether_their_number_was_taken_or_not(tmp_path: Path) -> None:
+    words = ["llama-pro-blocks", model(tmp_path, "a", 0), "--set", 'zero=["up_proj"]']
+    shown = on_terminal("plan", *words, "--tree", "--set", "every=4", columns=120)
+    assert re.search(r"\{4,9,14,19,24,29,34,39\}\.mlp\.up_proj\.weight .* new \(zeros\)", shown)
+
+
 def test_layers_are_one_line_on_a_terminal_and_all_listed_in_a_pipe(tmp_path: Path) -> None:
     words = ["plan", "ties", *(model(tmp_path, name, seed) for seed, name in enumerate("abc"))]
     shown, all_of_it = on_terminal(*words), piped(*words)
