@@ -21,9 +21,11 @@ from safetensors.torch import load_file, save_file
 from surgeon.base.folding import folded
 from surgeon.base.screen import Screen, on
 from surgeon.base.tables import table
+from surgeon.cli import catalogue
 from surgeon.cli.commands import main  # noqa: F401  (registers the commands)
 from surgeon.cli.group import commands
 from surgeon.inspection import diff
+from surgeon.inspection.compare import compare
 from surgeon.inspection.verify import verify
 
 LAYERS = 32
@@ -200,18 +202,23 @@ def test_figures_of_many_layers_take_two_lines_where_one_is_too_long(tmp_path: P
 
 
 def test_papers_are_listed_where_they_have_room() -> None:
-    narrow, wide = (on_terminal("ops", columns=columns) for columns in (80, 200))
-    assert "Yadav" in wide
-    assert "Yadav" in piped("ops")
-    assert "Yadav" not in narrow
-    assert len(narrow.splitlines()) < 200
-    assert "papers are on the pages: surgeon ops ties" in narrow
+    def shown(columns: int | None) -> str:
+        with on(Screen(columns)):
+            return catalogue.table_of_ops()
+
+    assert "Yadav" in shown(None)
+    assert "Yadav" in shown(200)
+    assert "Yadav" not in shown(80)
+    assert len(shown(80).splitlines()) < 200
+    assert "papers are on the pages: surgeon ops ties" in shown(80)
 
 
 def test_what_stands_beside_tables_is_folded_too(tmp_path: Path) -> None:
-    a, b, c = (model(tmp_path, name, seed) for seed, name in enumerate("abc"))
-    for words in (("ops",), ("ops", "ties"), ("compare", a, b, c)):
-        prose = [line for line in on_terminal(*words, columns=60).splitlines()
+    compared = compare([str(model(tmp_path, name, seed)) for seed, name in enumerate("abc")], 1)
+    with on(Screen(60)):
+        texts = [catalogue.table_of_ops(), catalogue.page("ties"), compared.as_text()]
+    for text in texts:
+        prose = [line for line in text.splitlines()
                  if "/" not in line and not re.search(r"\S {2,}\S", line)]  # fmt: skip
         assert max(map(len, prose)) <= 60
 
