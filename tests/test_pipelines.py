@@ -176,10 +176,10 @@ def test_the_action_plans_applies_and_verifies(folder: Path) -> None:
         models="chat.safetensors\ncode.safetensors\n", set="density=0.5\nweights=[1, 0.5]",
     )  # fmt: skip
     assert {name: row.returncode for name, row in done.items()} == {
-        "plan": 0, "apply": 0, "verify": 0
+        "plan": 0, "apply": 0, "verify": 0, "report": 0
     }, list(done.values())[-1].stderr  # fmt: skip
     reports = {path.name for path in (folder / "surgeon-reports").iterdir()}
-    assert reports == {"plan.json", "apply.json", "verify.json", "manifest.json"}
+    assert reports == {"plan.json", "apply.json", "verify.json", "manifest.json", "report.html"}
     assert (folder / "github-output").read_text() == "manifest=merged of two.manifest.json\n"
 
 

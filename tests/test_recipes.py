@@ -263,6 +263,29 @@ def test_widen_hidden_layer_keeps_the_function(tmp_path: Path) -> None:
     torch.testing.assert_close(out, expected)
 
 
+@pytest.mark.parametrize(
+    ("recipe_name", "words", "units"),
+    [("widen-hidden-layer", {"rows": 3}, 15), ("narrow-channels", {"drop": [1, 7]}, 10)],
+)
+def test_hidden_units_of_a_conv1d_are_its_columns(
+    recipe_name: str, words: dict[str, Any], units: int, tmp_path: Path
+) -> None:
+    shapes = {"c_fc.weight": (4, 12), "c_fc.bias": (12,), "c_proj.weight": (12, 4)}
+    old = {f"h.0.mlp.{name}": torch.randn(shape) for name, shape in shapes.items()}
+    if "drop" in words:  # units that say nothing
+        old["h.0.mlp.c_proj.weight"][words["drop"]] = 0
+    save_file(old, tmp_path / "in.safetensors")
+    readers = [{"target": "h.0.mlp.c_proj", "dim": 0}]
+    found = reapplied(tmp_path, recipe_name, layer="h.0.mlp.c_fc", readers=readers, dim=1, **words)
+    assert found["h.0.mlp.c_fc.bias"].shape == (units,)
+    inputs = torch.randn(9, 4)
+    out, expected = (
+        torch.tanh(torch.addmm(each["h.0.mlp.c_fc.bias"], inputs, each["h.0.mlp.c_fc.weight"]))
+        @ each["h.0.mlp.c_proj.weight"] for each in (found, old)
+    )  # fmt: skip
+    torch.testing.assert_close(out, expected)
+
+
 def test_prune_heads_drops_them_and_what_reads_them(tmp_path: Path) -> None:
     words = {"qkv": ["body.0", "body.1"], "out": "fc", "heads": 1, "head_size": 2}
     found, _ = applied(tmp_path, "prune-heads", **words)

@@ -29,11 +29,14 @@ class _Group:
     rows: list[Row]
 
 
-def folded(rows: Iterable[Row], between: Collection[int] = ()) -> list[Row]:
+def folded(
+    rows: Iterable[Row], between: Collection[int] = (), within: Collection[int] = ()
+) -> list[Row]:
     """Return rows, one for those that differ in one number of the dotted name in their first cell.
 
     The other cells must be alike but for that number where they name tensors of the same layer.
     Cells at the places `between` hold figures, which may differ: the lowest and highest are shown.
+    So may the fractions in brackets of cells `within`: `(weights [1.0, 0.5..1.0])`.
     """
     found = list(rows)
     deepest = max((row[0].count(".") for row in found), default=0)
@@ -41,11 +44,11 @@ def folded(rows: Iterable[Row], between: Collection[int] = ()) -> list[Row]:
         groups: dict[tuple[object, ...], _Group] = {}
         for index, row in enumerate(found):
             number = _number_at(row[0], place)
-            key = (index,) if number is None else _alike(row, place, number, between)
+            key = (index,) if number is None else _alike(row, place, number, between, within)
             group = groups.setdefault(key, _Group([], []))
             group.rows.append(row)
             group.numbers.append(int(number or 0))
-        found = [_one(group, place, between) for group in groups.values()]
+        found = [_one(group, place, between, within) for group in groups.values()]
     return found
 
 
@@ -58,14 +61,22 @@ def _number_at(name: str, place: int) -> str | None:
     return part if is_number and str(int(part)) == part else None
 
 
-def _alike(row: Row, place: int, number: str, between: Collection[int]) -> tuple[object, ...]:
+def _alike(
+    row: Row, place: int, number: str, between: Collection[int], within: Collection[int]
+) -> tuple[object, ...]:
     """Return what rows that fold into one have in common."""
-    cells = [
-        bool(cell) if index in between else _relative(cell, row[0], place, number)
-        for index, cell in enumerate(row)
-        if index
-    ]
+    cells = []
+    for index, cell in enumerate(row[1:], start=1):
+        words = _FRACTION.sub(_FIGURE, cell) if index in within else cell
+        cells.append(bool(cell) if index in between else _relative(words, row[0], place, number))
     return (_with(row[0], place, _HERE), *cells)
+
+
+_PLAIN = r"-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)"
+# A number of parameters in words, with a point or an exponent, or a span of such.
+_FRACTION = re.compile(rf"(?<=[ \[(]){_PLAIN}(?:\.\.{_PLAIN})?(?=[,\])])")
+# Stands for one, where words are compared; no name has it.
+_FIGURE = "\0"
 
 
 def _relative(cell: str, name: str, place: int, number: str) -> str:
@@ -92,7 +103,7 @@ def _with(name: str, place: int, text: str) -> str:
     return ".".join(parts)
 
 
-def _one(group: _Group, place: int, between: Collection[int]) -> Row:
+def _one(group: _Group, place: int, between: Collection[int], within: Collection[int]) -> Row:
     first = group.rows[0]
     if len(group.rows) == 1:
         return first
@@ -102,8 +113,12 @@ def _one(group: _Group, place: int, between: Collection[int]) -> Row:
         if index in between:
             cells.append(_span([row[index] for row in group.rows]))
         else:
-            relative = _relative(cell, first[0], place, number)
-            cells.append(_OFFSET.sub(lambda by: _set([n + int(by[1]) for n in numbers]), relative))
+            words = _FRACTION.sub(_FIGURE, cell) if index in within else cell
+            relative = _relative(words, first[0], place, number)
+            text = _OFFSET.sub(lambda by: _set([n + int(by[1]) for n in numbers]), relative)
+            if index in within:
+                text = _filled(text, [row[index] for row in group.rows])
+            cells.append(text)
     return (_with(first[0], place, _set(numbers)), *cells)
 
 
@@ -112,6 +127,13 @@ _OFFSET = re.compile(r"\{([+-]\d+)\}")
 
 def _set(numbers: Sequence[int]) -> str:
     return f"{{{ranges(numbers)}}}"
+
+
+def _filled(text: str, cells: Sequence[str]) -> str:
+    """Return words with the span of each figure that the cells have there."""
+    figures = zip(*(_FRACTION.findall(cell) for cell in cells), strict=True)
+    spans = ("..".join(map(_short, _span(places).split(".."))) for places in figures)
+    return "".join(next(spans) if part == _FIGURE else part for part in re.split("(\0)", text))
 
 
 def _span(cells: Sequence[str]) -> str:
@@ -124,9 +146,16 @@ def _span(cells: Sequence[str]) -> str:
 
 
 def _value(figure: str) -> float:
-    return float(figure.replace(",", ""))
+    return float(figure.replace(",", "").removesuffix("%"))
 
 
+def _short(figure: str) -> str:
+    """Return four digits of a fraction, which it stays for what folds it once more."""
+    text = figure if len(figure) <= _SHORT else f"{float(figure):.4g}"
+    return text if set(text) & {".", "e"} else f"{text}.0"
+
+
+_SHORT = 8
 _RUN = r"[0-9]+(?:-[0-9]+)?"
 
 

@@ -78,9 +78,29 @@ def _fitted(rows: Sequence[Sequence[str]], columns: int, firm: Collection[int]) 
             widest = max(able, key=lambda i: widths[i])
             widths[widest] -= 1
             able = [i for i in able if widths[i] > _NARROWEST]
+    for place in sorted(firm, key=lambda i: -widths[i]):
+        over = sum(widths) + _GAP * (len(widths) - 1) - columns
+        if over > 0 and (narrow := _span_width([row[place] for row in rows])) < widths[place]:
+            widths[place] = narrow
     return [
-        [folded_text(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows
+        [
+            _folded_span(cell, width) if place in firm else folded_text(cell, width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
     ]
+
+
+_TO = ".."
+
+
+def _span_width(cells: Sequence[str]) -> int:
+    """Return how wide figures are whose highest is below the lowest: `0.5..` and `1.5`."""
+    return max(len(line) for cell in cells for line in _folded_span(cell, 0).splitlines() or [""])
+
+
+def _folded_span(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else cell.replace(_TO, f"{_TO}\n")
 
 
 # Where a line may end besides spaces: after what parts names, paths and lists.
@@ -98,6 +118,19 @@ def folded_text(text: str, width: int) -> str:
         lines.append(text[:cut].rstrip(" "))
         text = lead + text[cut:].lstrip(" ") if len(lead) < width // 2 else text[cut:].lstrip(" ")
     return "\n".join([*lines, text])
+
+
+def wrapped(text: str, *, indent: int = 0) -> str:
+    """Return a line, on a terminal as several that end between words; further ones keep `indent`.
+
+    What has no room is longer, so that an address or a name is in one piece.
+    """
+    if not (columns := screen().columns):
+        return text
+    from textwrap import fill
+
+    return fill(text, columns, subsequent_indent=" " * indent, break_long_words=False,
+                break_on_hyphens=False)  # fmt: skip
 
 
 def indented(text: str, by: int = 2) -> str:

@@ -12,11 +12,12 @@ import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
 from surgeon.base.errors import UsageError, did_you_mean
 from surgeon.base.schema import Schema
 from surgeon.base.screen import screen
-from surgeon.base.tables import indented, table
+from surgeon.base.tables import indented, table, wrapped
 from surgeon.draft.registry import OPS, OURS, Op
 from surgeon.initialisers import INITIALISERS
 
 Json = dict[str, Any]
+_ROOM_FOR_PAPERS = 120
 _GROUPS = ("structure", "size", "values", "merge", "check")
 
 
@@ -48,14 +49,18 @@ def as_json() -> list[Json]:
 def table_of_ops() -> str:
     """Return a row for every op, where others' come from, and the initialisations' names."""
     ops = _ordered()
-    rows = [(op.name, op.group, op.summary, op.paper or "") for op in ops]
-    inits = ", ".join(INITIALISERS)
+    columns = screen().columns
+    # Beside papers, narrow columns fold to many lines for each op.
+    is_narrow = columns is not None and columns < _ROOM_FOR_PAPERS
+    rows = [(op.name, op.group, op.summary, "" if is_narrow else op.paper or "") for op in ops]
+    inits = f"initialisations (`surgeon ops widen` explains them): {', '.join(INITIALISERS)}"
     origins = {op.name: OPS.origin(op.name) for op in ops}
     others = [f"\n'{name}' is from {origin}" for name, origin in origins.items() if origin != OURS]
     return (
         table(("op", "group", "what it does", "paper"), rows)
         + ("\n" + "".join(others) if others else "")
-        + f"\n\ninitialisations (`surgeon ops widen` explains them): {inits}"
+        + f"\n\n{wrapped(inits)}"
+        + ("\n\npapers are on the pages: surgeon ops ties" if is_narrow else "")
     )
 
 
@@ -96,7 +101,7 @@ def page(name: str) -> str:
     if "init" in op.parameters["properties"]:
         parts.append("initialisations\n" + _initialisations())
     if op.paper:
-        parts.append(f"paper\n  {op.paper}")
+        parts.append("paper\n" + wrapped(f"  {op.paper}", indent=2))
     if (origin := OPS.origin(name)) != OURS:
         parts.append(f"origin\n  {origin} ({op.module})")
     return "\n\n".join(parts)

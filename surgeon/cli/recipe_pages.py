@@ -17,7 +17,7 @@ import surgeon.ops  # noqa: F401  (importing the packages registers the ops)
 from surgeon.base.errors import UsageError, did_you_mean
 from surgeon.base.ready_made import read_json, ready_made, source_of
 from surgeon.base.schema import Schema
-from surgeon.base.tables import indented, table
+from surgeon.base.tables import indented, table, wrapped
 from surgeon.cli.catalogue import type_text
 from surgeon.draft.registry import COMMON, OPS
 from surgeon.recipe.frame import RECIPE_SCHEMA
@@ -128,7 +128,7 @@ def page(name: str) -> str:
         )
         for row in variables_of(text)
     ]
-    parts = [f"{name}\n{text.get('about', '')}"]
+    parts = [f"{name}\n{wrapped(text.get('about', ''))}"]
     if rows:
         titles = ("name", "type", "default", "example", "what")
         parts.append("variables\n" + table(titles, rows, indent=2))

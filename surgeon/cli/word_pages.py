@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from surgeon.base.schema import Schema
-from surgeon.base.tables import indented, table
+from surgeon.base.tables import indented, table, wrapped
 from surgeon.cli import catalogue
 from surgeon.cli.catalogue import default_text, type_text
 from surgeon.draft.registry import OPS
@@ -54,8 +54,9 @@ def _training() -> str:
     rows = list(training_rows())
     return "\n\n".join([
         "training (a part of the recipe, beside its steps)",
-        "How the next training run is to train the result: the manifest says it to `bind`.\n"
-        "Stages come in order; in each, every parameter is in one group or frozen.",
+        wrapped("How the next training run is to train the result: the manifest says it to `bind`.")
+        + "\n"
+        + wrapped("Stages come in order; in each, every parameter is in one group or frozen."),
         "keys\n" + table(("key", "type", "default", "what"), rows, indent=2),
         "example\n" + indented(json.dumps({"training": _EXAMPLE}, indent=2)),
     ])  # fmt: skip
@@ -97,7 +98,7 @@ def _initialisation(name: str) -> str:
          schema.get("description", ""))
         for word, schema in row.schema["properties"].items()
     ]  # fmt: skip
-    parts = [f"{name} (an initialisation: of `init` and `bias_init`)", row.about]
+    parts = [f"{name} (an initialisation: of `init` and `bias_init`)", wrapped(row.about)]
     if rows:
         parts.append("parameters\n" + table(("name", "type", "default", "what"), rows, indent=2))
     parts.append("example\n" + indented(json.dumps(_init_example(name))))

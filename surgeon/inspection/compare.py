@@ -13,7 +13,7 @@ import numpy as np
 from surgeon.base.errors import PlanError
 from surgeon.base.folding import folded
 from surgeon.base.screen import screen
-from surgeon.base.tables import number, shown, table
+from surgeon.base.tables import number, shown, table, wrapped
 from surgeon.formats import open_checkpoint
 from surgeon.formats.remains import told
 from surgeon.inspection.heat_maps import comparison
@@ -81,7 +81,9 @@ class Comparison:
         labels = letters(len(self.models))
         said = [f"{label}: {shown(model)}" for label, model in zip(labels, self.models,
                                                                       strict=True)]  # fmt: skip
-        return "\n".join([*said, "", table(headers, rows, right=headers[1:]), "", self._about])
+        return "\n".join(
+            [*said, "", table(headers, rows, right=headers[1:]), "", wrapped(self._about)]
+        )
 
     def _repr_html_(self) -> str:
         headers, rows = self._table()

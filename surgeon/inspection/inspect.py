@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from surgeon.base import patterns
 from surgeon.base.deferred import np
 from surgeon.base.errors import PlanError, SurgeonError, UsageError
-from surgeon.base.folding import ranges
+from surgeon.base.folding import folded, ranges
+from surgeon.base.screen import screen
 from surgeon.base.strict_json import parse_json
 from surgeon.base.tables import number, shape_text, shown, table
 from surgeon.base.units import spoken_size
@@ -284,7 +285,10 @@ def as_json(checkpoint: Checkpoint, entries: Sequence[Entry], *, as_tree: bool) 
 
 
 def as_text(checkpoint: Checkpoint, entries: Sequence[Entry], *, as_tree: bool) -> str:
-    """Return a table or a tree of what was found, totals, and the metadata."""
+    """Return a table or a tree of what was found, totals, and the metadata.
+
+    On a terminal, layers that are alike are one row of the table: lowest and highest figures.
+    """
     parts = [_tree_text(tree(entries)) if as_tree else _table_text(entries)]
     rows = [
         (dtype, f"{row['tensors']:,}", f"{row['elements']:,}", spoken_size(row["bytes"]))
@@ -329,6 +333,8 @@ def _table_text(entries: Iterable[Entry]) -> str:
     if with_numbers:
         headers += _NUMBERS
         rows = [(*row, *[""] * (len(headers) - len(row))) for row in rows]
+    if screen().is_terminal:
+        rows = folded(rows, between=range(_FIGURES_FROM, len(headers)))
     return table(headers, rows, right=("size", *_NUMBERS))
 
 
@@ -341,6 +347,8 @@ def _numbers(found: Statistics) -> tuple[str, ...]:
     )
 
 
+# After name, dtype, shape, size and what it is tied to.
+_FIGURES_FROM = 5
 _NUMBERS = ("min", "max", "mean", "std", "norm", "zeros", "nan", "inf")
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from surgeon.inspection.inspect import Entry
+from surgeon.base.errors import CheckpointError
+from surgeon.formats import open_checkpoint
+from surgeon.inspection.inspect import Entry, inspected
 from surgeon.inspection.layers import depth, place
 from surgeon.inspection.watching import Watch, unwatched
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
@@ -51,6 +53,21 @@ def spread(name: str, entries: Iterable[Entry], *, watch: Watch = unwatched) -> 
             if done:
                 done(spec.size_bytes)
     return Spread(name, [Layer(label, one.sizes, one.counts) for label, one in found.items()])
+
+
+def of_location(location: str, names: Collection[str], header_sha256: str) -> Spread:
+    """Open a checkpoint again and read tensors of it, by their names.
+
+    Raises CheckpointError where it has another header by now.
+    """
+    opened = open_checkpoint(location, lambda known: [name for name in known if name in names])
+    try:
+        if opened.header_sha256 != header_sha256:
+            raise CheckpointError(f"{opened.path}: has changed since it was inspected")
+        entries = inspected(opened.tensors, (), stats=False)
+        return spread(location, [entry for entry in entries if entry.name in names])
+    finally:
+        opened.close()
 
 
 def plot(name: str, entries: Iterable[Entry], path: Path, *, watch: Watch = unwatched) -> Figure:

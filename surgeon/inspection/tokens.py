@@ -10,8 +10,6 @@ from surgeon.base.errors import SurgeonError, listed
 from surgeon.base.indices import runs
 from surgeon.base.tables import plural
 from surgeon.formats import Checkpoint
-from surgeon.model_folder.files import config_of
-from surgeon.model_folder.vocabulary import vocabularies
 from surgeon.tokens.folder import has_tokenizer, read_tokenizer
 from surgeon.tokens.tokenizer import Tokenizer
 
@@ -83,6 +81,10 @@ def about_tokens(checkpoint: Checkpoint, notes: list[str]) -> str:
 
 def _rows(checkpoint: Checkpoint) -> Sequence[int]:
     """Return how many rows the tensors have that have one for each token."""
+    # What knows configs computes too: it imports NumPy, which to list tensors takes none of.
+    from surgeon.model_folder.files import config_of
+    from surgeon.model_folder.vocabulary import vocabularies
+
     try:
         found = vocabularies(config_of(checkpoint), checkpoint.tensors)
     except SurgeonError:

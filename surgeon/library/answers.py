@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgeon.base.tables import shown_lines
+
+if TYPE_CHECKING:
+    from surgeon.pictures.figures import Figure
 
 Json = dict[str, Any]
 
@@ -86,8 +89,12 @@ class Applied(Answer):
 
 @dataclass(frozen=True, repr=False)
 class Inspected(Answer):
-    """What is in a checkpoint; `tree` are its modules, where they were asked for."""
+    """What is in a checkpoint; `tree` are its modules, where they were asked for.
 
+    `location` is what was asked for, as `in.pt#model.ema`, and `file` where that lies.
+    """
+
+    location: str
     file: str
     bytes: int
     header_sha256: str
@@ -99,9 +106,21 @@ class Inspected(Answer):
 
     def as_json(self) -> Json:
         document = super().as_json()
+        del document["location"]
         if self.tree is None:
             del document["tree"]
         return document
+
+    def plot(self, path: Path | None = None) -> Figure:
+        """Return a picture of sizes and values by layer, for which the tensors are read now.
+
+        It is saved too where there is a path. Raises CheckpointError where the checkpoint is
+        another by now.
+        """
+        from surgeon.inspection.spread import of_location
+
+        found = of_location(self.location, self.tensors, self.header_sha256)
+        return found.plot(path)
 
     def _repr_html_(self) -> str:
         from surgeon.pictures import notebook

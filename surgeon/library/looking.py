@@ -33,11 +33,13 @@ def inspect(
     if tree and stats:
         raise UsageError("tree and stats exclude each other")
     wanted = inspection.wanted_by(as_list(patterns))
-    opened = open_checkpoint(os.fspath(checkpoint), wanted)
+    location = os.fspath(checkpoint)
+    opened = open_checkpoint(location, wanted)
     try:
         found = inspection.inspected(opened.tensors, as_list(patterns), stats=stats)
         document = inspection.as_json(opened, found, as_tree=tree)
-        return Inspected(inspection.as_text(opened, found, as_tree=tree), **document)
+        text = inspection.as_text(opened, found, as_tree=tree)
+        return Inspected(text, location, **document)
     finally:
         opened.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from surgeon.base.folding import folded
 from surgeon.base.screen import screen
 from surgeon.base.tables import plural, table
 from surgeon.draft import ties
@@ -18,6 +17,7 @@ from surgeon.recipe.fates import (
     Fate,
     Line,
     Told,
+    alike,
     earlier_name,
     fates,
     tree,
@@ -67,7 +67,7 @@ def changes_table(opened: Opened) -> str:
     is_short = screen().is_terminal
     found = [fate for fate in _fates(opened, is_short=is_short) if fate.sign != KEPT]
     if is_short:
-        found = [*map(Fate._make, folded(found))]
+        found = alike(found)
     rows = [(fate.name, *_cells(fate)) for fate in found]
     return table(("name", "dtype", "shape", "what"), rows) if rows else ""
 

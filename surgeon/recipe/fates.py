@@ -48,6 +48,11 @@ class Fate(NamedTuple):
     size_bytes: str
 
 
+def alike(found: Iterable[Fate]) -> list[Fate]:
+    """Return fates, one for layers that fare alike; of what a step's numbers are, the spans."""
+    return [*map(Fate._make, folded(found, within=[Fate._fields.index("what")]))]
+
+
 @dataclass(frozen=True)
 class Told:
     """What there is to know of a result: `before` and `dropped` are None where it was not told."""
@@ -73,7 +78,9 @@ def fates(told: Told, *, is_short: bool) -> list[Fate]:
         else:
             old = told.before.get(earlier or "")
             is_old = old is not None
-        was = old if changes else spec
+        sign = _sign(changes, told.lineage, is_old=is_old)
+        # A new layer was not what had its number before.
+        was = None if sign == NEW else old if changes else spec
         found.append(
             Fate(
                 name,
@@ -82,7 +89,7 @@ def fates(told: Told, *, is_short: bool) -> list[Fate]:
                 spec.dtype,
                 shape_text(spec.shape),
                 "; ".join(dict.fromkeys(what)),
-                _sign(changes, told.lineage, is_old=is_old),
+                sign,
                 _new(changes),
                 str(0 if name in told.aliases else spec.size_bytes),
             )
@@ -192,7 +199,7 @@ def tree(found: Iterable[Fate]) -> list[Line]:
     # A name may have in it what looks as if it were of several.
     own = {fate.name for fate in rows}
     root: _Branch = {}
-    for fate in map(Fate._make, folded(rows)):
+    for fate in alike(rows):
         *modules, leaf = fate.name.split(".", _DEEPEST)
         branch = root
         for module in modules:

@@ -16,14 +16,16 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from surgeon.base.folding import folded
 from surgeon.base.screen import Screen, on
 from surgeon.base.tables import table
+from surgeon.cli import catalogue
 from surgeon.cli.commands import main  # noqa: F401  (registers the commands)
 from surgeon.cli.group import commands
 from surgeon.inspection import diff
+from surgeon.inspection.compare import compare
 from surgeon.inspection.verify import verify
 
 LAYERS = 32
@@ -119,7 +121,48 @@ def test_figures_of_folded_rows_are_their_lowest_and_highest() -> None:
     assert folded(rows, between=(1, 2)) == [("l.{0-2}", "-7..3e-05", "1,000")]
 
 
+@pytest.mark.parametrize(
+    ("cells", "wanted"),
+    [
+        (("w [1.0, 0.5]", "w [1.0, 0.75]"), "w [1.0, 0.5..0.75]"),
+        (("by 0.5, in [k.0.w]", "by 1e-05, in [k.1.w]"), "by 1e-05..0.5, in [k.{0-1}.w]"),
+        (("w [1.0, 0.12345678901]", "w [1.0, 0.9]"), "w [1.0, 0.1235..0.9]"),
+        (("parts 2", "parts 3"), None),  # what is counted is told of each
+        (("w [1.0]", "w [1.0, 0.5]"), None),
+    ],
+)
+def test_fractions_of_parameters_fold_to_their_span(
+    cells: tuple[str, str], wanted: str | None
+) -> None:
+    rows = [(f"l.{layer}.{expert}", f"merge ({cell})")
+            for layer, cell in enumerate(cells) for expert in (7, 8)]  # fmt: skip
+    apart = [(f"l.{layer}.{{7-8}}", f"merge ({cell})") for layer, cell in enumerate(cells)]
+    assert folded(rows, within=[1]) == (
+        [("l.{0-1}.{7-8}", f"merge ({wanted})")] if wanted else apart
+    )
+
+
 # commands
+
+
+def test_a_merge_with_numbers_by_layer_is_one_line_for_all_layers(tmp_path: Path) -> None:
+    recipe = tmp_path / "m.json"
+    recipe.write_text('{"surgeon": 1, "models": {"m": null}, "steps": [{"op": "average", '
+                      '"models": ["m"], "weights": [{"by_layer": [0, 0.5]}, 1]}]}')  # fmt: skip
+    a, b = (model(tmp_path, name, seed) for seed, name in enumerate("ab"))
+    for more in ((), ("--tree",)):
+        shown = on_terminal("plan", recipe, a, b, *more, columns=200)
+        assert len(shown.splitlines()) < 20
+        assert "weights [0.0..0.5, 1.0]" in shown
+    assert (
+        len(re.findall(r"layers.31.* \(weights \[0\.5, 1\.0\]", piped("plan", recipe, a, b))) == 3
+    )
+
+
+def test_new_layers_are_one_line_whether_their_number_was_taken_or_not(tmp_path: Path) -> None:
+    words = ["llama-pro-blocks", model(tmp_path, "a", 0), "--set", 'zero=["up_proj"]']
+    shown = on_terminal("plan", *words, "--tree", "--set", "every=4", columns=120)
+    assert re.search(r"\{4,9,14,19,24,29,34,39\}\.mlp\.up_proj\.weight .* new \(zeros\)", shown)
 
 
 def test_layers_are_one_line_on_a_terminal_and_all_listed_in_a_pipe(tmp_path: Path) -> None:
@@ -138,6 +181,46 @@ def test_diff_and_compare_fold_layers_too(tmp_path: Path) -> None:
     assert re.search(r"layers\.\{0-31\}\.mlp\.up_proj\.weight +changed +[\d.]+\.\.[\d.]+ ", shown)
     assert len(piped("diff", a, b).splitlines()) > 3 * LAYERS
     assert re.search(r"model\.layers\.\{0-31\} +48 +0\.00%", on_terminal("compare", a, a))
+
+
+def test_inspect_folds_layers_and_their_figures(tmp_path: Path) -> None:
+    a = model(tmp_path, "a", 0)
+    shown = on_terminal("inspect", a, columns=80)
+    assert re.search(r"layers\.\{0-31\}\.mlp\.up_proj\.weight +F32 +\(4, 4\) +64 B\n", shown)
+    values = load_file(a)
+    tensors = [values[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in range(LAYERS)]
+    lows = sorted(tensor.min().item() for tensor in tensors)
+    shown = on_terminal("inspect", a, "--stats", columns=200)
+    assert f" {lows[0]:.4g}..{lows[-1]:.4g} " in shown
+    assert len(piped("inspect", a, "--stats").splitlines()) > 3 * LAYERS
+
+
+def test_figures_of_many_layers_take_two_lines_where_one_is_too_long(tmp_path: Path) -> None:
+    shown = on_terminal("diff", model(tmp_path, "a", 0), model(tmp_path, "b", 1), columns=60)
+    assert max(map(len, shown.splitlines())) <= 60
+    assert re.search(r"changed +[\d.]+\.\. ", shown)
+
+
+def test_papers_are_listed_where_they_have_room() -> None:
+    def shown(columns: int | None) -> str:
+        with on(Screen(columns)):
+            return catalogue.table_of_ops()
+
+    assert "Yadav" in shown(None)
+    assert "Yadav" in shown(200)
+    assert "Yadav" not in shown(80)
+    assert len(shown(80).splitlines()) < 200
+    assert "papers are on the pages: surgeon ops ties" in shown(80)
+
+
+def test_what_stands_beside_tables_is_folded_too(tmp_path: Path) -> None:
+    compared = compare([str(model(tmp_path, name, seed)) for seed, name in enumerate("abc")], 1)
+    with on(Screen(60)):
+        texts = [catalogue.table_of_ops(), catalogue.page("ties"), compared.as_text()]
+    for text in texts:
+        prose = [line for line in text.splitlines()
+                 if "/" not in line and not re.search(r"\S {2,}\S", line)]  # fmt: skip
+        assert max(map(len, prose)) <= 60
 
 
 @pytest.mark.parametrize("columns", [60, 100])

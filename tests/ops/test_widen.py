@@ -302,6 +302,18 @@ def test_impossible_widening_says_why(bench, parameters, problem):
     assert problem in str(caught.value)
 
 
+@pytest.mark.parametrize("op", ["widen", "narrow"])
+def test_a_module_whose_outputs_are_its_columns_is_not_taken_for_a_linear_one(bench, op):
+    old = {"c.weight": torch.randn(4, 6), "c.bias": torch.randn(6), "d.weight": torch.randn(4, 6)}
+    words = {"widen": {"rows": 1}, "narrow": {"drop": [0]}}[op]
+    with pytest.raises(PlanError, match=r"its bias has 6 entries.*'dim': 1 says so"):
+        bench.given(old).plan({"op": op, "target": "c", **words})
+    made = bench.given(old).operate({"op": op, "target": "c", "dim": 1, **words}).tensors
+    assert len(made["c.bias"]) == made["c.weight"].shape[1] == {"widen": 7, "narrow": 5}[op]
+    made = bench.given(old).operate({"op": op, "target": ["c.weight", "d"], **words}).tensors
+    assert [len(made[name]) for name in old] == {"widen": [5, 6, 5], "narrow": [3, 6, 3]}[op]
+
+
 def test_optional_widening_of_nothing_does_nothing(bench):
     old = state(fc=nn.Linear(5, 3))
     made = bench.given(old).operate({**step("none", rows=1), "optional": True})

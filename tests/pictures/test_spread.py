@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
+import surgeon
 from surgeon.cli.commands import commands
 from surgeon.formats import open_checkpoint
 from surgeon.inspection.inspect import inspected
@@ -100,6 +101,20 @@ def test_a_picture_has_a_line_for_each_layer(tmp_path: Path) -> None:
     assert "1 nan or inf" in found
     assert {"BF16", "F32", "I64"} <= set(found)
     assert sum((g.get("id") or "").startswith("layer ") for g in root.iter("g")) == len(layers)
+
+
+def test_the_library_draws_what_was_inspected(tmp_path: Path) -> None:
+    torch.save({"state": tensors(), "epoch": 3}, tmp_path / "m.pt")
+    found = surgeon.inspect(f"{tmp_path / 'm.pt'}#state", ["layers", "!**.norm"])
+    assert "location" not in found.as_json()
+    assert found.plot(tmp_path / "m.svg").axes
+    drawn_ones = labels(drawn(tmp_path / "m.svg"))
+    assert [text for text in drawn_ones if text.startswith("layers")] == [
+        "layers.0", "layers.2", "layers.10"]  # fmt: skip
+    assert "F32" not in drawn_ones
+    torch.save({"state": {"layers.0.up.weight": torch.ones(2, 2)}}, tmp_path / "m.pt")
+    with pytest.raises(surgeon.SurgeonError, match="changed since it was inspected"):
+        found.plot()
 
 
 def test_lines_are_as_high_as_their_shares(tmp_path: Path) -> None:

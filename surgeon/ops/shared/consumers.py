@@ -99,6 +99,9 @@ def outputs(
             (what, name) = ("rows", "columns")[dim], layer.names[0]
             problems.append(f"'{name}' has no {what}: it is {draft.spec(name)}")
             continue
+        if problem := _lies_the_other_way(draft, layer, dim, vectors):
+            problems.append(problem)
+            continue
         size = _size(draft, layer, dims, dim, vectors)
         same = {
             name: own_dim
@@ -120,6 +123,21 @@ def _own_dim(spec: TensorSpec, layer: Layer, dim: int, vectors: bool) -> int | N
     if layer.is_module and vectors and len(spec.shape) == 1:
         return 0
     return dim if len(spec.shape) > dim else None
+
+
+def _lies_the_other_way(draft: Draft, layer: Layer, dim: int, vectors: bool) -> str | None:
+    """Say of a module where its bias tells that its outputs are not rows."""
+    weight, bias = (draft.tensors.get(f"{layer.module}.{leaf}") for leaf in ("weight", "bias"))
+    if dim or not (vectors and layer.is_module and weight and bias):
+        return None
+    rows, *others = weight.spec.shape or (0,)
+    if len(bias.spec.shape) != 1 or bias.spec.count == rows or others[:1] != [bias.spec.count]:
+        return None
+    return (
+        f"'{layer.module}.weight' is {weight.spec} and its bias has {bias.spec.count} entries: its "
+        "outputs are dimension 1, as of GPT-2's Conv1D and transposed convolutions; 'dim': 1 says "
+        "so, and the weight by itself, not its module, means its rows all the same"
+    )
 
 
 def _size(draft: Draft, layer: Layer, dims: Mapping[str, int], dim: int, vectors: bool) -> int:
