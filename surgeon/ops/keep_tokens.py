@@ -64,7 +64,9 @@ def keep_tokens(
         wanted = _named(tokenizer, tokens if tokens is not None else tokens_in(draft, str(file)))
     if always == "added":
         wanted |= {entry["content"] for entry in tokenizer.added}
-    wanted |= {tokenizer.tokens[n] for n in draft.outside.named_ids() if n in tokenizer.tokens}
+    # Configs say the numbers that the input's tokenizer gives.
+    given = draft.outside.read_tokenizer(None).tokens
+    wanted |= {given[n] for n in draft.outside.named_ids() if given.get(n) in tokenizer.ids}
     kept = trimming.needed(tokenizer, wanted)
     _tell(draft, tokenizer, kept)
     after = reduced(tokenizer, kept)

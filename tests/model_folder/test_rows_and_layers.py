@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from surgeon import surgery
 from surgeon.base.errors import PlanError
 from tests.model_folder.test_follow import EMBED, LLAMA, Json, llama, take, widen
-from tests.network import Bench, write
+from tests.network import Bench, write, write_tokenizer
 
 VOCABULARY = [EMBED, "lm_head"]
 PHI3 = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "vocab_size": 10,
@@ -58,6 +58,29 @@ def test_ids_go_with_the_rows_of_the_vocabulary(folder: Any, bench: Bench) -> No
     assert found == LLAMA | ids | moved
     written = json.loads((bench.folder / "out" / "generation_config.json").read_text())
     assert written == {"eos_token_id": [3], "suppress_tokens": [2], "temperature": 0.5}
+
+
+def test_pairs_are_told_from_the_tokens_in_them(folder: Any, bench: Bench) -> None:
+    """Where a token is forced, and how much one is favoured, are no tokens."""
+    (bench.folder / "input").mkdir()
+    path = bench.folder / "input" / "generation_config.json"
+    path.write_text(json.dumps({
+        "forced_decoder_ids": [[1, 5], [4, None]], "sequence_bias": [[[5, 6], 7], [[0], -4]],
+        "bad_words_ids": [[5, 0]]}))  # fmt: skip
+    folder(LLAMA, drop_rows("1:4"))
+    assert json.loads((bench.folder / "out" / "generation_config.json").read_text()) == {
+        "forced_decoder_ids": [[1, 2], [4, None]], "sequence_bias": [[[2, 3], 7], [[0], -4]],
+        "bad_words_ids": [[2, 0]]}  # fmt: skip
+
+
+def test_tokens_that_a_config_names_stay_in_a_second_step_too(folder: Any, bench: Bench) -> None:
+    """Token 5 is 3 after the first step, and 1 after the second."""
+    (bench.folder / "input").mkdir()
+    write_tokenizer(bench.folder / "input", *"?abcdefghi")
+    keep = [{"op": "keep_tokens", "tokens": list(some)} for some in ("bdefg", "f")]
+    found = folder(LLAMA | {"image_token_index": 5}, *keep)
+    assert found["vocab_size"] == 3
+    assert found["image_token_index"] == 1
 
 
 @pytest.mark.parametrize("steps", [[widen(EMBED, rows=2), widen("lm_head", rows=2)], []])
