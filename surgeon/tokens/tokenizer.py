@@ -104,6 +104,14 @@ class Tokenizer:
                     found.setdefault(word, token)
         return found
 
+    @property
+    def templates(self) -> Sequence[str]:
+        """The chat templates, of a file and of the config, which may have several by name."""
+        given = self.beside.get(CONFIG, {}).get("chat_template")
+        named = given if isinstance(given, list) else [{"template": given}]
+        found = [one.get("template") for one in named if isinstance(one, dict)]
+        return [text for text in (self.template, *found) if isinstance(text, str)]
+
     @cached_property
     def library(self) -> Any:
         """The tokenizer of the `tokenizers` library; raises as `loaded`."""
