@@ -26,6 +26,8 @@ _FORCED = ("forced_decoder_ids", "bad_words_ids", "force_words_ids", "sequence_b
 # Pairs, of which one is a token, or several: (where in the output, token), (tokens, bias).
 _PAIRS = {"forced_decoder_ids": 1, "sequence_bias": 0}
 _PAIR = 2
+# Roles that every config can say.
+_ALWAYS = ("bos_token", "eos_token", "pad_token")
 # Beside the config, with ids of its own.
 GENERATION = "generation_config.json"
 
@@ -100,6 +102,43 @@ def followed_generation(config: Json, rows: Mapping[str, Rows], case: Case) -> J
         for path, value in _followed(case, dict(ids_of(config)), one, f"{GENERATION}: ").items():
             put(made, path, value)
     return made if made != config else None
+
+
+def outer_of(case: Case, meaning: Meaning) -> str:
+    """Return where the config says the vocabulary that a model has: `text_config.`, or nothing."""
+    found = [path.rpartition("vocab_size")[0] for path in _vocabularies(case, meaning)
+             if path.rpartition(".")[2] == "vocab_size"]  # fmt: skip
+    return found[0] if len(found) == 1 else ""
+
+
+def give_roles(case: Case, config: Json, outer: str = "", label: str = "") -> None:
+    """Write the ids of tokens that steps gave a role into a config.
+
+    Where no key of it is there, it comes into the config at `outer`, which has the vocabulary.
+    """
+    if case.tokens is None:
+        return
+    before, after = case.tokens.before, case.tokens.after
+    for role, token in after.given.items():
+        key, number = f"{role}_id", after.ids[token]
+        own = after.ids.get(before.roles.get(role, ""))
+        paths = list(_paths_of(key, config)) or ([f"{outer}{key}"] if role in _ALWAYS else [])
+        for path in paths:
+            said = get(config, path)
+            made = [number if one == own else one for one in said] if type(said) is list else number
+            if type(made) is list and number not in made:
+                made.append(number)
+            if made != said and not case.states(path):
+                put(config, path, made)
+                case.notes.append(f"{label}{path} is {json.dumps(made)}, as {token!r} is {role}")
+
+
+def _paths_of(key: str, config: Json, prefix: str = "") -> Iterator[str]:
+    for word, value in config.items():
+        if word == key:
+            yield f"{prefix}{word}"
+        elif isinstance(value, dict):
+            yield from _paths_of(key, value, f"{prefix}{word}.")
 
 
 def _vocabularies(case: Case, meaning: Meaning) -> dict[str, list[str]]:

@@ -83,6 +83,23 @@ def test_tokens_that_a_config_names_stay_in_a_second_step_too(folder: Any, bench
     assert found["image_token_index"] == 1
 
 
+def test_the_id_of_a_role_that_a_step_gives_is_written(folder: Any, bench: Bench) -> None:
+    inside = bench.folder / "input"
+    inside.mkdir()
+    write_tokenizer(inside, *"?abcdefghi")
+    (inside / "tokenizer_config.json").write_text(json.dumps({"eos_token": "a"}))
+    (inside / "special_tokens_map.json").write_text("{}")
+    (inside / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 4]}))
+    roles = {"eos_token": "<e>", "pad_token": "<p>"}
+    tokens = [{"token": token, "role": role} for role, token in roles.items()]
+    found = folder(LLAMA | {"eos_token_id": 1}, {"op": "add_tokens", "tokens": tokens})
+    assert (found["eos_token_id"], found["pad_token_id"], found["vocab_size"]) == (10, 11, 12)
+    read = {path.name: json.loads(path.read_text()) for path in (bench.folder / "out").glob("*")
+            if path.suffix == ".json"}  # fmt: skip
+    assert read["generation_config.json"] == {"eos_token_id": [10, 4], "pad_token_id": 11}
+    assert read["tokenizer_config.json"] == read["special_tokens_map.json"] == roles
+
+
 @pytest.mark.parametrize("steps", [[widen(EMBED, rows=2), widen("lm_head", rows=2)], []])
 def test_ids_stay_where_rows_are_added_behind_them(folder: Any, steps: list[Json]) -> None:
     config = LLAMA | {"eos_token_id": 9, "pad_token_id": 11}

@@ -77,6 +77,10 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(model):
         ({"target": ["final_logits_bias", "embed*"], "tokens": [{"token": "<x>",
          "description": " "}]}, "makes nothing of '<x>'"),
         ({"target": None}, "nothing is known of"),
+        ({"tokens": [{"token": "<x>", "role": "pad_token"}]}, "there is no tokenizer_config.json"),
+        ({"tokens": [{"token": "a", "role": "pad_token"}]}, "'a' is text, and no special token"),
+        ({"tokens": [{"token": "<x>", "role": "pad_token"}, {"token": "<y>", "role": "pad_token"}]},
+         "'pad_token' is given twice"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(model, change, said):
