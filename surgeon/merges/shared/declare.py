@@ -20,9 +20,9 @@ from surgeon.base.schema import parameter_name
 from surgeon.draft import Draft, Tensors
 from surgeon.draft.adapters import is_adapter
 from surgeon.draft.codes_guard import require_numbers
+from surgeon.draft.heads import with_own_heads
 from surgeon.draft.registry import OPS, Op
 from surgeon.lazy import LazyTensor, Stream
-from surgeon.merges.shared.heads import with_own_heads
 from surgeon.merges.shared.operands import (
     Arithmetic,
     Integers,
