@@ -121,12 +121,14 @@ def architecture_of(config: Json, names: Iterable[str]) -> Architecture | None:
     for other, name in record.get("aliases", {}).items():
         aliases[name] = (*aliases.get(name, ()), other)
     apart = [record["rows"][index] for index in indices]
+    bases = [one["base"] for one in order if one.get("base")]
+    apart += _of_other_bases([record["rows"][i] for i in record.get("further", [])], bases)
     fused = list(fused_rows({tuple(name.split(".")): kinds for name, _, *kinds in apart},
                             record.get("counts", {})))  # fmt: skip
     rows = _by_name([*apart, *([".".join(row.parts), "", *row.kinds] for row in fused)])
     return Architecture(
         rows=rows,
-        prefix=_prefix(rows, names, [one["base"] for one in order if one.get("base")]),
+        prefix=_prefix(rows, names, bases),
         counts=record.get("counts", {}),
         lists=record.get("lists", {}),
         kinds=tuple(record.get("kinds", ())),
@@ -167,6 +169,16 @@ def _by_name(rows: Iterable[Sequence[Any]]) -> dict[str, tuple[Row, ...]]:
         row = Row(parts, tuple(map(tuple, kinds)), "b" in flags)
         found.setdefault(normal, []).append(row)
     return {normal: tuple(some) for normal, some in found.items()}
+
+
+def _of_other_bases(rows: Iterable[Sequence[Any]], bases: Sequence[str]) -> list[Sequence[Any]]:
+    """Return rows that were found in one class as those name them that call the base otherwise."""
+    found: list[Sequence[Any]] = []
+    for name, *rest in rows:
+        own, _, inside = name.partition(".")
+        others = [base for base in dict.fromkeys(bases) if base != own and own in bases]
+        found += [[f"{base}.{inside}", *rest] for base in others]
+    return found
 
 
 def _prefix(

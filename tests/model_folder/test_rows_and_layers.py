@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from surgeon import surgery
@@ -40,6 +41,24 @@ def notes_of(bench: Bench, *steps: Json, **output: Any) -> list[str]:
 
 def drop_rows(*rows: Any) -> Json:
     return {"op": "narrow", "target": VOCABULARY, "drop": list(rows)}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "SmolLM3", "Nemotron"])
+def test_biases_that_a_setting_brings_have_names(bench: Bench, name: str) -> None:
+    """Question answering's class, which was looked at, calls the model otherwise."""
+    sizes = {"vocab_size": 10, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}  # fmt: skip
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, f"{name}Config")(**sizes, **ids, attention_bias=True)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    model.save_pretrained(bench.folder / "input")
+    assert any(name.endswith("q_proj.bias") for name in model.state_dict())
+    recipe = bench.recipe(take("0:1"))
+    with surgery.opened(recipe, str(bench.folder / "input"), {}) as opened:
+        notes = surgery.output_plan(opened, bench.folder / "planned").notes
+    assert not [note for note in notes if "no class of" in note]
 
 
 # --- Token ids ------------------------------------------------------------------------------------
