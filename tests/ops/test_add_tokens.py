@@ -97,6 +97,7 @@ def test_what_cannot_be_is_refused(model, change, said):
     [
         (None, "there is no tokenizer.json, which is what"),
         ("tokenizer.model", "but tokenizer.model: load the folder with transformers"),
+        ("vocab.json", "but vocab.json: load the folder with transformers"),
         ({"model": {"type": "Other", "vocab": {"a": 0}}}, "is 'Other', which is none of BPE"),
         ({"model": {"type": "WordLevel", "vocab": {"a": 0}}, "added_tokens": 3}, "no tokenizer"),
     ],
