@@ -45,8 +45,8 @@ class Outside(NamedTuple):
     read_config: Callable[[str | None], Mapping[str, Any]] = lambda name: {}
     # Where a model is, as it was given: what PEFT's configurations call a base.
     location: Callable[[str], str] = lambda name: ""
-    # {name that the input's config ties: the name that is stored in its place}
-    tied_names: Callable[[], Mapping[str, str]] = dict
+    # {name that the config of the input (None) or of a model ties: what is stored in its place}
+    tied_names: Callable[[str | None], Mapping[str, str]] = lambda name: {}
     text_of: Callable[[str], str] = str
     # The tokenizer beside the input (None) or a model, and one at a place; the same each time.
     read_tokenizer: Callable[[str | None], Tokenizer] = _no_tokenizer
@@ -112,7 +112,7 @@ class Draft:
                 map(matches := patterns.compiled(pattern), self.tensors)
             ):
                 continue
-            for name, owner in self.outside.tied_names().items():
+            for name, owner in self.outside.tied_names(None).items():
                 if matches(name) and owner in self.tensors:
                     chosen[place] = owner
                     self.notes.append(f"'{name}' is tied to '{owner}': both are this one tensor")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import SurgeonError, listed
 from surgeon.base.indices import runs
 from surgeon.base.tables import plural
@@ -66,7 +67,12 @@ def token_changes(first: Checkpoint, second: Checkpoint, notes: list[str]) -> To
 
 
 def about_tokens(checkpoint: Checkpoint, notes: list[str]) -> str:
-    """Return a line on a folder's tokenizer; nothing where there is none."""
+    """Return a line on a folder's tokenizer; nothing where there is none, or it is elsewhere.
+
+    There it may take longer to fetch than all headers do.
+    """
+    if isinstance(checkpoint.folder, Elsewhere):
+        return ""
     found = _tokenizer(checkpoint, notes)
     if found is None:
         return ""

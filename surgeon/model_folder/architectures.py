@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from surgeon.model_folder.fused_experts import fused_rows
+
 Json = dict[str, Any]
 Dims = tuple[str, ...]
 
@@ -44,7 +46,8 @@ class Architecture:
     of the folder has, where that is known. Tensors whose names have one of
     `float32` in them are computed in float32 whatever the rest is, those of `float32_of_float16`
     where the rest is float16. `fused` says how heads lie in projections that hold queries, keys and
-    values, by their names with `{}` for every number.
+    values, by their names with `{}` for every number. `stands_for` says which tensors one that
+    holds all experts is in the place of, by such names too.
     """
 
     rows: Mapping[str, tuple[Row, ...]]
@@ -61,6 +64,7 @@ class Architecture:
     own: frozenset[str] = frozenset()
     float32_of_float16: tuple[str, ...] = ()
     fused: Mapping[str, Json] = field(default_factory=dict)
+    stands_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def rows_of(self, name: str) -> Iterator[Row]:
         """Yield the rows that a tensor may be of."""
@@ -116,10 +120,15 @@ def architecture_of(config: Json, names: Iterable[str]) -> Architecture | None:
     aliases: dict[str, tuple[str, ...]] = {}
     for other, name in record.get("aliases", {}).items():
         aliases[name] = (*aliases.get(name, ()), other)
-    rows = _by_name([record["rows"][index] for index in indices])
+    apart = [record["rows"][index] for index in indices]
+    bases = [one["base"] for one in order if one.get("base")]
+    apart += _of_other_bases([record["rows"][i] for i in record.get("further", [])], bases)
+    fused = list(fused_rows({tuple(name.split(".")): kinds for name, _, *kinds in apart},
+                            record.get("counts", {})))  # fmt: skip
+    rows = _by_name([*apart, *([".".join(row.parts), "", *row.kinds] for row in fused)])
     return Architecture(
         rows=rows,
-        prefix=_prefix(rows, names, [one["base"] for one in order if one.get("base")]),
+        prefix=_prefix(rows, names, bases),
         counts=record.get("counts", {}),
         lists=record.get("lists", {}),
         kinds=tuple(record.get("kinds", ())),
@@ -139,6 +148,7 @@ def architecture_of(config: Json, names: Iterable[str]) -> Architecture | None:
             # As the base model alone names them too.
             for parts in (name.split("."), name.split(".")[1:])
         },
+        stands_for={_normal(row.parts): tuple(map(_normal, row.stands_for)) for row in fused},
     )
 
 
@@ -159,6 +169,16 @@ def _by_name(rows: Iterable[Sequence[Any]]) -> dict[str, tuple[Row, ...]]:
         row = Row(parts, tuple(map(tuple, kinds)), "b" in flags)
         found.setdefault(normal, []).append(row)
     return {normal: tuple(some) for normal, some in found.items()}
+
+
+def _of_other_bases(rows: Iterable[Sequence[Any]], bases: Sequence[str]) -> list[Sequence[Any]]:
+    """Return rows that were found in one class as those name them that call the base otherwise."""
+    found: list[Sequence[Any]] = []
+    for name, *rest in rows:
+        own, _, inside = name.partition(".")
+        others = [base for base in dict.fromkeys(bases) if base != own and own in bases]
+        found += [[f"{base}.{inside}", *rest] for base in others]
+    return found
 
 
 def _prefix(

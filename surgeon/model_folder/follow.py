@@ -27,7 +27,13 @@ from surgeon.model_folder.said import meaning_of
 from surgeon.model_folder.shared_heads import note_unknown_heads, require_same_pairs
 from surgeon.model_folder.sizes import follow_sizes
 from surgeon.model_folder.ties import follow_ties
-from surgeon.model_folder.token_ids import follow_token_ids, followed_generation
+from surgeon.model_folder.token_ids import (
+    GENERATION,
+    follow_token_ids,
+    followed_generation,
+    give_roles,
+    outer_of,
+)
 from surgeon.model_folder.whole_layers import require_whole_layers
 from surgeon.numeric.dtypes import DTYPES, dtype_named
 from surgeon.tokens.moves import TokenMoves
@@ -91,6 +97,11 @@ def follow(
         require_vocabulary(case)
         rows = follow_token_ids(case, meaning)
         made = followed_generation(generation or {}, rows, case)
+        give_roles(case, case.new, outer_of(case, meaning))
+        if generation:
+            given = deepcopy(made or generation)
+            give_roles(case, given, label=f"{GENERATION}: ")
+            made = given if given != generation else None
         _note_narrowed(case)
         _require_explained(case)
         _note_placeholders(case)

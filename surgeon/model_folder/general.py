@@ -99,7 +99,8 @@ def require_names(case: Case, architecture: Architecture | None, meaning: Meanin
     if new and not (same_kind and case.architecture is None):
         case.contradiction(
             f"no class of model_type '{kind}' has tensors named {listed(new)}; state the "
-            "model_type that does in output.config"
+            "model_type that does in output.config, or give an OUTPUT that ends in .safetensors, "
+            "which needs no config"
         )
     elif odd:
         case.notes.append(

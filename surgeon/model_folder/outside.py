@@ -46,7 +46,7 @@ def outside_of(
         read_json=lambda named: read_json(path(named), named),
         build_module=torch_module.build if allow_code else torch_module.refuse,
         read_config=lambda name: config_of(models[name] if name else checkpoint),
-        tied_names=lambda: _tied_names(checkpoint),
+        tied_names=cache(lambda name: _tied_names(name, checkpoint, models)),
         fused_heads=_fused_heads(checkpoint),
         location=lambda name: str(locations[name]) if name in models else "",
         text_of=lambda location: read_text(path(location)),
@@ -62,10 +62,18 @@ def outside_of(
 # What is known of architectures takes a while to import: these do so where a step asks.
 
 
-def _tied_names(checkpoint: Checkpoint) -> Mapping[str, str]:
+def _tied_names(
+    name: str | None, checkpoint: Checkpoint, models: Mapping[str, Checkpoint]
+) -> Mapping[str, str]:
+    if name is not None:
+        if name not in models:
+            return {}  # a step made it
+        checkpoint = models[name]
+    if not (config := config_of(checkpoint)):
+        return {}
     from surgeon.model_folder.ties import tied_names
 
-    return tied_names(config_of(checkpoint), checkpoint.tensors)
+    return tied_names(config, checkpoint.tensors)
 
 
 def _tokenizer(

@@ -23,6 +23,11 @@ TOKEN_IDS = re.compile(r".*_token_ids?|.*_token_index")
 _SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 _FORCED = ("forced_decoder_ids", "bad_words_ids", "force_words_ids", "sequence_bias",
            "lang_to_id", "task_to_id", "lang_code_to_id")  # fmt: skip
+# Pairs, of which one is a token, or several: (where in the output, token), (tokens, bias).
+_PAIRS = {"forced_decoder_ids": 1, "sequence_bias": 0}
+_PAIR = 2
+# Roles that every config can say.
+_ALWAYS = ("bos_token", "eos_token", "pad_token")
 # Beside the config, with ids of its own.
 GENERATION = "generation_config.json"
 
@@ -99,6 +104,43 @@ def followed_generation(config: Json, rows: Mapping[str, Rows], case: Case) -> J
     return made if made != config else None
 
 
+def outer_of(case: Case, meaning: Meaning) -> str:
+    """Return where the config says the vocabulary that a model has: `text_config.`, or nothing."""
+    found = [path.rpartition("vocab_size")[0] for path in _vocabularies(case, meaning)
+             if path.rpartition(".")[2] == "vocab_size"]  # fmt: skip
+    return found[0] if len(found) == 1 else ""
+
+
+def give_roles(case: Case, config: Json, outer: str = "", label: str = "") -> None:
+    """Write the ids of tokens that steps gave a role into a config.
+
+    Where no key of it is there, it comes into the config at `outer`, which has the vocabulary.
+    """
+    if case.tokens is None:
+        return
+    before, after = case.tokens.before, case.tokens.after
+    for role, token in after.given.items():
+        key, number = f"{role}_id", after.ids[token]
+        own = after.ids.get(before.roles.get(role, ""))
+        paths = list(_paths_of(key, config)) or ([f"{outer}{key}"] if role in _ALWAYS else [])
+        for path in paths:
+            said = get(config, path)
+            made = [number if one == own else one for one in said] if type(said) is list else number
+            if type(made) is list and number not in made:
+                made.append(number)
+            if made != said and not case.states(path):
+                put(config, path, made)
+                case.notes.append(f"{label}{path} is {json.dumps(made)}, as {token!r} is {role}")
+
+
+def _paths_of(key: str, config: Json, prefix: str = "") -> Iterator[str]:
+    for word, value in config.items():
+        if word == key:
+            yield f"{prefix}{word}"
+        elif isinstance(value, dict):
+            yield from _paths_of(key, value, f"{prefix}{word}.")
+
+
 def _vocabularies(case: Case, meaning: Meaning) -> dict[str, list[str]]:
     """Return {number of rows in the config: the tensors with a row for each token}."""
     found: dict[str, list[str]] = {}
@@ -161,7 +203,7 @@ def ids_of(config: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _require_stated_rows(case: Case, ids: Mapping[str, Any], rows: Rows) -> None:
     for path in ids:
         stated = get(case.new, path)
-        if case.states(path) and any(i >= rows.size_after for i in whole_numbers(stated)):
+        if case.states(path) and any(i >= rows.size_after for i in numbers_of(path, stated)):
             case.contradiction(
                 f"output.config.{path} is {json.dumps(stated)}, but the vocabulary has "
                 f"{rows.size_after} rows"
@@ -173,7 +215,7 @@ def _followed(case: Case, ids: Mapping[str, Any], rows: Rows, label: str = "") -
     moved: dict[str, Any] = {}
     beyond = []
     for path, value in ids.items():
-        numbers = {number for number in whole_numbers(value) if number >= 0}
+        numbers = {number for number in numbers_of(path, value) if number >= 0}
         if any(number >= rows.size_before for number in numbers):
             beyond.append(path)
         key, tokens = path.rpartition(".")[2], case.tokens
@@ -194,7 +236,7 @@ def _followed(case: Case, ids: Mapping[str, Any], rows: Rows, label: str = "") -
                 "gone; state it in output.config"
             )
             continue
-        made = _renumbered(value, {n: to for n, to in now.items() if to is not None})
+        made = _renumbered(key, value, {n: to for n, to in now.items() if to is not None})
         if made != ids[path]:
             moved[path] = made
     if beyond:
@@ -205,23 +247,37 @@ def _followed(case: Case, ids: Mapping[str, Any], rows: Rows, label: str = "") -
     return moved
 
 
-def whole_numbers(value: Any) -> Iterator[int]:
-    """Yield the whole numbers in a value."""
-    if type(value) is int:
-        yield value
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from whole_numbers(one)
-    elif isinstance(value, dict):
-        for one in value.values():
-            yield from whole_numbers(one)
+def numbers_of(path: str, value: Any) -> Iterator[int]:
+    """Yield the numbers of tokens that a config's value holds."""
+    at = _PAIRS.get(path.rpartition(".")[2])
+    for one in _items(value):
+        if at is not None:
+            one = one[at] if isinstance(one, list | tuple) and len(one) == _PAIR else None
+        if type(one) is int:
+            yield one
+        elif isinstance(one, list | tuple | dict):
+            yield from numbers_of("", one)
 
 
-def _renumbered(value: Any, now: Mapping[int, int]) -> Any:
+def _items(value: Any) -> Sequence[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _renumbered(key: str, value: Any, now: Mapping[int, int]) -> Any:
+    at = _PAIRS.get(key)
+    if at is not None:
+        return [
+            [_renumbered("", part, now) if place == at else part for place, part in enumerate(one)]
+            if isinstance(one, list | tuple) and len(one) == _PAIR
+            else one
+            for one in value
+        ] if isinstance(value, list | tuple) else value  # fmt: skip
     if type(value) is int:
         return now.get(value, value)
     if isinstance(value, list | tuple):
-        return [_renumbered(one, now) for one in value]
+        return [_renumbered("", one, now) for one in value]
     if isinstance(value, dict):
-        return {key: _renumbered(one, now) for key, one in value.items()}
+        return {name: _renumbered("", one, now) for name, one in value.items()}
     return value

@@ -8,7 +8,7 @@ from surgeon.draft import Tensors
 from surgeon.model_folder.architectures import architecture_of
 from surgeon.model_folder.case import Case, Json
 from surgeon.model_folder.said import meaning_of
-from surgeon.model_folder.token_ids import SIZE, ids_of, whole_numbers
+from surgeon.model_folder.token_ids import SIZE, ids_of, numbers_of
 
 # (a tensor, its dimension of tokens)
 Places = tuple[tuple[str, int], ...]
@@ -31,7 +31,7 @@ def named_ids(*configs: Json) -> frozenset[int]:
     return frozenset(
         number
         for config in configs
-        for _, value in ids_of(config)
-        for number in whole_numbers(value)
+        for path, value in ids_of(config)
+        for number in numbers_of(path, value)
         if number >= 0
     )

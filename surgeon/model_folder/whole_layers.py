@@ -84,11 +84,21 @@ def _modules(known: Architecture, names: Iterable[str]) -> dict[str, dict[str, _
                 alike[alike_as] = any(not row.is_buffer for row in known.rows_of(name))
             if alike[alike_as]:
                 module, inside = f"{container}.{part}", normal(".".join(parts[place + 1 :]))
-                found.setdefault(stacks[container], {}).setdefault(module, set()).add(inside)
+                some = found.setdefault(stacks[container], {}).setdefault(module, set())
+                some |= _apart(known, name, inside)
     return {
         stack: {module: frozenset(some) for module, some in modules.items()}
         for stack, modules in found.items()
     }
+
+
+def _apart(known: Architecture, name: str, inside: str) -> set[str]:
+    """Return what a numbered module holds by a tensor: of one that holds all experts, those."""
+    stands_for = known.stands_for.get(known.pattern(name))
+    if stands_for is None:
+        return {inside}
+    outer = known.pattern(name).removesuffix(inside)
+    return {other.removeprefix(outer) for other in stands_for}
 
 
 def normal(name: str) -> str:

@@ -22,8 +22,8 @@ from surgeon.ops.shared.vocabulary import (
     tokens_in,
     vocabulary_of,
 )
-from surgeon.tokens.edits import NewToken, with_tokens
-from surgeon.tokens.tokenizer import Tokenizer
+from surgeon.tokens.edits import NewToken, with_roles, with_tokens
+from surgeon.tokens.tokenizer import ROLES, Tokenizer
 
 _SUBTOKENS = "subtokens"
 _TEXT: Schema = {"type": "string", "minLength": 1}
@@ -34,6 +34,7 @@ _TOKEN: Schema = {
         "token": _TEXT,
         "description": {**_TEXT, "description": "words that say what it means"},
         "special": {"type": "boolean", "description": "whether it is no text"},
+        "role": {"enum": list(ROLES), "description": "what it is for; it is special, then"},
     },
     "required": ["token"],
     "additionalProperties": False,
@@ -46,6 +47,7 @@ class _Wanted(NamedTuple):
     token: str
     text: str
     special: bool
+    role: str | None = None
 
 
 @op(
@@ -60,7 +62,7 @@ def add_tokens(
     tokens: Annotated[
         list[Any] | None,
         {"items": _TOKEN, "minItems": 1},
-        'the tokens: strings, or objects {"token", "description", "special"}',
+        'the tokens: strings, or objects {"token", "description", "special", "role"}',
     ] = None,
     file: Annotated[
         str | None, {"minLength": 1}, "a file of tokens: JSON as `tokens`, else one a line"
@@ -79,8 +81,9 @@ def add_tokens(
     the rows of the pieces that the old tokenizer cuts the token into, or its `description`; other
     inits are those of `widen`, and look at the rows of old tokens. Rows without a token, which
     `pad_to_multiple_of` adds, are the mean of the old ones under `"subtokens"`. `@new` holds the
-    new rows and no others. Tokens that are there already stay as they are, with a note. Needs a
-    tokenizer.json beside the weights, and the `tokenizers` library.
+    new rows and no others. Tokens that are there already stay as they are, with a note. A `role`
+    such as `pad_token` is written for transformers, with its id in the configs, also of a special
+    token that is there. Needs a tokenizer.json beside the weights, and the `tokenizers` library.
     """
     before = vocabulary_of(draft, target)
     wanted = _wanted(draft, tokens, file, special)
@@ -89,6 +92,8 @@ def add_tokens(
     if there:
         draft.notes.append(f"{listed([one.token for one in there])} is a token already")
     after = with_tokens(before.tokenizer, [NewToken(one.token, one.special) for one in new])
+    if roles := {one.role: one.token for one in wanted if one.role is not None}:
+        after = draft.tokenizers[None] = with_roles(after, roles)
     first = before.tokenizer.size
     rows = padded(max(before.rows, after.size), pad_to_multiple_of)
     if not new and rows == before.rows:
@@ -116,9 +121,12 @@ def _wanted(
         item = {"token": item} if isinstance(item, str) else item
         if not isinstance(item, dict) or not isinstance(item.get("token"), str):
             raise PlanError(f"{file}: {item!r} is no token")
-        text = str(item.get("description", item["token"]))
-        found.append(_Wanted(item["token"], text, bool(item.get("special", special))))
-    counts = Counter(one.token for one in found)
+        text, role = str(item.get("description", item["token"])), item.get("role")
+        if role not in (None, *ROLES):
+            raise PlanError(f"{file}: {role!r} is none of the roles {', '.join(ROLES)}")
+        is_special = bool(item.get("special", special or role is not None))
+        found.append(_Wanted(item["token"], text, is_special, role))
+    counts = Counter([one.token for one in found] + [one.role for one in found if one.role])
     if twice := [token for token, count in counts.items() if count > 1]:
         raise PlanError(f"{listed(twice)} is given twice")
     return found

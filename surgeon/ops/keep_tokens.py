@@ -50,10 +50,10 @@ def keep_tokens(
 
     Tokens are numbered anew in their old order; the tokenizer's files, the config's numbers and the
     ids of tokens in configs follow. What the kept ones are merged from stays too, as do special
-    tokens, tokens that configs name, and the bytes that characters fall back to. Merges go whose
-    parts or whose result are gone. The text of `used_in` is cut into the same pieces before and
-    after, line by line, or the step is refused. Characters that have no token any more become the
-    unknown one, which is said; without one it is refused. Rows without a token go.
+    tokens, tokens that configs and chat templates name, and the bytes that characters fall back to.
+    Merges go whose parts or whose result are gone. The text of `used_in` is cut into the same
+    pieces before and after, line by line, or the step is refused. Characters that have no token any
+    more become the unknown one, which is said; without one it is refused. Rows without a token go.
     """
     before = vocabulary_of(draft, target)
     tokenizer = before.tokenizer
@@ -64,7 +64,10 @@ def keep_tokens(
         wanted = _named(tokenizer, tokens if tokens is not None else tokens_in(draft, str(file)))
     if always == "added":
         wanted |= {entry["content"] for entry in tokenizer.added}
-    wanted |= {tokenizer.tokens[n] for n in draft.outside.named_ids() if n in tokenizer.tokens}
+    # Configs say the numbers that the input's tokenizer gives.
+    given = draft.outside.read_tokenizer(None).tokens
+    wanted |= {given[n] for n in draft.outside.named_ids() if given.get(n) in tokenizer.ids}
+    wanted |= trimming.named_in_templates(tokenizer)
     kept = trimming.needed(tokenizer, wanted)
     _tell(draft, tokenizer, kept)
     after = reduced(tokenizer, kept)

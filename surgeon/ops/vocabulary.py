@@ -10,6 +10,7 @@ from surgeon.base.errors import PlanError, listed
 from surgeon.base.indices import runs
 from surgeon.base.schema import Schema
 from surgeon.draft import Draft, Tensors
+from surgeon.draft.heads import with_own_heads
 from surgeon.draft.registry import op
 from surgeon.initialisers import InitSchema, for_sibling, grown
 from surgeon.lazy import Joined, LazyTensor, Selected
@@ -104,6 +105,8 @@ def vocabulary(
     """
     rules = missing or {}
     names: list[str | None] = [None, *(draft.models if models is None else models)]
+    if target is None:
+        draft.tensors = with_own_heads(draft, None, [name for name in names if name]).tensors
     own = {name: vocabulary_of(draft, target, name) for name in names}
     goal = _goal(draft, from_, {name: one.tokenizer for name, one in own.items()})
     wanted = [token for token in rules.get("tokens", {}) if token not in goal.ids]

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from surgeon.base.errors import PlanError
+from surgeon.base.errors import PlanError, listed
 from surgeon.tokens.tokenizer import (
     ADDED,
     CONFIG,
@@ -40,6 +40,23 @@ def with_tokens(tokenizer: Tokenizer, new: Sequence[NewToken]) -> Tokenizer:
     document["added_tokens"] = [*tokenizer.added, *entries]
     specials = [token.content for token in new if token.special]
     return _checked(_followed(replace(tokenizer, document=document), specials=specials))
+
+
+def with_roles(tokenizer: Tokenizer, roles: Mapping[str, str]) -> Tokenizer:
+    """Return a tokenizer of whose tokens some have a role, such as `pad_token`.
+
+    Raises PlanError for a token that is text, and where no file says roles.
+    """
+    special = {entry["content"] for entry in tokenizer.added if entry.get("special")}
+    if text := [token for token in roles.values() if token not in special]:
+        raise PlanError(f"{listed(text)} is text, and no special token, which a role needs")
+    if CONFIG not in tokenizer.beside:
+        raise PlanError(
+            f"{tokenizer.label}: there is no {CONFIG}, which says what roles tokens have"
+        )
+    beside = {name: {**content, **roles} if name in (CONFIG, SPECIAL) else content
+              for name, content in tokenizer.beside.items()}  # fmt: skip
+    return replace(tokenizer, beside=beside, given={**tokenizer.given, **roles})
 
 
 def with_entries(tokenizer: Tokenizer, entries: Iterable[Json]) -> Tokenizer:

@@ -21,7 +21,6 @@ from surgeon.tokens.tokenizer import (
 
 # The largest vocabularies in use, of 256 000 tokens with their merges, take 35 MB.
 _MOST_BYTES = 200_000_000
-_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm")
 
 
 def has_tokenizer(folder: Path | None) -> bool:
@@ -72,7 +71,7 @@ def read_text(place: Path) -> str:
 
 
 def _hint(folder: Path) -> str:
-    there = [name for name in _SENTENCEPIECE if (folder / name).is_file()]
+    there = [name for name in OTHER_FORMS if (folder / name).is_file()]
     if there:
         return (
             f", but {there[0]}: load the folder with transformers and save the tokenizer, which "

@@ -26,6 +26,8 @@ KINDS = ("BPE", "WordPiece", "Unigram", "WordLevel")
 # What AddedToken has, and transformers writes of it.
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _ROLE = "_token"
+# Roles that a token can be given; that of the unknown token is its model's.
+ROLES = ("bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Tokenizer:
 
     `document` is tokenizer.json, `beside` the other JSON files that name tokens, as far as they are
     there; `other_forms` are files that hold the vocabulary once more; `template` is the chat
-    template, where that is a file.
+    template, where that is a file; `given` are the roles that steps gave to tokens.
     """
 
     label: str
@@ -42,6 +44,7 @@ class Tokenizer:
     beside: Mapping[str, Json] = field(default_factory=dict)
     other_forms: tuple[str, ...] = ()
     template: str | None = None
+    given: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -103,6 +106,14 @@ class Tokenizer:
                 if word.endswith(_ROLE) and (token := content_of(value)) is not None:
                     found.setdefault(word, token)
         return found
+
+    @property
+    def templates(self) -> Sequence[str]:
+        """The chat templates, of a file and of the config, which may have several by name."""
+        given = self.beside.get(CONFIG, {}).get("chat_template")
+        named = given if isinstance(given, list) else [{"template": given}]
+        found = [one.get("template") for one in named if isinstance(one, dict)]
+        return [text for text in (self.template, *found) if isinstance(text, str)]
 
     @cached_property
     def library(self) -> Any:

@@ -22,6 +22,12 @@ def used_in(tokenizer: Tokenizer, text: str) -> set[str]:
     return {tokenizer.tokens[number] for number in found}
 
 
+def named_in_templates(tokenizer: Tokenizer) -> set[str]:
+    """Return the added tokens that a chat template writes, which would be cut as text without."""
+    added = (str(entry["content"]) for entry in tokenizer.added)
+    return {token for token in added if any(token in text for text in tokenizer.templates)}
+
+
 def needed(tokenizer: Tokenizer, wanted: Collection[str]) -> set[str]:
     """Return the wanted tokens with all that makes them, and what text cannot do without.
 

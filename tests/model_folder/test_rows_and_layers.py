@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from surgeon import surgery
 from surgeon.base.errors import PlanError
 from tests.model_folder.test_follow import EMBED, LLAMA, Json, llama, take, widen
-from tests.network import Bench, write
+from tests.network import Bench, write, write_tokenizer
 
 VOCABULARY = [EMBED, "lm_head"]
 PHI3 = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "vocab_size": 10,
@@ -42,6 +43,24 @@ def drop_rows(*rows: Any) -> Json:
     return {"op": "narrow", "target": VOCABULARY, "drop": list(rows)}
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "SmolLM3", "Nemotron"])
+def test_biases_that_a_setting_brings_have_names(bench: Bench, name: str) -> None:
+    """Question answering's class, which was looked at, calls the model otherwise."""
+    sizes = {"vocab_size": 10, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}  # fmt: skip
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, f"{name}Config")(**sizes, **ids, attention_bias=True)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    model.save_pretrained(bench.folder / "input")
+    assert any(name.endswith("q_proj.bias") for name in model.state_dict())
+    recipe = bench.recipe(take("0:1"))
+    with surgery.opened(recipe, str(bench.folder / "input"), {}) as opened:
+        notes = surgery.output_plan(opened, bench.folder / "planned").notes
+    assert not [note for note in notes if "no class of" in note]
+
+
 # --- Token ids ------------------------------------------------------------------------------------
 
 
@@ -58,6 +77,46 @@ def test_ids_go_with_the_rows_of_the_vocabulary(folder: Any, bench: Bench) -> No
     assert found == LLAMA | ids | moved
     written = json.loads((bench.folder / "out" / "generation_config.json").read_text())
     assert written == {"eos_token_id": [3], "suppress_tokens": [2], "temperature": 0.5}
+
+
+def test_pairs_are_told_from_the_tokens_in_them(folder: Any, bench: Bench) -> None:
+    """Where a token is forced, and how much one is favoured, are no tokens."""
+    (bench.folder / "input").mkdir()
+    path = bench.folder / "input" / "generation_config.json"
+    path.write_text(json.dumps({
+        "forced_decoder_ids": [[1, 5], [4, None]], "sequence_bias": [[[5, 6], 7], [[0], -4]],
+        "bad_words_ids": [[5, 0]]}))  # fmt: skip
+    folder(LLAMA, drop_rows("1:4"))
+    assert json.loads((bench.folder / "out" / "generation_config.json").read_text()) == {
+        "forced_decoder_ids": [[1, 2], [4, None]], "sequence_bias": [[[2, 3], 7], [[0], -4]],
+        "bad_words_ids": [[2, 0]]}  # fmt: skip
+
+
+def test_tokens_that_a_config_names_stay_in_a_second_step_too(folder: Any, bench: Bench) -> None:
+    """Token 5 is 3 after the first step, and 1 after the second."""
+    (bench.folder / "input").mkdir()
+    write_tokenizer(bench.folder / "input", *"?abcdefghi")
+    keep = [{"op": "keep_tokens", "tokens": list(some)} for some in ("bdefg", "f")]
+    found = folder(LLAMA | {"image_token_index": 5}, *keep)
+    assert found["vocab_size"] == 3
+    assert found["image_token_index"] == 1
+
+
+def test_the_id_of_a_role_that_a_step_gives_is_written(folder: Any, bench: Bench) -> None:
+    inside = bench.folder / "input"
+    inside.mkdir()
+    write_tokenizer(inside, *"?abcdefghi")
+    (inside / "tokenizer_config.json").write_text(json.dumps({"eos_token": "a"}))
+    (inside / "special_tokens_map.json").write_text("{}")
+    (inside / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 4]}))
+    roles = {"eos_token": "<e>", "pad_token": "<p>"}
+    tokens = [{"token": token, "role": role} for role, token in roles.items()]
+    found = folder(LLAMA | {"eos_token_id": 1}, {"op": "add_tokens", "tokens": tokens})
+    assert (found["eos_token_id"], found["pad_token_id"], found["vocab_size"]) == (10, 11, 12)
+    read = {path.name: json.loads(path.read_text()) for path in (bench.folder / "out").glob("*")
+            if path.suffix == ".json"}  # fmt: skip
+    assert read["generation_config.json"] == {"eos_token_id": [10, 4], "pad_token_id": 11}
+    assert read["tokenizer_config.json"] == read["special_tokens_map.json"] == roles
 
 
 @pytest.mark.parametrize("steps", [[widen(EMBED, rows=2), widen("lm_head", rows=2)], []])

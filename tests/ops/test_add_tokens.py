@@ -77,6 +77,10 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(model):
         ({"target": ["final_logits_bias", "embed*"], "tokens": [{"token": "<x>",
          "description": " "}]}, "makes nothing of '<x>'"),
         ({"target": None}, "nothing is known of"),
+        ({"tokens": [{"token": "<x>", "role": "pad_token"}]}, "there is no tokenizer_config.json"),
+        ({"tokens": [{"token": "a", "role": "pad_token"}]}, "'a' is text, and no special token"),
+        ({"tokens": [{"token": "<x>", "role": "pad_token"}, {"token": "<y>", "role": "pad_token"}]},
+         "'pad_token' is given twice"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(model, change, said):
@@ -93,6 +97,7 @@ def test_what_cannot_be_is_refused(model, change, said):
     [
         (None, "there is no tokenizer.json, which is what"),
         ("tokenizer.model", "but tokenizer.model: load the folder with transformers"),
+        ("vocab.json", "but vocab.json: load the folder with transformers"),
         ({"model": {"type": "Other", "vocab": {"a": 0}}}, "is 'Other', which is none of BPE"),
         ({"model": {"type": "WordLevel", "vocab": {"a": 0}}, "added_tokens": 3}, "no tokenizer"),
     ],

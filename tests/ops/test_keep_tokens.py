@@ -51,6 +51,24 @@ def test_added_tokens_stay_if_asked(model):
     assert torch.equal(made["embed_tokens.weight"], ROWS[[0, 1, 6]])
 
 
+@pytest.mark.parametrize("form", ["file", "config", "list"])
+def test_tokens_of_the_chat_template_stay(model, form):
+    file = model.folder / "tokenizer.json"
+    entry = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    added = [{"id": n, "content": c, **entry} for n, c in enumerate(("<x>", "<y>"), 6)]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens": added}))
+    text = "{{ '<y>' + messages[0].content }}"
+    if form == "file":
+        (model.folder / "chat_template.jinja").write_text(text)
+    else:
+        given = text if form == "config" else [{"name": "default", "template": text}]
+        path = model.folder / "tokenizer_config.json"
+        path.write_text(json.dumps({"chat_template": given}))
+    rows = torch.arange(8.0).reshape(8, 1)
+    made = model.given({"embed_tokens.weight": rows}).operate(step(tokens=["a"]))
+    assert torch.equal(made["embed_tokens.weight"], rows[[0, 1, 7]])
+
+
 def bpe(model, **settings):
     """BPE of the characters of 'abc' that merges ab, and then abc."""
     words = ["a", "b", "c", "ab", "abc", "bc", "<u>"]

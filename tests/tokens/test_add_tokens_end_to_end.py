@@ -59,3 +59,20 @@ def test_tokens_are_added_as_transformers_does(tmp_path, model, kind, settings, 
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=3e-8, msg=name)
     assert found.config.get_text_config().vocab_size == len(found.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(("model", "kind"), [("llama", "bpe"), ("bert", "wordpiece")])
+@pytest.mark.parametrize("token", ["[P]", None])
+def test_a_role_is_given_as_transformers_does(tmp_path, model, kind, token):
+    """To a new token, and to one that is there: as padding, the end of a text."""
+    tokenizer = write_model(tmp_path / "in", model, kind)
+    token = token or tokenizer.eos_token or tokenizer.sep_token
+    step = {"op": "add_tokens", "tokens": [{"token": token, "role": "pad_token"}]}
+    apply(tmp_path / "in", tmp_path / "out", step)
+    tokenizer.add_special_tokens({"pad_token": token})
+    found, ours = load(tmp_path / "out")
+    assert ours.special_tokens_map == tokenizer.special_tokens_map
+    assert ours.get_vocab() == tokenizer.get_vocab()
+    assert found.config.pad_token_id == ours.pad_token_id == tokenizer.pad_token_id
+    texts = ["the dog", "every piece of text"]
+    assert ours(texts, padding=True).input_ids == tokenizer(texts, padding=True).input_ids

@@ -20,6 +20,7 @@ from surgeon.base.schema import parameter_name
 from surgeon.draft import Draft, Tensors
 from surgeon.draft.adapters import is_adapter
 from surgeon.draft.codes_guard import require_numbers
+from surgeon.draft.heads import with_own_heads
 from surgeon.draft.registry import OPS, Op
 from surgeon.lazy import LazyTensor, Stream
 from surgeon.merges.shared.operands import (
@@ -206,6 +207,7 @@ def _merge(
     everyone = [name for name in draft.models if name != base]
     others = everyone if models == "*" else [_folded(on, entry) for entry in models]
     _check_models(on, others, expected)
+    on = with_own_heads(on, base, others)
     selected = on.select(target)
     for model in (on.tensors, *(on.model(other) for other in others)):
         require_numbers(model, [name for name in selected if name in model])
@@ -286,8 +288,9 @@ def _folded(draft: Draft, entry: str | dict[str, Any]) -> str:
 
 def _put(draft: Draft, merged: Tensors, into: str | None) -> None:
     # What is tied to a merged name, and not merged itself, follows it.
-    tied = {id(draft[name]): tensor for name, tensor in merged.items()}
+    tied = {id(draft[name]): merged[name] for name in merged if name in draft.tensors}
     result = {n: merged.get(n, tied.get(id(t), t)) for n, t in draft.tensors.items()}
+    result |= {name: tensor for name, tensor in merged.items() if name not in result}
     if into is None:
         draft.tensors = result
     elif into in draft.models:

@@ -35,7 +35,7 @@ _TRANSPOSED_EXPERTS = {"gpt_oss"}
 def require(draft: Draft, adapter: Adapter, name: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     """Return a tensor's shape; raises PlanError unless it is there, and of one of the shapes."""
     if name not in draft.tensors:
-        if owner := draft.outside.tied_names().get(name):
+        if owner := draft.outside.tied_names(None).get(name):
             raise PlanError(
                 f"{adapter.label}: changes '{name}', which is tied to '{owner}', and would change "
                 f'that too; {{"op": "copy", "from": "{owner}", "to": "{name}"}} first parts them'

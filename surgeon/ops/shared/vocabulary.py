@@ -129,7 +129,10 @@ def _known(
         rows = {path: tensors[places[0][0]].spec.shape[places[0][1]]
                 for path, places in found.items()}  # fmt: skip
         said = ", ".join(f"{path} {number}" for path, number in rows.items())
-        raise PlanError(f"the tokenizer{where} has {tokenizer.size} tokens, but there are {said}")
+        raise PlanError(
+            f"the tokenizer{where} has {tokenizer.size} tokens, but the model {said}: give each a "
+            "row first (widen), or take some out"
+        )
     raise PlanError(
         f"there are several vocabularies{where} ({', '.join(chosen)}); name the tensors of one in "
         "'target'"
