@@ -10,6 +10,8 @@ Row = tuple[str, ...]
 # Longer ones are no numbers of layers.
 _LONGEST_NUMBER = 10
 _HERE = "{}"
+# No model is nested as deeply; names may be.
+_DEEPEST = 32
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -36,8 +38,13 @@ def folded(rows: Iterable[Row], between: Collection[int] = ()) -> list[Row]:
     Cells at the places `between` hold figures, which may differ: the lowest and highest are shown.
     """
     found = list(rows)
-    deepest = max((row[0].count(".") for row in found), default=0)
-    for place in range(deepest, -1, -1):  # the innermost first: experts, then layers
+    numbered = {
+        place
+        for row in found
+        for place, part in enumerate(row[0].split(".", _DEEPEST + 1)[: _DEEPEST + 1])
+        if part[:1].isdecimal()
+    }
+    for place in sorted(numbered, reverse=True):  # the innermost first: experts, then layers
         groups: dict[tuple[object, ...], _Group] = {}
         for index, row in enumerate(found):
             number = _number_at(row[0], place)
@@ -50,7 +57,7 @@ def folded(rows: Iterable[Row], between: Collection[int] = ()) -> list[Row]:
 
 
 def _number_at(name: str, place: int) -> str | None:
-    parts = name.split(".")
+    parts = name.split(".", place + 1)
     if place >= len(parts):
         return None
     part = parts[place]
@@ -71,7 +78,7 @@ def _alike(row: Row, place: int, number: str, between: Collection[int]) -> tuple
 def _relative(cell: str, name: str, place: int, number: str) -> str:
     """Say of the layers in a cell how far they are from the row's own: `{+0}` is that."""
     before, after = _with(name, place, _HERE).split(_HERE, 1)
-    if before not in cell:
+    if before not in cell or after not in cell:
         return _elsewhere(number).sub("{+0}", cell) if "." in cell else cell
     before, after = re.escape(before), re.escape(after)
     same_place = re.compile(rf"(?<![\w.]){before}(\d{{1,{_LONGEST_NUMBER}}}){after}(?![\w.])")
@@ -87,7 +94,7 @@ def _elsewhere(number: str) -> re.Pattern[str]:
 
 
 def _with(name: str, place: int, text: str) -> str:
-    parts = name.split(".")
+    parts = name.split(".", place + 1)
     parts[place] = text
     return ".".join(parts)
 
