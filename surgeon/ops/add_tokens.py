@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
-from surgeon.base.errors import PlanError, listed
+from surgeon.base.errors import PlanError, listed, short
 from surgeon.base.schema import Schema
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
@@ -115,7 +115,7 @@ def _wanted(
     for item in given:
         item = {"token": item} if isinstance(item, str) else item
         if not isinstance(item, dict) or not isinstance(item.get("token"), str):
-            raise PlanError(f"{file}: {item!r} is no token")
+            raise PlanError(f"{file}: {short(item)} is no token")
         text = str(item.get("description", item["token"]))
         found.append(_Wanted(item["token"], text, bool(item.get("special", special))))
     counts = Counter(one.token for one in found)
