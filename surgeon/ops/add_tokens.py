@@ -26,6 +26,8 @@ from surgeon.tokens.edits import NewToken, with_tokens
 from surgeon.tokens.tokenizer import Tokenizer
 
 _SUBTOKENS = "subtokens"
+# The tokenizers library takes minutes for longer ones.
+_LONGEST_TOKEN, _LONGEST_TEXT = 1_000, 100_000
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _TOKEN: Schema = {
     "type": ["string", "object"],
@@ -117,6 +119,9 @@ def _wanted(
         if not isinstance(item, dict) or not isinstance(item.get("token"), str):
             raise PlanError(f"{file}: {short(item)} is no token")
         text = str(item.get("description", item["token"]))
+        for part, most in ((item["token"], _LONGEST_TOKEN), (text, _LONGEST_TEXT)):
+            if len(part) > most:
+                raise PlanError(f"{short(part)} is longer than {most:,} characters")
         found.append(_Wanted(item["token"], text, bool(item.get("special", special))))
     counts = Counter(one.token for one in found)
     if twice := [token for token, count in counts.items() if count > 1]:

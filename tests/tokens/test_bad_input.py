@@ -68,6 +68,17 @@ def test_a_file_of_no_tokens(tmp_path: Path, name: str, text: str, said: str) ->
         keep(folder(tmp_path / "model"), file=str(tmp_path / name))
 
 
+@pytest.mark.parametrize(("word", "most"), [("token", 1_000), ("description", 100_000)])
+def test_a_token_that_would_take_minutes_is_refused(tmp_path: Path, word: str, most: int) -> None:
+    step = {
+        "op": "add_tokens",
+        "target": EMBEDDING,
+        "tokens": [{"token": "x", word: "[" * 200_000}],
+    }
+    with pytest.raises(PlanError, match=f"is longer than {most:,} characters"):
+        apply(folder(tmp_path / "model"), tmp_path / "out", step)
+
+
 def test_a_line_that_would_take_gigabytes_is_refused() -> None:
     made = Tokenizer("made", MADE)
     assert used_in(made, "a\n" * 3_000_000 + "a" * 900_000) >= {"a"}
