@@ -58,19 +58,35 @@ _NEAREST_AMONG = 4000
 _HINTED = 10
 # Of what may be many.
 _MOST_NAMED = 5
+# Names of tensors are shorter; what files hold besides may be of any length.
+_LONGEST_NAME = 300
+_LONGEST_LIKENED = 1000
 
 
 def listed(names: Sequence[str], most: int = _MOST_NAMED) -> str:
     """Return `'a', 'b' and 3 more`."""
-    shown = ", ".join(repr(name) for name in names[:most])
+    shown = ", ".join(map(short, names[:most]))
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def short(value: object) -> str:
+    """Return how a value is shown in a message: what is long only begins and ends there."""
+    if isinstance(value, str):
+        if len(value) <= _LONGEST_NAME:
+            return repr(value)
+        half = _LONGEST_NAME // 2
+        return f"{value[:half]!r}...{value[-half:]!r} ({len(value):,} characters)"
+    shown = repr(value)
+    return shown if len(shown) <= _LONGEST_NAME else f"{shown[:_LONGEST_NAME]}..."
 
 
 def nearest(word: str, candidates: Iterable[str], most: int = 3) -> list[str]:
     """Return the candidates that look most like `word`, best first."""
     import difflib  # not before something is misspelt
 
-    pool = sorted(set(candidates))
+    if len(word) > _LONGEST_LIKENED:  # it takes the square of the length
+        return []
+    pool = sorted({name for name in candidates if len(name) <= _LONGEST_LIKENED})
     if len(pool) > _NEAREST_AMONG:
         letters = set(word)
         pool = sorted(pool, key=lambda name: (len(letters ^ set(name)), name))[:_NEAREST_AMONG]

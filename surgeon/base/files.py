@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from surgeon.base.elsewhere import Elsewhere
+from surgeon.base.errors import UsageError
 
 # Not on every system; where there are no FIFOs there is nothing to wait for either.
 _FLAGS = (
@@ -19,6 +21,9 @@ _FLAGS = (
     | getattr(os, "O_BINARY", 0)
 )
 _BLOCK_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 12
+# How far above its folder the `snapshots` of a hub cache may be: snapshots/REVISION/SUBFOLDER.
+_DEEPEST_SNAPSHOT = 3
 
 
 def open_regular(path: Path) -> int:
@@ -52,6 +57,63 @@ def reading(path: Path) -> BinaryIO:
     if isinstance(path, Elsewhere):
         return path.reading()
     return os.fdopen(open_regular(path), "rb")
+
+
+def link_out(path: Path) -> str:
+    """Say what is wrong with a link: it may lead within its folder, or into its cache's blobs.
+
+    A hub cache has snapshots/REVISION/..., of links, beside blobs/.
+    """
+    if isinstance(path, Elsewhere) or not os.path.islink(path):  # noqa: PTH114 (Path.is_symlink raises where it may not look)
+        return ""
+    target = os.path.realpath(path)
+    folder = Path(os.path.realpath(path.parent))
+    allowed = {str(folder)}
+    for snapshots in folder.parents[:_DEEPEST_SNAPSHOT]:
+        if snapshots.name == "snapshots":
+            allowed.add(str(snapshots.parent / "blobs"))
+            break
+    if os.path.dirname(target) in allowed:  # noqa: PTH120
+        return ""
+    return (
+        f"found a link that leaves the folder, to {target}; copy the folder with its links "
+        "resolved (cp -rL)"
+    )
+
+
+def require_mine(path: Path, mark: bytes, what: str) -> None:
+    """Raise UsageError where a name is taken by anything but a file that has our mark.
+
+    `mark` is what such a file has among its first bytes, `what` how it is made.
+    """
+    if not is_there(path):
+        return
+    try:
+        head = b"" if path.is_symlink() else _head(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {(error.strerror or '').lower()}") from None
+    except ValueError:
+        head = b""
+    if mark not in head:
+        raise UsageError(f"{path}: exists, and is no file that surgeon {what}; name another")
+
+
+def _head(path: Path) -> bytes:
+    with reading(path) as file:
+        return file.read(_HEAD_BYTES)
+
+
+def put_whole(path: Path, content: bytes) -> None:
+    """Write a small file beside its place, and have it appear whole; raises OSError."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

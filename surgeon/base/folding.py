@@ -10,6 +10,8 @@ Row = tuple[str, ...]
 # Longer ones are no numbers of layers.
 _LONGEST_NUMBER = 10
 _HERE = "{}"
+# No model is nested as deeply; names may be.
+_DEEPEST = 32
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -39,8 +41,13 @@ def folded(
     So may the fractions in brackets of cells `within`: `(weights [1.0, 0.5..1.0])`.
     """
     found = list(rows)
-    deepest = max((row[0].count(".") for row in found), default=0)
-    for place in range(deepest, -1, -1):  # the innermost first: experts, then layers
+    numbered = {
+        place
+        for row in found
+        for place, part in enumerate(row[0].split(".", _DEEPEST + 1)[: _DEEPEST + 1])
+        if part[:1].isdecimal()
+    }
+    for place in sorted(numbered, reverse=True):  # the innermost first: experts, then layers
         groups: dict[tuple[object, ...], _Group] = {}
         for index, row in enumerate(found):
             number = _number_at(row[0], place)
@@ -53,7 +60,7 @@ def folded(
 
 
 def _number_at(name: str, place: int) -> str | None:
-    parts = name.split(".")
+    parts = name.split(".", place + 1)
     if place >= len(parts):
         return None
     part = parts[place]
@@ -82,7 +89,7 @@ _FIGURE = "\0"
 def _relative(cell: str, name: str, place: int, number: str) -> str:
     """Say of the layers in a cell how far they are from the row's own: `{+0}` is that."""
     before, after = _with(name, place, _HERE).split(_HERE, 1)
-    if before not in cell:
+    if before not in cell or after not in cell:
         return _elsewhere(number).sub("{+0}", cell) if "." in cell else cell
     before, after = re.escape(before), re.escape(after)
     same_place = re.compile(rf"(?<![\w.]){before}(\d{{1,{_LONGEST_NUMBER}}}){after}(?![\w.])")
@@ -98,7 +105,7 @@ def _elsewhere(number: str) -> re.Pattern[str]:
 
 
 def _with(name: str, place: int, text: str) -> str:
-    parts = name.split(".")
+    parts = name.split(".", place + 1)
     parts[place] = text
     return ".".join(parts)
 

@@ -17,6 +17,9 @@ from surgeon.base.files import read_regular
 
 # 100 MB of JSON takes 8 s and 1.3 GB to parse; 100 000 tensors need 12 MB.
 MOST_BYTES = 25_000_000
+# 25 MB of `{},` become 1.3 GB. A tensor takes 7 in a header and 10 bytes for each in a manifest.
+_MOST_VALUES = 5_000_000
+_LEAST_BYTES = 8
 # What reads recipes and configs goes down by calling itself, a few calls for each level.
 DEEPEST = 100
 # The largest float64 has as many digits.
@@ -67,6 +70,9 @@ def parse_json(
     """
     if len(text) > most_bytes:
         raise ValueError(f"longer than {most_bytes:,} bytes")
+    most_values = max(_MOST_VALUES, len(text) // _LEAST_BYTES)
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > most_values:
+        raise ValueError(f"holds more than {most_values:,} values")
     hooks: dict[str, Any] = {
         "parse_constant": _NOT_FINITE.__getitem__ if allow_infinite else _no_constant,
         "parse_float": _finite,

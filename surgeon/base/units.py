@@ -12,6 +12,9 @@ _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}
 _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 
 
+_MOST_SPOKEN = 10**300  # of shapes that nobody stores; float64 ends at 1.8e308
+
+
 def parse_size(text: str | int) -> int:
     """Return the bytes of `512MB`, `5GB` or `256MiB`; raises UsageError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text).strip())
@@ -22,7 +25,7 @@ def parse_size(text: str | int) -> int:
 
 def spoken_size(size_bytes: int) -> str:
     """Return a size with a unit, such as `2.1 GB`."""
-    size = float(size_bytes)
+    size = float(min(size_bytes, _MOST_SPOKEN))
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import CheckpointError, listed
-from surgeon.base.files import is_there, names_in, read_regular
+from surgeon.base.files import is_there, link_out, names_in, read_regular
 from surgeon.base.strict_json import parse_object
 from surgeon.formats.checkpoint import DISTRIBUTED, Checkpoint, at_most
 from surgeon.formats.foreign import SAVE_ALL_RANKS
@@ -45,8 +45,6 @@ _OTHER_FOLDERS = (
     "pytorch_model_fsdp_*", "optimizer_*", ".git",
 )  # fmt: skip
 _OF_A_RANK = re.compile(r"rank[-_.]?\d+.*\.(bin|ckpt|pt|pth)$")
-# How far above its folder the `snapshots` of a hub cache may be: snapshots/REVISION/SUBFOLDER.
-_DEEPEST_SNAPSHOT = 3
 
 
 def is_distributed(folder: Path) -> bool:
@@ -199,25 +197,9 @@ def _index(path: Path) -> tuple[dict[str, str], float | None, bytes]:
 
 
 def leaves_folder(path: Path) -> str:
-    """Say what is wrong with a link: it may lead within its folder, or into its cache's blobs.
-
-    A hub cache has snapshots/REVISION/..., of links, beside blobs/.
-    """
-    if isinstance(path, Elsewhere) or not os.path.islink(path):  # noqa: PTH114 (Path.is_symlink raises where it may not look)
-        return ""
-    target = os.path.realpath(path)
-    folder = Path(os.path.realpath(path.parent))
-    allowed = {str(folder)}
-    for snapshots in folder.parents[:_DEEPEST_SNAPSHOT]:
-        if snapshots.name == "snapshots":
-            allowed.add(str(snapshots.parent / "blobs"))
-            break
-    if os.path.dirname(target) in allowed:  # noqa: PTH120
-        return ""
-    return (
-        f"{path}: found a link that leaves the folder, to {target}; copy the folder with "
-        "its links resolved (cp -rL)"
-    )
+    """Say what is wrong with a link, with its path; see `link_out`."""
+    problem = link_out(path)
+    return f"{path}: {problem}" if problem else ""
 
 
 def _misplaced(folder: Path, name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.base.errors import CheckpointError, UsageError
-from surgeon.base.files import read_regular
+from surgeon.base.files import read_regular, require_mine
 from surgeon.base.strict_json import parse_object
 from surgeon.inspection.verify import Verified, find_manifest, read_manifest, verify
 from surgeon.inspection.watching import Watch, unwatched
@@ -15,6 +15,7 @@ from surgeon.manifest.model import MOST_BYTES, Manifest, of_document
 from surgeon.manifest.names import is_file, manifest_of
 from surgeon.output.publish import unit, writing
 from surgeon.pictures.facts import PLAN_SCHEMA, of_manifest, of_plan
+from surgeon.pictures.markup import PAGE_MARK
 from surgeon.pictures.report import Hashed, report
 
 SUFFIXES = (".html", ".htm")
@@ -26,6 +27,7 @@ def require_page(path: Path) -> None:
         raise UsageError(f"{path}: a report is a {' or '.join(SUFFIXES)} file")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.absolute().parent}")
+    require_mine(path, PAGE_MARK.encode(), "wrote")
 
 
 def page_of(source: Path, *, workers: int, hashing: bool = False, watch: Watch = unwatched) -> str:
@@ -63,6 +65,7 @@ def page_of_plan(document: dict[str, Any], label: str) -> str:
 
 def write_page(text: str, path: Path) -> None:
     """Write a page, as a whole or not at all, in place of an earlier one."""
+    require_mine(path, PAGE_MARK.encode(), "wrote")
     with writing(path), unit(path, is_folder=False) as files:
         files.put(path.name, text)
         files.publish(None)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from surgeon.base.errors import CheckpointError
+from surgeon.base.files import link_out
 from surgeon.base.strict_json import read_json
 
 _TEMPLATE = "chat_template.jinja"
@@ -28,6 +29,8 @@ def chat_template_files(
     path = folder / TOKENIZER_CONFIG if folder else None
     if path is None or not path.is_file():
         return files
+    if problem := link_out(path):
+        raise CheckpointError(f"{path}: {problem}")
     try:
         config = json.loads(changed) if changed else read_json(path, allow_infinite=True)
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.base.errors import CheckpointError, PlanError
-from surgeon.base.files import is_there
+from surgeon.base.files import is_there, link_out
 from surgeon.base.strict_json import read_json
 from surgeon.draft import MODEL_WEIGHTS, Tensors
 from surgeon.draft.adapters import CONFIG as ADAPTER_CONFIG
@@ -200,6 +200,8 @@ def _read(path: Path) -> tuple[Json, str]:
     """Return a configuration, {} where there is none, and what is wrong with it."""
     if not is_there(path):
         return {}, ""
+    if problem := link_out(path):
+        return {}, problem
     try:
         config = read_json(path, allow_infinite=True)
     except OSError as error:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
-from surgeon.base.errors import PlanError, listed
+from surgeon.base.errors import PlanError, listed, short
 from surgeon.base.schema import Schema
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
@@ -26,6 +26,8 @@ from surgeon.tokens.edits import NewToken, with_roles, with_tokens
 from surgeon.tokens.tokenizer import ROLES, Tokenizer
 
 _SUBTOKENS = "subtokens"
+# The tokenizers library takes minutes for longer ones.
+_LONGEST_TOKEN, _LONGEST_TEXT = 1_000, 100_000
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _TOKEN: Schema = {
     "type": ["string", "object"],
@@ -120,10 +122,13 @@ def _wanted(
     for item in given:
         item = {"token": item} if isinstance(item, str) else item
         if not isinstance(item, dict) or not isinstance(item.get("token"), str):
-            raise PlanError(f"{file}: {item!r} is no token")
+            raise PlanError(f"{file}: {short(item)} is no token")
         text, role = str(item.get("description", item["token"])), item.get("role")
         if role not in (None, *ROLES):
-            raise PlanError(f"{file}: {role!r} is none of the roles {', '.join(ROLES)}")
+            raise PlanError(f"{file}: {short(role)} is none of the roles {', '.join(ROLES)}")
+        for part, most in ((item["token"], _LONGEST_TOKEN), (text, _LONGEST_TEXT)):
+            if len(part) > most:
+                raise PlanError(f"{short(part)} is longer than {most:,} characters")
         is_special = bool(item.get("special", special or role is not None))
         found.append(_Wanted(item["token"], text, is_special, role))
     counts = Counter([one.token for one in found] + [one.role for one in found if one.role])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from surgeon.base.errors import PlanError, did_you_mean, listed
+from surgeon.base.errors import PlanError, did_you_mean, listed, short
 from surgeon.base.indices import runs
 from surgeon.draft import Draft
 from surgeon.draft.registry import op
@@ -86,8 +86,10 @@ def keep_tokens(
     draft.tokenizers[None] = after
 
 
-def _named(tokenizer: Tokenizer, given: list[str]) -> set[str]:
+def _named(tokenizer: Tokenizer, given: list[Any]) -> set[str]:
     """Return tokens that a step names; raises PlanError for those that are none."""
+    if odd := [token for token in given if not isinstance(token, str)]:
+        raise PlanError(f"{short(odd[0])} is no token")
     unknown = [token for token in given if token not in tokenizer.ids]
     if unknown:
         hint = did_you_mean(unknown[0], tokenizer.ids) if len(unknown) == 1 else ""

@@ -33,6 +33,7 @@ from surgeon.output.temporaries import (
     locked,
     open_file,
     open_folder,
+    require_no_other,
     require_ours,
 )
 
@@ -133,6 +134,7 @@ class _Files:
     def open(self, place: Path) -> int:
         """Return a descriptor to write a file through that is to lie at `place`."""
         place = Path(os.path.realpath(place))
+        require_no_other(place)
         token = self.token_in(place.parent)
         temporary = temporary_beside(place, token)
         is_kept = place.name in (self._kept or ())

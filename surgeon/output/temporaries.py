@@ -58,6 +58,13 @@ def require_ours(path: Path, found: os.stat_result, is_kind: Callable[[int], boo
     raise WriteError(f"{path}: {what}; look at it and move it away: surgeon writes there")
 
 
+def require_no_other(place: Path) -> None:
+    """Raise WriteError where what a file would replace is a device, a FIFO or a folder."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(place.lstat().st_mode):
+            raise WriteError(f"{place}: is no regular file, and not replaced; name another output")
+
+
 def empty(folder: Path, kept: Collection[str] = ()) -> None:
     """Remove what a folder holds, but for files of the `kept` names that have no other name."""
     for item in folder.iterdir():

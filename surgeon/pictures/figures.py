@@ -5,17 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from surgeon.base.errors import UsageError
+from surgeon.base.errors import UsageError, WriteError
+from surgeon.base.files import put_whole, require_mine
 from surgeon.base.tables import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure as Figure
 
-FORMATS = (".png", ".svg")
+# By what a picture of ours may be replaced, and no other: what is among its first bytes.
+_MARKS = {".png": b"tEXtSoftware\0surgeon", ".svg": b"<dc:title>surgeon</dc:title>"}
+FORMATS = tuple(_MARKS)
 _NEEDED = "a picture needs matplotlib: pip install 'surgeon-checkpoints[picture]'"
 _DOTS = 130
 # Without a date and random ids the same figure is the same file, and text in it stays text. A
@@ -50,6 +54,7 @@ def require_drawable(path: Path) -> None:
         raise UsageError(f"{path}: a picture is a {' or '.join(FORMATS)} file")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.absolute().parent}")
+    require_mine(path, _MARKS[path.suffix.lower()], "drew")
     require_matplotlib()
 
 
@@ -95,9 +100,19 @@ def new(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure: no label is cut off, and nothing tells when it was drawn."""
-    metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
+    suffix = path.suffix.lower()
+    is_svg = suffix == ".svg"
+    metadata = {"Date": None, "Creator": "surgeon"} if is_svg else {"Software": "surgeon"}
+    drawn = BytesIO()
     with _settings():
-        figure.savefig(path, dpi=_DOTS, metadata=metadata, bbox_inches="tight", pad_inches=0.12)
+        figure.savefig(drawn, format=suffix[1:], dpi=_DOTS, metadata=metadata, bbox_inches="tight",
+                       pad_inches=0.12)  # fmt: skip
+    require_mine(path, _MARKS[suffix], "drew")
+    try:
+        put_whole(path, drawn.getvalue())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise WriteError(f"{path}: cannot be written: {reason}") from None
 
 
 def titled(figure: Figure, title: str, lines: Sequence[str] = ()) -> None:

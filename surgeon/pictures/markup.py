@@ -152,6 +152,15 @@ main{max-width:76rem;margin:0 auto;padding:2rem 1.5rem 4rem}
 """
 
 
+# Whatever a name might do, nothing is loaded and nothing runs. A page of ours is known by it.
+PAGE_MARK = (
+    '<meta charset="utf-8"/>'
+    '<meta name="viewport" content="width=device-width,initial-scale=1"/>'
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'\"/>"
+)
+
+
 def fragment(*children: str) -> Markup:
     """Return what a notebook shows: a part of a page with its own style."""
     return tag("div", {"class": "surgeon"}, tag("style", _NONE, Markup(_STYLE)), *children)
@@ -161,11 +170,7 @@ def page(title: str, *children: str) -> Markup:
     """Return one file that needs no other."""
     head = tag(
         "head", _NONE,
-        Markup('<meta charset="utf-8"/>'),
-        Markup('<meta name="viewport" content="width=device-width,initial-scale=1"/>'),
-        # Whatever a name might do, nothing is loaded and nothing runs.
-        Markup('<meta http-equiv="Content-Security-Policy" '
-               "content=\"default-src 'none'; style-src 'unsafe-inline'\"/>"),
+        Markup(PAGE_MARK),
         tag("title", _NONE, title),
         tag("style", _NONE, Markup(_PAGE_STYLE + _STYLE)),
     )  # fmt: skip

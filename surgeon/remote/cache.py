@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 from surgeon.base.errors import UsageError
+from surgeon.base.files import put_whole
 from surgeon.remote import client
 from surgeon.remote.client import Got, Identity, Target
 
@@ -45,15 +47,25 @@ def fetch(
     said = f"{place}\0{tag}\0{known.size_bytes}\0{start}\0{stop}"
     key = hashlib.sha256(said.encode()).hexdigest()
     path = Path(folder, key[:2], key)
-    with suppress(OSError):
-        kept = path.read_bytes()
-        digest, data = kept[:_DIGEST_BYTES], kept[_DIGEST_BYTES:]
-        if hashlib.sha256(data).digest() == digest and len(data) == stop - start:
-            return Got(data, known), False
+    if (data := _kept(path, stop - start)) is not None:
+        return Got(data, known), False
     got = client.fetch(target, start, stop, known)
     with suppress(OSError):  # a full disk costs the next run time, and this one nothing
         path.parent.mkdir(exist_ok=True)
-        new = path.with_name(f"{key}.{os.getpid()}.{start}")
-        new.write_bytes(hashlib.sha256(got.data).digest() + got.data)
-        new.replace(path)
+        put_whole(path, hashlib.sha256(got.data).digest() + got.data)
     return got, True
+
+
+def _kept(path: Path, size_bytes: int) -> bytes | None:
+    """Return what is kept, if it is whole and of this user: what is another's may be anything."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            found = os.fstat(file.fileno())
+            is_ours = stat.S_ISREG(found.st_mode) and found.st_uid in (0, os.geteuid())
+            if not is_ours or found.st_size != _DIGEST_BYTES + size_bytes:
+                return None
+            digest, data = file.read(_DIGEST_BYTES), file.read(size_bytes)
+    except OSError:
+        return None
+    return data if hashlib.sha256(data).digest() == digest else None

@@ -131,6 +131,12 @@ def split_fragment(location: str) -> tuple[str, str]:
     return place, inner
 
 
+def bare(url: str) -> str:
+    """Return the URL of whatever service without credentials and query; paths stay as they are."""
+    scheme, mark, rest = url.partition("://")
+    return scheme + mark + rest.partition("?")[0].rpartition("@")[2] if mark else url
+
+
 def require_plain(value: Any, label: str) -> None:
     """Raise UsageError where a recipe holds a URL with credentials or a query.
 

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from surgeon.base.errors import PlanError, listed
+from surgeon.base.errors import PlanError, listed, short
 from surgeon.tokens.tokenizer import (
     ADDED,
     CONFIG,
@@ -155,6 +155,12 @@ def parts_of(merge: Any) -> tuple[str, str]:
     """Return the two parts of a merge, which older files write with a space in between."""
     first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
     return first, second
+
+
+def require_merge(merge: Any) -> None:
+    """Raise TypeError or ValueError for what is no merge of two parts."""
+    if not all(isinstance(part, str) for part in parts_of(merge)):
+        raise TypeError(f"{short(merge)} is no merge")
 
 
 def result_of(merge: Any, model: Mapping[str, Any]) -> str:

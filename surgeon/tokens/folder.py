@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.base.errors import CheckpointError, MissingError, PlanError
-from surgeon.base.files import read_regular
+from surgeon.base.files import link_out, read_regular
 from surgeon.base.strict_json import read_json
+from surgeon.tokens.edits import require_merge
 from surgeon.tokens.tokenizer import (
     ADDED,
     CONFIG,
@@ -20,7 +21,7 @@ from surgeon.tokens.tokenizer import (
 )
 
 # The largest vocabularies in use, of 256 000 tokens with their merges, take 35 MB.
-_MOST_BYTES = 200_000_000
+_MOST_BYTES = 100_000_000
 
 
 def has_tokenizer(folder: Path | None) -> bool:
@@ -37,6 +38,10 @@ def read_tokenizer(place: Path) -> Tokenizer:
     document_at = place if place.name.endswith(".json") else place / DOCUMENT
     if not document_at.is_file():
         raise PlanError(f"{folder}: there is no {document_at.name}{_hint(folder)}")
+    if place is folder:
+        for name in (DOCUMENT, CONFIG, SPECIAL, ADDED, TEMPLATE):
+            if problem := link_out(folder / name):
+                raise CheckpointError(f"{folder / name}: {problem}")
     document = _read(document_at)
     names = [n for n in (CONFIG, SPECIAL, ADDED) if (folder / n).is_file()]
     made = Tokenizer(
@@ -48,6 +53,8 @@ def read_tokenizer(place: Path) -> Tokenizer:
     )
     try:
         require_known(made)
+        for merge in document["model"].get("merges") or ():
+            require_merge(merge)
         numbers = list(made.ids.values())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{document_at}: is no tokenizer: {error!r}") from None

@@ -122,17 +122,26 @@ class Tokenizer:
 
     def pieces(self, text: str) -> list[int]:
         """Return the numbers of the tokens that a text is cut into, without those put around it."""
-        found: list[int] = self.library.encode(text, add_special_tokens=False).ids
-        return found
+        return self.pieces_of_each([text])[0]
 
     def pieces_of_each(self, texts: Sequence[str]) -> list[list[int]]:
         """Return what `pieces` does, of several texts at once."""
-        encoded = self.library.encode_batch(list(texts), add_special_tokens=False)
-        return [one.ids for one in encoded]
+        return self._encoded(texts, add_special_tokens=False)
 
     def sequences(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the numbers of texts' tokens, with those that the tokenizer puts around each."""
-        return [one.ids for one in self.library.encode_batch(list(texts))]
+        return self._encoded(texts, add_special_tokens=True)
+
+    def _encoded(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        library = self.library
+        try:
+            found = library.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        except BaseException as error:
+            # A pattern that takes too long for a text, say, is a panic, which is no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise PlanError(f"{self.label}: the tokenizer cannot cut a text: {error}") from None
+        return [one.ids for one in found]
 
     def texts(self) -> dict[str, str]:
         """Return the files of the tokenizer, as transformers writes them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from heapq import heappop, heappush
 from typing import Any
 
 from surgeon.base.errors import PlanError, listed
@@ -11,6 +11,7 @@ from surgeon.tokens.edits import parts_of, result_of
 from surgeon.tokens.tokenizer import Tokenizer
 
 _LINES = 1000
+_CHARACTERS = 1_000_000
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
@@ -82,9 +83,21 @@ def require_same_pieces(before: Tokenizer, after: Tokenizer, text: str) -> None:
 
 
 def _portions(text: str) -> Iterator[list[str]]:
-    lines = text.splitlines(keepends=True)
-    for start in range(0, len(lines), _LINES):
-        yield lines[start : start + _LINES]
+    """Yield the lines of a text, of each portion once; PlanError for one that is too long.
+
+    The library takes some 60 bytes for each character that it cuts.
+    """
+    start = 0
+    while start < len(text):
+        stop = start + _CHARACTERS
+        stop = len(text) if stop >= len(text) else text.rfind("\n", start, stop) + 1
+        if not stop:
+            raise PlanError(
+                f"the text has a line of more than {_CHARACTERS:,} characters; break it into lines"
+            )
+        lines = [*dict.fromkeys(text[start:stop].splitlines(keepends=True))]
+        yield from (lines[first : first + _LINES] for first in range(0, len(lines), _LINES))
+        start = stop
 
 
 def _around(processor: Mapping[str, Any] | None) -> Iterator[str]:
@@ -145,17 +158,36 @@ class _Merges:
         """
         symbols = self._characters(token)
         found = {symbol for symbol in symbols if symbol in self._ids}
-        while len(symbols) > 1:
-            pairs = pairwise(symbols)
-            ranked = [(self._made[pair][0], place) for place, pair in enumerate(pairs)
-                      if pair in self._made]  # fmt: skip
-            if not ranked:
-                return None
-            _, place = min(ranked)
-            made = self._made[symbols[place], symbols[place + 1]][1]
-            symbols[place : place + 2] = [made]
+        # Places of symbols that are merged into the one before become None.
+        left: list[str | None] = [*symbols]
+        before, after = [*range(-1, len(symbols) - 1)], [*range(1, len(symbols) + 1)]
+        waiting: list[tuple[int, int, tuple[str, str]]] = []
+
+        def note(place: int) -> None:
+            follows = after[place] if place >= 0 else len(left)
+            if follows < len(left):
+                pair = (str(left[place]), str(left[follows]))
+                if pair in self._made:
+                    heappush(waiting, (self._made[pair][0], place, pair))
+
+        for place in range(len(symbols)):
+            note(place)
+        count = len(symbols)
+        while waiting:
+            _, place, pair = heappop(waiting)
+            follows = after[place]
+            if follows >= len(left) or (left[place], left[follows]) != pair:
+                continue  # one of the two was merged since
+            made = self._made[pair][1]
+            left[place], left[follows] = made, None
+            after[place] = after[follows]
+            if after[place] < len(left):
+                before[after[place]] = place
             found.add(made)
-        return found if symbols == [token] and token in self._ids else None
+            count -= 1
+            note(before[place])
+            note(place)
+        return found if count == 1 and left[0] == token and token in self._ids else None
 
     def _characters(self, token: str) -> list[str]:
         """Return the characters of a token as a word begins and ends with them."""

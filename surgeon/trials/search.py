@@ -20,6 +20,7 @@ from surgeon.library.memory import StateDict, checkpoints_of, held
 from surgeon.library.running import Location, telling_of_depth
 from surgeon.output.publish import unit, writing
 from surgeon.recipe import Recipe, RecipeLike, Written, fill_in, written
+from surgeon.remote.locations import bare
 from surgeon.trials import scores, study
 from surgeon.trials.report import as_text, line_of
 from surgeon.trials.scores import NoNumberError, Score
@@ -174,8 +175,8 @@ def run(
         "command": command,
         "models": {name: checkpoint for name, (_, checkpoint) in kept.items()},
     }
-    storage = _storage(settings)
     _require_free(settings, searched.source.path)
+    storage = _storage(settings)
     name = settings.output.stem if settings.output else "search"
     with study.opened(
         name, storage, about, searched.varied, searched.starts, sampler=settings.sampler,
@@ -199,7 +200,7 @@ def run(
         "trials": [_as_json(trial) for trial in done],
         "sampler": settings.sampler,
         "seed": settings.seed,
-        "storage": None if storage is None else str(storage),
+        "storage": None if storage is None else bare(str(storage)),
         "interrupted": interrupted,
     }
     return Found(as_text(done, best, searched.varied), **document)
@@ -330,6 +331,10 @@ def _require_free(settings: Settings, recipe: Path) -> None:
         raise UsageError(f"{output}: there is no folder {output.absolute().parent}")
     if output.resolve() == recipe.resolve():
         raise UsageError(f"{output}: is the recipe itself; name another file for the best one")
+    beside = _storage(settings)
+    for place in [output, *([beside] if isinstance(beside, Path) else [])]:
+        if os.path.lexists(place) and (place.is_symlink() or not place.is_file()):
+            raise UsageError(f"{place}: is no regular file, and not replaced; name another")
     if os.path.lexists(output) and not (settings.resume or settings.force):
         raise UsageError(f"{output}: exists; --resume goes on with it, --force begins anew")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgeon.base.errors import UsageError
+from surgeon.remote.locations import bare
 from surgeon.trials.varied import Choice, Range, Varied
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def opened(
 
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    kept = _storage(storage)
+    kept, shown = _storage(storage), bare(str(storage))
     try:
         if force and not resume and name in optuna.get_all_study_names(kept):
             optuna.delete_study(study_name=name, storage=kept)
@@ -176,14 +177,14 @@ def opened(
             )
         except DuplicatedStudyError:
             raise UsageError(
-                f"{storage}: holds trials of '{name}' already; --resume goes on with them, "
+                f"{shown}: holds trials of '{name}' already; --resume goes on with them, "
                 "--force begins anew"
             ) from None
         if (before := study.user_attrs.get(_SEARCH)) is None:
             if output and os.path.lexists(output) and not force:
                 optuna.delete_study(study_name=name, storage=kept)
                 raise UsageError(
-                    f"{output}: exists, and {storage} has no trials of it to go on with; --force "
+                    f"{output}: exists, and {shown} has no trials of it to go on with; --force "
                     "replaces it"
                 )
             study.set_user_attr(_SEARCH, dict(about))
@@ -191,7 +192,7 @@ def opened(
                 study.enqueue_trial(_parameters(starts, several))
         elif differing := [key for key, value in about.items() if before.get(key) != value]:
             raise UsageError(
-                f"{storage}: its trials had another {' and '.join(differing)}, and their numbers "
+                f"{shown}: its trials had another {' and '.join(differing)}, and their numbers "
                 "cannot be compared; --force begins anew"
             )
         yield Trials(study, several, sampler, seed)
@@ -234,6 +235,8 @@ def _storage(place: str | Path | None) -> Any:
             if isinstance(error, DBAPIError) and left:
                 time.sleep(_SECONDS_BETWEEN)
                 continue
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"{place}: cannot be used to keep trials: {reason}") from None
+            reason = str(error).splitlines()[0].replace(url, bare(url))
+            raise UsageError(
+                f"{bare(str(place))}: cannot be used to keep trials: {reason}"
+            ) from None
     raise AssertionError("the last opening returns or raises")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from surgeon.base import errors
-from surgeon.base.errors import Hints, SurgeonError, did_you_mean, nearest
+from surgeon.base.errors import Hints, SurgeonError, did_you_mean, listed, nearest
 from surgeon.surgery import opened
 
 
@@ -78,3 +78,10 @@ def test_many_names_that_would_become_one_are_counted(bench):
         bench.plan({"op": "rename", "from": "layers.{i}.weight", "to": "x"})
     (problem,) = caught.value.problems
     assert problem.endswith("'layers.12.weight' and 95 more would all be 'x'")
+
+
+def test_what_is_long_is_told_by_its_ends():
+    assert listed(["a", "b" * 1000 + "c"]) == (
+        f"'a', {'b' * 150!r}...{'b' * 149 + 'c'!r} (1,001 characters)"
+    )
+    assert did_you_mean("a" * 100_000, ["a" * 99_999]) == ""

@@ -85,3 +85,10 @@ def test_a_terabyte_is_refused_by_its_size(tmp_path):
         file.truncate(1 << 40)
     with pytest.raises(ValueError, match="longer than 25,000,000 bytes"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("item", ["{}", "[]", '""', "7"])
+def test_what_becomes_gigabytes_is_refused(item):
+    text = f"[{f'{item},' * 5_000_000}{item}]".encode()
+    with pytest.raises(ValueError, match="holds more than 5,000,000 values"):
+        parse_json(text)

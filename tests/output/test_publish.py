@@ -52,6 +52,16 @@ def test_error_in_the_body_leaves_the_old_file(tmp_path):
     assert (tmp_path / "out").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/full")])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, make):
+    make(tmp_path / "out")
+    before = (tmp_path / "out").stat()
+    with pytest.raises(WriteError, match="is no regular file, and not replaced"):
+        publish.file(tmp_path / "out").__enter__()
+    assert (tmp_path / "out").stat() == before
+    assert names(tmp_path) == ["out"]
+
+
 def test_debris_of_a_killed_run_is_used_again(tmp_path):
     debris = publish.temporary_beside(tmp_path / "out")
     debris.write_bytes(b"unfinished" * 100)

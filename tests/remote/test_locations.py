@@ -5,7 +5,7 @@ import pytest
 import surgeon
 from surgeon.base.errors import UsageError
 from surgeon.recipe import load
-from surgeon.remote.locations import hidden_of, shown, taken, without_hidden
+from surgeon.remote.locations import bare, hidden_of, shown, taken, without_hidden
 from surgeon.remote.paths import path_of
 
 
@@ -38,6 +38,19 @@ def test_object_storage_takes_no_secrets_in_a_url(location):
     with pytest.raises(UsageError) as failure:
         taken(location)
     assert "pw" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("tcp://me:p/w@host:1", "tcp://host:1"),
+        ("mysql+x://me:pw@host/db?password=pw", "mysql+x://host/db"),
+        ("sqlite:////a/b.sqlite", "sqlite:////a/b.sqlite"),
+        ("/a/b@c?d", "/a/b@c?d"),
+    ],
+)
+def test_a_service_s_url_is_shown_without_secrets(url, shown):
+    assert bare(url) == shown
 
 
 def test_a_path_that_is_a_url_has_the_parts_of_one():

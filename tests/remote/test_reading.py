@@ -1,6 +1,8 @@
 """Checkpoints that are read from URLs: the same answers, for few requests."""
 
+import hashlib
 import json
+import os
 import threading
 
 import numpy as np
@@ -9,6 +11,7 @@ from safetensors.numpy import load_file
 
 import surgeon
 from surgeon.base.errors import CheckpointError, UsageError
+from surgeon.remote import cache
 from tests.remote.conftest import folder_bytes, run, write_model, write_recipe
 from tests.remote.servers import Fault
 
@@ -142,16 +145,42 @@ def test_a_revision_and_a_path_of_a_repository_are_read(hub, tmp_path):
 def test_what_is_kept_is_not_fetched_again(web, model, tmp_path):
     _, url = model
     recipe = write_recipe(tmp_path / "r.json", {"op": "scale", "target": "*", "by": 2.0})
-    cache = tmp_path / "cache"
-    assert run("apply", recipe, f"{url}/", tmp_path / "a", "--cache", cache).returncode == 0
+    kept_in = tmp_path / "cache"
+    assert run("apply", recipe, f"{url}/", tmp_path / "a", "--cache", kept_in).returncode == 0
     first, state = web.state.sent_bytes, web.state
-    kept = [path for path in cache.rglob("*") if path.is_file()]
+    kept = [path for path in kept_in.rglob("*") if path.is_file()]
     kept[0].write_bytes(b"damaged" + kept[0].read_bytes()[7:])
     state.asked.clear()
-    assert run("apply", recipe, f"{url}/", tmp_path / "b", "--cache", cache).returncode == 0
+    assert run("apply", recipe, f"{url}/", tmp_path / "b", "--cache", kept_in).returncode == 0
     assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
     assert len(kept) > 1
     assert state.sent_bytes < first
+
+
+def test_what_others_put_into_the_cache_is_not_taken(web, model, tmp_path):
+    _, url = model
+    recipe = write_recipe(tmp_path / "r.json", {"op": "scale", "target": "*", "by": 2.0})
+    kept_in = tmp_path / "cache"
+    assert run("apply", recipe, f"{url}/", tmp_path / "a", "--cache", kept_in).returncode == 0
+    one, two, three, *rest = [path for path in kept_in.rglob("*") if path.is_file()]
+    (tmp_path / "victim").write_bytes(two.read_bytes())
+    for path in (one, two, three):
+        path.unlink()
+    os.mkfifo(one)
+    two.symlink_to(tmp_path / "victim")
+    three.symlink_to("/dev/zero")
+    assert run("apply", recipe, f"{url}/", tmp_path / "b", "--cache", kept_in).returncode == 0
+    assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
+    assert all(path.is_file() and not path.is_symlink() for path in (one, two, three, *rest))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+def test_what_is_another_users_in_the_cache_is_fetched_again(tmp_path):
+    path = tmp_path / "kept"
+    path.write_bytes(hashlib.sha256(b"poison").digest() + b"poison")
+    assert cache._kept(path, 6) == b"poison"
+    os.chown(path, 65534, 65534)
+    assert cache._kept(path, 6) is None
 
 
 def test_a_server_without_ranges_is_refused(web, monkeypatch):

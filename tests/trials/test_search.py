@@ -141,6 +141,23 @@ def test_what_cannot_be_searched_is_told_before_any_trial(
     assert "trial 0" not in found.stderr
 
 
+@pytest.mark.parametrize("name", ["best.json", "best.trials.sqlite"])
+def test_a_link_is_not_followed_to_what_is_replaced(folder: Path, name: str) -> None:
+    Path("victim").write_text("precious")
+    Path(name).symlink_to("victim")
+    found = run("--force")
+    assert (found.exit_code, Path("victim").read_text()) == (2, "precious")
+    assert f"{name}: is no regular file, and not replaced" in found.stderr
+
+
+@pytest.mark.parametrize("url", ["none://me:pw@host/x?pw", "redis://:pw@host/0"])
+def test_a_database_s_password_is_not_shown(folder: Path, url: str) -> None:
+    found = run("--storage", url)
+    assert found.exit_code == 2
+    assert "cannot be used to keep trials" in found.stderr
+    assert "pw" not in found.output
+
+
 def test_a_plan_that_is_impossible_is_told_before_any_trial(folder: Path) -> None:
     write_recipe(folder, {**GROW, "target": "fd"}, vars={"rows": 1})
     found = run()

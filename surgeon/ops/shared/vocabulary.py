@@ -76,10 +76,16 @@ def padded(rows: int, multiple: int | None) -> int:
     return -(-rows // multiple) * multiple if multiple else rows
 
 
+# No vocabulary is nearly as large.
+_MOST_TOKENS = 1_000_000
+
+
 def tokens_in(draft: Draft, file: str) -> list[Any]:
     """Return what a file lists: a JSON list, or its lines but for empty ones."""
     text = draft.outside.text_of(file)
     if not file.endswith(".json"):
+        if text.count("\n") > _MOST_TOKENS:
+            raise PlanError(f"{file}: has more than {_MOST_TOKENS:,} lines")
         return [line for line in text.splitlines() if line]
     try:
         found = parse_json(text.encode())

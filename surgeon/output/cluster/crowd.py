@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from surgeon.base.errors import UsageError, WriteError
 from surgeon.base.units import spoken_size
 from surgeon.output.cluster.work import Answer, Sight, seen
+from surgeon.remote.locations import bare
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -58,10 +59,12 @@ def connected(cluster: Cluster) -> Iterator[Client]:
     try:
         client = Client(cluster, timeout=_CONNECTING_SECONDS)
     except (OSError, ValueError, TimeoutError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "no answer"
+        address = str(cluster)
+        inside, plain = (one.partition("://")[2] for one in (address, bare(address)))
+        reason = str(error).splitlines()[0].replace(inside, plain) if str(error) else "no answer"
         raise UsageError(
-            f"--cluster {cluster}: no scheduler can be reached: {reason}; `dask scheduler` starts "
-            "one, and says its address"
+            f"--cluster {bare(address)}: no scheduler can be reached: {reason}; `dask scheduler` "
+            "starts one, and says its address"
         ) from None
     try:
         yield client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import astuple
@@ -13,6 +14,7 @@ from typing import Any
 from surgeon.base.files import read_regular
 from surgeon.formats.swapping import temporary_beside
 from surgeon.output.cluster.work import Found
+from surgeon.output.temporaries import require_ours
 from surgeon.output.units import Done
 
 _LONGEST = 1 << 30
@@ -36,7 +38,8 @@ class Journal:
         self._places: dict[str, int] = {}
         self._files: set[str] = set()
         if is_resumed:
-            with suppress(OSError, ValueError):
+            with suppress(FileNotFoundError, ValueError):
+                require_ours(self._path, self._path.lstat(), stat.S_ISREG)
                 self._read(read_regular(self._path, _LONGEST).decode())
 
     def _read(self, text: str) -> None:
@@ -48,7 +51,7 @@ class Journal:
                 else:
                     self.tasks[entry["task"]] = [_found(part) for part in entry["parts"]]
                     self._files |= set(entry["files"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # the line that the run was killed in
 
     def kept(self, is_folder: bool) -> set[str]:
@@ -72,7 +75,9 @@ class Journal:
             with suppress(FileNotFoundError):
                 self._path.unlink()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptor = os.open(self._path, flags, 0o600)
+        self._descriptor = os.open(self._path, flags | os.O_NONBLOCK, 0o600)
+        found = os.fstat(self._descriptor)
+        require_ours(self._path, found, lambda mode: stat.S_ISREG(mode) and found.st_nlink == 1)
 
     def note_place(self, file: str, inode: int) -> None:
         """Write down which file is written in place."""
