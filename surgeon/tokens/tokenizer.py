@@ -28,6 +28,8 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _ROLE = "_token"
 # Roles that a token can be given; that of the unknown token is its model's.
 ROLES = ("bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token")
+# Those in use make a character one or three; a few that follow one another could make terabytes.
+_MOST_GROWTH = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,3 +214,20 @@ def require_known(tokenizer: Tokenizer) -> None:
             f"{tokenizer.label}: {DOCUMENT}: its model is {kind!r}, which is none of "
             f"{', '.join(KINDS)}"
         )
+    for part in ("normalizer", "decoder"):
+        if _growth(tokenizer.document.get(part)) > _MOST_GROWTH:
+            raise PlanError(
+                f"{tokenizer.label}: {DOCUMENT}: its {part} may make a character more than "
+                f"{_MOST_GROWTH:,} long"
+            )
+
+
+def _growth(part: Any) -> int:
+    """Return how many characters one may become by what replaces others, one after the other."""
+    if not isinstance(part, dict):
+        return 1
+    content = part.get("content")
+    grown = max(len(content), 1) if isinstance(content, str) else 1
+    for inner in [*(part.get("normalizers") or ()), *(part.get("decoders") or ())]:
+        grown *= _growth(inner)
+    return grown

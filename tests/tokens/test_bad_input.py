@@ -46,6 +46,13 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path, name: str) -> 
         read_tokenizer(model)
 
 
+def test_a_normalizer_that_makes_terabytes_is_refused(tmp_path: Path) -> None:
+    grows = {"type": "Replace", "pattern": {"String": "<"}, "content": "<" * 11}
+    document = {**MADE, "normalizer": {"type": "Sequence", "normalizers": [grows] * 9}}
+    with pytest.raises(PlanError, match="may make a character more than 1,000 long"):
+        read_tokenizer(folder(tmp_path / "model", document))
+
+
 @pytest.mark.parametrize("merge", [["a"], "ab", 7, None, ["a", ["b"]]])
 def test_merges_of_other_than_two_parts_are_refused(tmp_path: Path, merge: Any) -> None:
     document = {**MADE, "model": {**MADE["model"], "merges": [*MADE["model"]["merges"], merge]}}
