@@ -157,21 +157,23 @@ def test_what_is_kept_is_not_fetched_again(web, model, tmp_path):
     assert state.sent_bytes < first
 
 
-def test_what_others_put_into_the_cache_is_not_taken(web, model, tmp_path):
+@pytest.mark.parametrize("kind", ["FIFO", "link to a copy", "link to a device"])
+def test_what_others_put_into_the_cache_is_not_taken(web, model, tmp_path, kind):
     _, url = model
     recipe = write_recipe(tmp_path / "r.json", {"op": "scale", "target": "*", "by": 2.0})
     kept_in = tmp_path / "cache"
     assert run("apply", recipe, f"{url}/", tmp_path / "a", "--cache", kept_in).returncode == 0
-    one, two, three, *rest = [path for path in kept_in.rglob("*") if path.is_file()]
-    (tmp_path / "victim").write_bytes(two.read_bytes())
-    for path in (one, two, three):
-        path.unlink()
-    os.mkfifo(one)
-    two.symlink_to(tmp_path / "victim")
-    three.symlink_to("/dev/zero")
+    kept = [path for path in kept_in.rglob("*") if path.is_file()]
+    assert kept
+    for number, path in enumerate(kept):
+        copy = path.rename(tmp_path / f"copy-{number}")
+        if kind == "FIFO":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(copy if kind == "link to a copy" else "/dev/zero")
     assert run("apply", recipe, f"{url}/", tmp_path / "b", "--cache", kept_in).returncode == 0
     assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
-    assert all(path.is_file() and not path.is_symlink() for path in (one, two, three, *rest))
+    assert all(path.is_file() and not path.is_symlink() for path in kept)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
