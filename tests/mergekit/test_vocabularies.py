@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 _BOUND = 1e-8
 # mergekit adds the token to the base's tokenizer in place, and then misses it among its rows.
 _BREAKS = {"a model's": "KeyError: 320"}
+# Without a base model "base" is any of the models in mergekit, by the order of a set, which changes
+# from run to run; here it is the first.
+_ANY = ("the first model's", "an unpadded one", "a model's")
 Json = dict[str, Any]
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -128,6 +131,10 @@ def test_each_gives_a_folder_whose_rows_are_its_tokens(folder: Path, number: int
 @pytest.mark.parametrize("number", range(len(CASES)), ids=list(CASES))
 def test_each_gives_the_rows_of_mergekit(folder: Path, theirs: Any, number: int) -> None:
     output = folder / f"{number}.theirs"
+    if theirs[str(output)] is None and name_of(number) in _ANY:
+        taken = vocabulary(output)
+        if taken == vocabulary(folder / "second"):
+            pytest.skip("mergekit took the second model for the base")
     if name_of(number) in _BREAKS:
         assert theirs[str(output)] == _BREAKS[name_of(number)]
         return
