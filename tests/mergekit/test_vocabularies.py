@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 
 from surgeon.mergekit import imported
 from tests.conformance import sides
 from tests.conformance.environment import ROOT, VARIABLE
 from tests.tokens import made
+from tests.tokens.made import transformers
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 # Means of rows are rounded to the models' float32 before they are merged.

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from surgeon.base.errors import PlanError
 from tests.network import Bench, write
+from tests.tokens.made import transformers
 from tests.tokens.operated import apply
 
 MOE = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 10,

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 
 from surgeon import surgery
 from surgeon.base.errors import PlanError
 from tests.model_folder.test_follow import EMBED, LLAMA, Json, llama, take, widen
 from tests.network import Bench, write, write_tokenizer
+from tests.tokens.made import transformers
 
 VOCABULARY = [EMBED, "lm_head"]
 PHI3 = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "vocab_size": 10,

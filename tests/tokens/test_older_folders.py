@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import transformers
 
 from tests.tokens import made
+from tests.tokens.made import transformers
 from tests.tokens.operated import apply
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
