@@ -15,13 +15,10 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from surgeon.base.errors import WriteError
 from surgeon.remote.calls import may_fork
-
-if TYPE_CHECKING:
-    from multiprocessing.process import BaseProcess
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -87,13 +84,14 @@ def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> 
 
     others = set(active_children())  # of a program that uses the library
 
-    def end(how: Callable[[BaseProcess], None]) -> None:
-        for child in set(active_children()) - others:
-            how(child)
+    def end() -> None:
+        """Kill the workers, which have nothing to clean up; one that is new may lose other signals.
 
-    def kill(child: BaseProcess) -> None:
-        child.kill()  # it would wait for work, and Python's end for it
-        child.join()
+        It would wait for work, and Python's end for it.
+        """
+        for child in set(active_children()) - others:
+            child.kill()
+            child.join()
 
     done = 0
     with ExitStack() as stack:
@@ -105,12 +103,12 @@ def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> 
                 yield result
                 done += 1
         except _UnattendedError:  # the system gives no more processes, threads or memory
-            end(kill)
+            end()
             yield from map(work, items[done:])
         except BrokenProcessPool:
             raise WriteError("a worker was killed; --workers 1 takes the least memory") from None
         except BaseException:
-            end(lambda child: child.terminate())
+            end()
             raise
 
 

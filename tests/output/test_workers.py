@@ -117,6 +117,22 @@ def test_a_failure_does_not_wait_for_what_takes_long() -> None:
     assert time.monotonic() - began < 20
 
 
+def test_a_failure_ends_workers_that_hear_nothing() -> None:
+    """Such as one that was just forked, which loses the signals of that moment."""
+
+    def work(item: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if not item:
+            time.sleep(0.2)
+            raise PlanError("no")
+        time.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(PlanError):
+        list(parallel_map(work, range(2), 2))
+    assert time.monotonic() - began < 30
+
+
 def test_a_killed_worker_is_an_error_that_says_so() -> None:
     def die(item: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
