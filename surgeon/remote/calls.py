@@ -119,8 +119,9 @@ def _helpers() -> ProcessPoolExecutor | None:
         if _state.helpers is None:
             is_main = threading.current_thread() is threading.main_thread()
             from concurrent.futures import ProcessPoolExecutor
-            from multiprocessing import get_context
+            from multiprocessing import active_children, get_context
 
+            others = set(active_children())
             try:
                 with warnings.catch_warnings():
                     # Threads of NumPy's and torch's libraries, which the helpers do not use.
@@ -135,6 +136,10 @@ def _helpers() -> ProcessPoolExecutor | None:
                 atexit.register(_state.helpers.shutdown, cancel_futures=True)
             except (OSError, ImportError):  # no semaphores, as in a read-only /dev/shm
                 _state.is_client_here = True
+            except BaseException:  # a signal: nobody would tell them to end, and all wait for them
+                for child in set(active_children()) - others:
+                    child.kill()
+                raise
         return _state.helpers
 
 
