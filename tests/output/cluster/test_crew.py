@@ -242,7 +242,8 @@ def test_a_run_goes_on_from_what_is_complete(folders, client, begun):
     everything = len(begun)
     assert not remains(output)
     surgeon.apply(recipe, given, output.with_name("again"), cluster=client)
-    assert len(begun) - everything >= everything + 3
+    # The last that was done when the run was interrupted need not have been written down.
+    assert len(begun) - everything > everything
 
 
 @pytest.mark.parametrize("begun", [SHARDS, PARTS], indirect=True)
