@@ -28,8 +28,8 @@ from surgeon.remote.client import Failure, Target
 
 # Files up to this much are made once, in memory.
 _HELD = 32 << 20
-# Object storage takes at most 10 000 parts, of at least 5 MiB each.
 _LOOK_SECONDS = 0.2
+# Object storage takes at most 10 000 parts, of at least 5 MiB each.
 _PART, _MOST_PARTS, _AT_ONCE = 8 << 20, 9_000, 4
 
 

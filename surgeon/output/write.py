@@ -66,12 +66,11 @@ def write(plan: OutputPlan, options: Options, crew: Crew | None = None) -> Resul
     if options.checksums == "none":
         plan = plan.without_content()
     completed = partial(_completed, plan, options.device)
-    if isinstance(plan.path, RemotePath):
-        from surgeon.output.elsewhere import write_elsewhere
-
-        with on_device(options.device):
-            return Result(plan, write_elsewhere(plan, plan.path, options, completed))
     with on_device(options.device):
+        if isinstance(plan.path, RemotePath):
+            from surgeon.output.elsewhere import write_elsewhere
+
+            return Result(plan, write_elsewhere(plan, plan.path, options, completed))
         return Result(plan, _write(plan, crew or Executor(options), completed))
 
 
