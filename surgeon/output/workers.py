@@ -82,16 +82,9 @@ def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> 
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import active_children
 
+    from surgeon.base.children import kill_children
+
     others = set(active_children())  # of a program that uses the library
-
-    def end() -> None:
-        """Kill the workers, which have nothing to clean up; one that is new may lose other signals.
-
-        It would wait for work, and Python's end for it.
-        """
-        for child in set(active_children()) - others:
-            child.kill()
-            child.join()
 
     done = 0
     with ExitStack() as stack:
@@ -103,12 +96,12 @@ def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> 
                 yield result
                 done += 1
         except _UnattendedError:  # the system gives no more processes, threads or memory
-            end()
+            kill_children(others)
             yield from map(work, items[done:])
         except BrokenProcessPool:
             raise WriteError("a worker was killed; --workers 1 takes the least memory") from None
         except BaseException:
-            end()
+            kill_children(others)
             raise
 
 

@@ -121,6 +121,8 @@ def _helpers() -> ProcessPoolExecutor | None:
             from concurrent.futures import ProcessPoolExecutor
             from multiprocessing import active_children, get_context
 
+            from surgeon.base.children import kill_children
+
             others = set(active_children())
             try:
                 with warnings.catch_warnings():
@@ -137,8 +139,7 @@ def _helpers() -> ProcessPoolExecutor | None:
             except (OSError, ImportError):  # no semaphores, as in a read-only /dev/shm
                 _state.is_client_here = True
             except BaseException:  # a signal: nobody would tell them to end, and all wait for them
-                for child in set(active_children()) - others:
-                    child.kill()
+                kill_children(others)
                 raise
         return _state.helpers
 
