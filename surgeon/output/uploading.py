@@ -7,13 +7,10 @@ twice: once for its checksums, and once for its bytes, which have to be the same
 from __future__ import annotations
 
 import hashlib
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType
-from typing import Any, NoReturn
 
 from surgeon.base.errors import WriteError
 from surgeon.formats.safetensors import header_sha256
@@ -29,6 +26,8 @@ from surgeon.remote.client import Failure, Target
 # Files up to this much are made once, in memory.
 _HELD = 32 << 20
 _LOOK_SECONDS = 0.2
+# Seconds in which a worker may abort its upload.
+_PATIENCE = 20.0
 # Object storage takes at most 10 000 parts, of at least 5 MiB each.
 _PART, _MOST_PARTS, _AT_ONCE = 8 << 20, 9_000, 4
 
@@ -78,7 +77,9 @@ class Uploader:
             tasks.append(_Task(file, targets[file.name], header, stated))
         written = Written(notes=measured.notes)
         wire.share()  # with the workers, which are forked next
-        done = parallel_map(self._upload, tasks, self._options.workers, apart=True)
+        done = parallel_map(
+            self._upload, tasks, self._options.workers, apart=True, patience=_PATIENCE
+        )
         with _watched(self._options.progress):
             for task, one in zip(tasks, done, strict=True):
                 if one.failure is not None:
@@ -89,25 +90,24 @@ class Uploader:
         return written
 
     def _upload(self, task: _Task) -> _Uploaded:
-        with _ended_in_order():
-            run = _Stream(task.file, self._options.checksums, self._scratch())
-            try:
-                if task.header is None:
-                    body = [bytes(block) for block in run.blocks()]
-                    header = task.file.header_with(run.crcs())
-                    stream = iter([header, *body])
-                else:
-                    header = task.header
-                    stream = self._checked(task, run)
-                if task.file.size_bytes <= _HELD:
-                    client.put(task.target, b"".join(stream))
-                else:
-                    part = _part_bytes(task.file.size_bytes)
-                    client.upload(task.target, _joined(stream, part), part, _AT_ONCE)
-            except Failure as failure:
-                return _Uploaded(WrittenFile(), 0, 0, failure)
-            found = run.found(header)
-            return _Uploaded(found, run.copied_bytes, run.computed_bytes)
+        run = _Stream(task.file, self._options.checksums, self._scratch())
+        try:
+            if task.header is None:
+                body = [bytes(block) for block in run.blocks()]
+                header = task.file.header_with(run.crcs())
+                stream = iter([header, *body])
+            else:
+                header = task.header
+                stream = self._checked(task, run)
+            if task.file.size_bytes <= _HELD:
+                client.put(task.target, b"".join(stream))
+            else:
+                part = _part_bytes(task.file.size_bytes)
+                client.upload(task.target, _joined(stream, part), part, _AT_ONCE)
+        except Failure as failure:
+            return _Uploaded(WrittenFile(), 0, 0, failure)
+        found = run.found(header)
+        return _Uploaded(found, run.copied_bytes, run.computed_bytes)
 
     def _checked(self, task: _Task, run: _Stream) -> Iterator[bytes]:
         assert task.header is not None
@@ -219,20 +219,3 @@ def _joined(stream: Iterator[bytes], size_bytes: int) -> Iterator[bytes]:
             held, total = [], 0
     if held:
         yield b"".join(held)
-
-
-class _ended_in_order:  # noqa: N801 (used as a statement)
-    """Let a worker that is told to end abort its upload first, which raising does."""
-
-    def __enter__(self) -> None:
-        self._was: Any = None
-        if threading.current_thread() is threading.main_thread():
-            self._was = signal.signal(signal.SIGTERM, _raise)
-
-    def __exit__(self, *error: object) -> None:
-        if self._was is not None:
-            signal.signal(signal.SIGTERM, self._was)
-
-
-def _raise(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)

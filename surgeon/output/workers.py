@@ -15,7 +15,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 from surgeon.base.errors import WriteError
 from surgeon.remote.calls import may_fork
@@ -47,21 +48,23 @@ def worthwhile(workers: int, size_bytes: int) -> int:
 
 
 def parallel_map(
-    work: Callable[[_In], _Out], items: Sequence[_In], workers: int, *, apart: bool = False
-) -> Iterator[_Out]:
+    work: Callable[[_In], _Out], items: Sequence[_In], workers: int,
+    *, apart: bool = False, patience: float = 0,
+) -> Iterator[_Out]:  # fmt: skip
     """Yield results in the order of the items; the first failure ends all workers.
 
     Where there are several workers, `work` runs in processes that are forked here: they see
     everything that there is now, what they change stays theirs, and results are pickled. Elsewhere
     it runs in threads: what it changes must be of one thread alone. With `apart`, one worker is
-    forked too, where several would be.
+    forked too, where several would be. With patience, in seconds, SystemExit is raised in a process
+    whose work is not wanted any more, so that it may clean up; else it is killed at once.
     """
     workers = min(workers, len(items))
     is_forked = sys.platform == "linux" and may_fork()
     if workers <= 1 and not (workers and apart and is_forked):
         yield from map(work, items)
     elif is_forked:
-        yield from _forked(work, items, workers)
+        yield from _forked(work, items, workers, patience)
     else:  # system libraries, or a client, do not survive a fork, or there is none
         yield from _threaded(work, items, workers)
 
@@ -77,36 +80,43 @@ class _UnattendedError(Exception):
     """Nothing hands out work to the workers, or brings back what they made."""
 
 
-def _forked(work: Callable[[_In], _Out], items: Sequence[_In], workers: int) -> Iterator[_Out]:
+def _forked(
+    work: Callable[[_In], _Out], items: Sequence[_In], workers: int, patience: float
+) -> Iterator[_Out]:
     # Imported where there is work to share: it takes as long as opening a checkpoint.
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import active_children
 
-    from surgeon.base.children import kill_children
+    from surgeon.base.children import end_children
 
     others = set(active_children())  # of a program that uses the library
 
     done = 0
     with ExitStack() as stack:
         try:
-            results = _shared(work, items, workers, stack)
+            results = _shared(work, items, workers, stack, hears=patience > 0)
             if results is None:
                 results = _threaded(work, items, workers)
             for result in results:
                 yield result
                 done += 1
         except _UnattendedError:  # the system gives no more processes, threads or memory
-            kill_children(others)
+            end_children(others, patience)
             yield from map(work, items[done:])
         except BrokenProcessPool:
             raise WriteError("a worker was killed; --workers 1 takes the least memory") from None
         except BaseException:
-            kill_children(others)
+            end_children(others, patience)
             raise
 
 
 def _shared(
-    work: Callable[[_In], _Out], items: Sequence[_In], workers: int, stack: ExitStack
+    work: Callable[[_In], _Out],
+    items: Sequence[_In],
+    workers: int,
+    stack: ExitStack,
+    *,
+    hears: bool,
 ) -> Iterator[_Out] | None:
     """Fork the workers, until the stack's end, and give the results in their order.
 
@@ -121,7 +131,7 @@ def _shared(
     with warnings.catch_warnings():
         # Threads of NumPy's and torch's libraries, which the workers do not use.
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
-        arguments = work, items, os.getpid()
+        arguments = work, items, os.getpid(), hears
         try:
             pool = ProcessPoolExecutor(
                 workers, get_context("fork"), initializer=_begin, initargs=arguments
@@ -155,7 +165,7 @@ def _shared(
 _task: tuple[Callable[[Any], Any], Sequence[Any]]
 
 
-def _begin(work: Callable[[Any], Any], items: Sequence[Any], parent: int) -> None:
+def _begin(work: Callable[[Any], Any], items: Sequence[Any], parent: int, hears: bool) -> None:
     global _task
     _task = work, items
     # A worker that outlived a killed run would go on writing, and hold the output's lock.
@@ -164,8 +174,18 @@ def _begin(work: Callable[[Any], Any], items: Sequence[Any], parent: int) -> Non
     if os.getppid() != parent:
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too
+    if hears:
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # it is told again, while it cleans up
+    raise SystemExit(128 + number)
 
 
 def _run(index: int) -> Any:
     work, items = _task
-    return work(items[index])
+    try:
+        return work(items[index])
+    except SystemExit:  # the pool would go on with the next item
+        os._exit(1)

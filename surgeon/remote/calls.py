@@ -121,7 +121,7 @@ def _helpers() -> ProcessPoolExecutor | None:
             from concurrent.futures import ProcessPoolExecutor
             from multiprocessing import active_children, get_context
 
-            from surgeon.base.children import kill_children
+            from surgeon.base.children import end_children
 
             others = set(active_children())
             try:
@@ -139,7 +139,7 @@ def _helpers() -> ProcessPoolExecutor | None:
             except (OSError, ImportError):  # no semaphores, as in a read-only /dev/shm
                 _state.is_client_here = True
             except BaseException:  # a signal: nobody would tell them to end, and all wait for them
-                kill_children(others)
+                end_children(others)
                 raise
         return _state.helpers
 

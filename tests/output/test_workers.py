@@ -117,7 +117,8 @@ def test_a_failure_does_not_wait_for_what_takes_long() -> None:
     assert time.monotonic() - began < 20
 
 
-def test_a_failure_ends_workers_that_hear_nothing() -> None:
+@pytest.mark.parametrize("patience", [0, 0.5])
+def test_a_failure_ends_workers_that_hear_nothing(patience: float) -> None:
     """Such as one that was just forked, which loses the signals of that moment."""
 
     def work(item: int) -> None:
@@ -129,8 +130,35 @@ def test_a_failure_ends_workers_that_hear_nothing() -> None:
 
     began = time.monotonic()
     with pytest.raises(PlanError):
-        list(parallel_map(work, range(2), 2))
+        list(parallel_map(work, range(2), 2, patience=patience))
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the workers are threads")
+def test_with_patience_a_worker_cleans_up_once(tmp_path: Path) -> None:
+    def work(item: int) -> None:
+        (tmp_path / f"began-{item}").touch()
+        try:
+            until = time.monotonic() + 60
+            while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+                time.sleep(0.01)
+            if not item:
+                raise PlanError("no")
+            time.sleep(60)
+        except SystemExit:
+            time.sleep(0.6)  # it is told several times
+            (tmp_path / "cleaned").touch()
+            raise
+
+    began = time.monotonic()
+    with pytest.raises(PlanError):
+        list(parallel_map(work, range(5), 2, patience=30))
+    assert time.monotonic() - began < 25
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found[0] == "began-0"
+    assert "began-1" in found
+    assert found[-1] == "cleaned"
+    assert multiprocessing.active_children() == []
 
 
 def test_a_killed_worker_is_an_error_that_says_so() -> None:
