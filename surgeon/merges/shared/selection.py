@@ -32,7 +32,7 @@ _FEW = 1 << 18
 _BINS = 1 << 16
 # A sample tells nearly where a threshold lies: runs of so many elements, of one element in 64.
 _RUN, _SAMPLED = 512, 64
-_FEWEST_RUNS, _MOST_RUNS = 32, 128
+_FEWEST_RUNS, _MOST_RUNS, _LEAST_SPREAD = 32, 128, 32
 
 # A new array of signed values of which the magnitudes are compared.
 Measure = Callable[[Blocks], Array]
@@ -190,6 +190,17 @@ def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]
         search.guess(samples[id(search.measure)])
 
 
+def _spread(sample: Array, place: int) -> int:
+    """Return how far from a place in the sample the same share of the tensor may end.
+
+    Values in one run are often alike, and runs beside one another, so that the error is told by how
+    much the number of values above the place changes from run to run: three standard ones.
+    """
+    pivot = nth_largest(sample, place + 1)[0]
+    above = np.count_nonzero(sample.reshape(-1, _RUN) >= pivot, axis=1)
+    return _LEAST_SPREAD + int(3 * sqrt(np.square(np.diff(above)).sum() / 2))
+
+
 def _sampled(tensor: LazyTensor, starts: range, working: np.dtype[Any]) -> Array:
     """Return the values of the runs that begin at these places."""
     dtype = DTYPES[tensor.spec.dtype].storage if tensor.is_exact else working
@@ -240,10 +251,10 @@ class _Search:
         self._look_between(0, _largest_key(self.keys), self.size)
 
     def guess(self, sample: Array) -> None:
-        """Narrow the window to what a sample of magnitudes suggests."""
-        share = self.wanted / self.size
-        spread = 0.01 * len(sample) + 4 * sqrt(len(sample) * share * (1 - share))
-        first, last = int(len(sample) * share - spread), int(len(sample) * share + spread)
+        """Narrow the window to what a sample of magnitudes suggests, which has runs of them."""
+        place = int(len(sample) * self.wanted / self.size)
+        spread = _spread(sample, place)
+        first, last = place - spread, place + spread
         low, high = 0.0, np.inf
         if last < len(sample):
             low = nth_largest(sample, last + 1)[0]
