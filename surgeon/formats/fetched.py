@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeGuard
 
@@ -87,7 +88,13 @@ def is_fetched(file: ByteSource) -> TypeGuard[FetchedFile]:
 
 
 def will_read(wanted: Iterable[tuple[ByteSource, int, int]]) -> None:
-    """Say which bytes a worker reads next, in order: of files elsewhere they are fetched then."""
-    remote = [(file.reader, start, stop) for file, start, stop in wanted if is_fetched(file)]
+    """Say which bytes a worker reads next, in order, so that they are on their way."""
+    remote = []
+    for file, start, stop in wanted:
+        if is_fetched(file):
+            remote.append((file.reader, start, stop))
+        elif (descriptor := file.fileno()) is not None and hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # on what has no cache
+                os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
     if remote:
         reader.will_read(remote)

@@ -9,11 +9,14 @@ import numpy as np
 from surgeon.formats.fetched import is_any_fetched, is_fetched, will_read
 from surgeon.lazy import ByteRange, ByteSource, LazyTensor, Scratch, walk
 from surgeon.lazy.base import Piece
+from surgeon.numeric.dtypes import DTYPES
 
 # Reads and writes of at most this much; larger ones leave the processor's cache.
 COPY_BUFFER = 1 << 20
 # Of what a tensor is computed from, bytes that are announced together, operand by operand.
 _ANNOUNCED = 8 << 20
+# What is less is read at once by what asks for it.
+_READ_AHEAD = 1 << 20
 
 
 def blocks(piece: Piece, scratch: Scratch, buffer: memoryview) -> Iterator[memoryview]:
@@ -47,12 +50,16 @@ def moved_elsewhere(tensor: LazyTensor) -> int:
 
 
 def announce(parts: Iterator[tuple[LazyTensor, int, int]]) -> None:
-    """Have what elements of tensors are made of fetched from elsewhere before it is asked for."""
-    if not is_any_fetched():
-        return
+    """Have what elements of tensors are made of on its way before it is asked for.
+
+    What is elsewhere is fetched; of what is on a disk, the system reads ahead where it is much.
+    """
+    least = 1 if is_any_fetched() else _READ_AHEAD
     wanted: list[tuple[ByteSource, int, int]] = []
     for tensor, start, stop in parts:
-        for piece in tensor.pieces(start, stop) if stop else ():
+        if (stop - start) * DTYPES[tensor.spec.dtype].bits // 8 < least:
+            continue
+        for piece in tensor.pieces(start, stop):
             if isinstance(piece, ByteRange):
                 wanted.append((piece.file, piece.offset, piece.offset + piece.size_bytes))
             else:
@@ -66,6 +73,8 @@ def _sources(tensor: LazyTensor, start: int, stop: int) -> list[tuple[ByteSource
     for form in walk(tensor):
         if not form.operands and form.spec.count:
             is_alike = form.spec.count == tensor.spec.count
+            if not is_alike and not is_any_fetched():
+                continue  # of a file that is near, it is not known which bytes are wanted
             first, last = (start, stop) if is_alike else (0, form.spec.count)
             runs += [piece for piece in form.locate(first, last) if isinstance(piece, ByteRange)]
     most = max((run.size_bytes for run in runs), default=0)
