@@ -33,6 +33,8 @@ class Bench:
     folder: Path
     size: float
     repeat: int
+    # Of what is compared with mergekit, which takes minutes.
+    repeat_peer: int
 
     @property
     def data(self) -> Path:
@@ -60,12 +62,13 @@ class Bench:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the jobs that are asked for; returns 1 where one could not be measured."""
     options = _options(arguments)
-    bench = Bench(options.folder.resolve(), options.size, options.repeat)
+    whole = Bench(options.folder.resolve(), options.size, options.repeat, options.repeat_mergekit)
     jobs = [job for job in JOBS if not options.only or job.name in options.only]
     tables: dict[type[Job], list[Row]] = {CopyJob: [], HeaderJob: [], PeerJob: []}
     failed = False
     for number, job in enumerate(jobs):
         _say(f"{job.name} ({number + 1} of {len(jobs)})")
+        bench = _bench_of(whole, job)
         bench.provide(data_of(job))
         try:
             rows = _measured(bench, job)
@@ -76,17 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in rows:
             _say("  " + " | ".join(cell for cell in row.values() if cell))
         if not options.keep:
-            later = set[str]().union(*(data_of(job) for job in jobs[number + 1 :]))
-            bench.discard(data_of(job) - later)
+            later = [one for one in jobs[number + 1 :] if _bench_of(whole, one) == bench]
+            bench.discard(data_of(job) - set[str]().union(*map(data_of, later)))
     titled = [(_TITLES[kind], rows) for kind, rows in tables.items()]
-    text = report.document(titled, bench.size, bench.repeat, bench.folder)
+    text = report.document(titled, whole.size, whole.repeat, whole.repeat_peer, whole.folder)
     print(text)
     # A partial run leaves the figures of the last full one alone.
-    full = bench.size == 1 and not options.only
-    results = Path(__file__).with_name("RESULTS.md") if full else bench.folder / "RESULTS.md"
+    full = whole.size == 1 and not options.only
+    results = Path(__file__).with_name("RESULTS.md") if full else whole.folder / "RESULTS.md"
     results.write_text(text)
     _say(f"written to {results}")
-    for folder in (bench.data, bench.trial):
+    for folder in {bench.data for bench in (_bench_of(whole, job) for job in jobs)} | {whole.trial}:
         shutil.rmtree(folder / OUTPUT, ignore_errors=True)
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -97,15 +100,21 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--size", type=float, default=1, help="scale: 1 is a checkpoint of 2 GB")
     parser.add_argument("--repeat", type=int, default=5, help="runs of each side (default: 5)")
+    parser.add_argument("--repeat-mergekit", type=int, default=1, metavar="N",
+                        help="runs of what mergekit does, too (default: 1)")  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=[job.name for job in JOBS], metavar="NAME",
                         help="of: " + ", ".join(job.name for job in JOBS))  # fmt: skip
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints that were made")
     parser.add_argument("--folder", type=Path, default=ROOT / ".bench",
                         help="where the data goes (default: .bench)")  # fmt: skip
     options = parser.parse_args(arguments)
-    if options.size <= 0 or options.repeat < 1:
-        parser.error("--size and --repeat must be positive")
+    if options.size <= 0 or min(options.repeat, options.repeat_mergekit) < 1:
+        parser.error("sizes and repetitions must be positive")
     return options
+
+
+def _bench_of(whole: Bench, job: Job) -> Bench:
+    return replace(whole, size=whole.size * job.part) if isinstance(job, PeerJob) else whole
 
 
 def _measured(bench: Bench, job: Job) -> list[Row]:
@@ -164,7 +173,7 @@ def _peer(bench: Bench, job: PeerJob) -> Row:
         peer = mergekit.command(environment, folders)
         surgeon = _surgeon(["surgeon", "apply", recipe, folders[0], RESULT], folders)
         modules = imports(bench.trial, surgeon)
-        theirs, ours = side_by_side(bench.data, [peer, surgeon], bench.repeat)
+        theirs, ours = side_by_side(bench.data, [peer, surgeon], bench.repeat_peer)
     finally:
         for folder in (bench.trial, bench.data):
             mergekit.remove(folder)

@@ -59,6 +59,7 @@ class PeerJob:
     """The same merge by surgeon and by mergekit, both from one mergekit configuration.
 
     `parameters` are common to all models; with `base` the first of the inputs is the base model.
+    `part` of the size is enough where mergekit takes very long.
     """
 
     name: str
@@ -70,6 +71,7 @@ class PeerJob:
     # At least so many times faster, at most this part of the peer's memory; None: for information.
     faster: float | None
     memory: float
+    part: float = 1
 
 
 Job = CopyJob | HeaderJob | PeerJob
@@ -103,11 +105,18 @@ def _merge_job(op: str, models: int, copies: float, *, megabytes: int = 100,
 
 
 def _peer_job(
-    method: str, models: int, *, base: bool = False, faster: float | None, **parameters: object
+    method: str,
+    models: int,
+    *,
+    base: bool = False,
+    faster: float | None,
+    part: float = 1,
+    **parameters: object,
 ) -> PeerJob:
+    title = f"{method} of {models}" + (f", {part:g} of the size" if part != 1 else "")
     return PeerJob(
-        f"mergekit-{method}", f"{method} of {models}", method, _MODELS[:models], parameters, base,
-        faster, memory=0.05,
+        f"mergekit-{method}", title, method, _MODELS[:models], parameters, base, faster,
+        memory=0.05, part=part,
     )  # fmt: skip
 
 
@@ -167,7 +176,7 @@ JOBS: tuple[Job, ...] = (
     _peer_job("breadcrumbs", 3, base=True, faster=None, weight=1.0, density=0.2, gamma=0.01),
     _peer_job("dare_ties", 3, base=True, faster=20, weight=1.0, density=0.2),
     _peer_job("della", 3, base=True, faster=40, weight=1.0, density=0.5, epsilon=0.1),
-    _peer_job("karcher", 3, faster=None),
+    _peer_job("karcher", 3, faster=None, part=0.02),
     _peer_job("model_stock", 3, base=True, faster=12),
     _peer_job("sce", 3, base=True, faster=None, select_topk=0.2),
     _merge_job("average", 2, 0.7, megabytes=80),

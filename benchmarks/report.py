@@ -110,9 +110,9 @@ def failed_row(title: str, reason: str) -> Row:
 
 
 def document(tables: Sequence[tuple[str, Sequence[Row]]], size: float, repeat: int,
-             folder: Path) -> str:  # fmt: skip
+             repeat_peer: int, folder: Path) -> str:  # fmt: skip
     """Return the whole of RESULTS.md."""
-    parts = ["# Measurements", _METHOD, _circumstances(size, repeat, folder)]
+    parts = ["# Measurements", _METHOD, _circumstances(size, repeat, repeat_peer, folder)]
     if size != 1:
         trial = f"**A trial at size {size:g}: targets and names of rows are those of size 1.**"
         parts.append(trial)
@@ -133,16 +133,18 @@ def table(rows: Sequence[Row]) -> str:
     return tabulate(cells, headers=columns, tablefmt="github", disable_numparse=True)
 
 
-def _circumstances(size: float, repeat: int, folder: Path) -> str:
+def _circumstances(size: float, repeat: int, repeat_peer: int, folder: Path) -> str:
     from benchmarks import mergekit
 
-    command = f"python -m benchmarks --size {size:g} --repeat {repeat}"
+    command = (
+        f"python -m benchmarks --size {size:g} --repeat {repeat} --repeat-mergekit {repeat_peer}"
+    )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     packages = ("numpy", "safetensors", "torch", "surgeon-checkpoints")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return "\n".join(
         [
-            f"- command: `{command}` (`make bench` is size 1, 5 repetitions); loops: {_loops()}",
+            f"- command: `{command}` (`make bench` is size 1, 5 repetitions, 1 of mergekit); loops: {_loops()}",
             f"- {len(os.sched_getaffinity(0))} cores of {_processor()}; {memory:.0f} GiB",
             f"- Linux {_number(platform.release())}, {_file_system(folder)}",
             f"- Python {platform.python_version()}, {versions}; mergekit {mergekit.VERSION}",
