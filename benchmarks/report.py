@@ -144,7 +144,8 @@ def _circumstances(size: float, repeat: int, repeat_peer: int, folder: Path) -> 
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return "\n".join(
         [
-            f"- command: `{command}` (`make bench` is size 1, 5 repetitions, 1 of mergekit); loops: {_loops()}",
+            f"- command: `{command}` (`make bench` is size 1, 5 repetitions)",
+            f"- loops: {_loops()}",
             f"- {len(os.sched_getaffinity(0))} cores of {_processor()}; {memory:.0f} GiB",
             f"- Linux {_number(platform.release())}, {_file_system(folder)}",
             f"- Python {platform.python_version()}, {versions}; mergekit {mergekit.VERSION}",
