@@ -38,7 +38,7 @@ INLINE void trim(size_t from, size_t end, double least, double dropped, int nega
 {
     for (size_t i = from; i < end; i++) {
         double change = apart(to[i], base[i], negative), magnitude = fabs(change);
-        to[i] = change * ((magnitude > least) & !(magnitude > dropped) ? 1.0 : 0.0);
+        to[i] = change * (((magnitude > least) & !(magnitude > dropped)) ? 1.0 : 0.0);
     }
 }
 

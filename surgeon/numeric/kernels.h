@@ -70,12 +70,12 @@ INLINE uint64_t long_bits_of(double value)
 }
 
 /* Raise `count` elements from `start` on; round values into those of a dtype. See kernels.c. */
-void surgeon_upcast32(int64_t dtype, const void *from, size_t start, size_t count,
-                      float *restrict to);
-void surgeon_upcast64(int64_t dtype, const void *from, size_t start, size_t count,
-                      double *restrict to);
-int surgeon_downcast64(int64_t dtype, const double *restrict from, size_t start, size_t count,
-                       void *restrict to, int always);
+EXPORT void surgeon_upcast32(int64_t dtype, const void *from, size_t start, size_t count,
+                             float *restrict to);
+EXPORT void surgeon_upcast64(int64_t dtype, const void *from, size_t start, size_t count,
+                             double *restrict to);
+EXPORT int surgeon_downcast64(int64_t dtype, const double *restrict from, size_t start,
+                              size_t count, void *restrict to, int always);
 
 INLINE void load(struct operand from, size_t start, size_t count, double *restrict to)
 {
@@ -94,7 +94,7 @@ INLINE double folded(double *lanes)
 /* Where the result is the base model's zero, it keeps its sign. */
 INLINE double keep_zero(double value, double base)
 {
-    return (value == 0) & (base == 0) ? base : value;
+    return ((value == 0) & (base == 0)) ? base : value;
 }
 
 /* |x - base|, or |x| where there is no base; as bits, which are in the same order. */

@@ -21,6 +21,7 @@ BUILDS = {
                   "-fno-sanitize-recover=all"],
     "oldest processor": ["-O3", "-march=x86-64", "-DSURGEON_PLAIN"],
     "not optimised": ["-O0"],
+    "clang": ["-O3"],
 }  # fmt: skip
 RUN = """
 import sys
@@ -33,17 +34,17 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
 LAWS = ["tests/numeric/test_kernels.py", "tests/merges/test_compiled.py"]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not shutil.which("gcc"), reason="there is no gcc"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_laws_hold_however_it_is_built(build, tmp_path):
     library = tmp_path / "kernels.so"
     sources = sorted(map(str, NUMERIC.glob("*.c")))
-    subprocess.run(["gcc", *FLAGS, *BUILDS[build], *sources, "-o", library], check=True)
+    compiler = "clang" if build == "clang" else "gcc"
+    if not shutil.which(compiler):
+        pytest.skip(f"there is no {compiler}")
+    subprocess.run([compiler, *FLAGS, *BUILDS[build], *sources, "-o", library], check=True)
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     if "-fsanitize" in " ".join(BUILDS[build]):
         found = subprocess.run(
@@ -55,6 +56,7 @@ def test_laws_hold_however_it_is_built(build, tmp_path):
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
 
 
+@pytest.mark.skipif(not shutil.which("gcc"), reason="there is no gcc")
 @pytest.mark.parametrize("compiler", ["gcc", "false"])
 def test_installing_does_with_and_without_a_compiler(compiler, tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "surgeon", "recipes"):
