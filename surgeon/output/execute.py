@@ -16,11 +16,11 @@ from surgeon.formats.safetensors import header_sha256
 from surgeon.lazy import ByteRange, is_computed_at_once, walk
 from surgeon.numeric.blas import is_pinned
 from surgeon.output import units
-from surgeon.output.blocks import COPY_BUFFER
+from surgeon.output.blocks import blocks
 from surgeon.output.calls import allocate, write_all
 from surgeon.output.checksums import Algorithm, Running
 from surgeon.output.layout import OutputFile
-from surgeon.output.publish import Unit as Place
+from surgeon.output.publish import Publication
 from surgeon.output.units import Batch, Done, Unit, UnitWriter, units_of, whole_batch
 from surgeon.output.workers import parallel_map, worthwhile
 
@@ -160,9 +160,9 @@ class Executor:
     def kept(self, plan: object) -> None:
         """Go on with nothing of an earlier run."""
 
-    def write(self, files: Sequence[OutputFile], place: Place) -> Written:
+    def write(self, files: Sequence[OutputFile], output: Publication) -> Written:
         """Write planned files; those with a `source` are there already."""
-        described = {place.descriptor(file.name): file for file in files}
+        described = {output.descriptor(file.name): file for file in files}
         tally = Tally(files, self._options.checksums)
         batches: list[Batch] = []
         for descriptor, file in described.items():
@@ -179,7 +179,7 @@ class Executor:
         self._run(batches, files, tally)
         for descriptor, file in described.items():
             tally.complete(file, descriptor)
-        place.rest()
+        output.rest()
         return tally.written
 
     def measure(self, files: Sequence[OutputFile]) -> tuple[Written, dict[str, bytes]]:
@@ -220,10 +220,8 @@ class Executor:
             pass
 
     def _verify(self, record: Record) -> None:
-        running = Running("crc32")
-        for start in range(0, record.size_bytes, COPY_BUFFER):
-            block = self._writer.buffer[: min(COPY_BUFFER, record.size_bytes - start)]
-            record.file.read_into(record.offset + start, block)
+        running, piece = Running("crc32"), ByteRange(record.file, record.offset, record.size_bytes)
+        for block in blocks(piece, self._writer.scratch, self._writer.buffer):
             running.update(block)
         _is_verified(record, f"crc32:{running.crc32:08x}")
 
