@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 from torch import Tensor
 
 from surgeon.training import Distillation
-from tests.docs import ROOT
+from tests.examples import training_of
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -22,18 +19,8 @@ MARGIN = 0.3
 
 @pytest.fixture(scope="module")
 def lwf() -> Iterator[ModuleType]:
-    path = ROOT / "examples" / "lwf_digits" / "train.py"
-    spec = importlib.util.spec_from_file_location("lwf_digits", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield module
-    torch.set_num_threads(threads)
-    del sys.modules[spec.name]
+    with training_of("lwf_digits") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

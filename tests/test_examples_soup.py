@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.docs import ROOT
+from tests.examples import training_of
 
 pytestmark = pytest.mark.slow  # it trains
 
@@ -22,18 +20,8 @@ CHANCE = 0.1
 
 @pytest.fixture(scope="module")
 def soup() -> Iterator[ModuleType]:
-    path = ROOT / "examples" / "soup_digits" / "train.py"
-    spec = importlib.util.spec_from_file_location("soup_digits", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield module
-    torch.set_num_threads(threads)
-    del sys.modules[spec.name]
+    with training_of("soup_digits") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -65,8 +65,13 @@ _LONGEST_LIKENED = 1000
 
 def listed(names: Sequence[str], most: int = _MOST_NAMED) -> str:
     """Return `'a', 'b' and 3 more`."""
-    shown = ", ".join(map(short, names[:most]))
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+    return several([*map(short, names[:most]), *names[most:]], most)
+
+
+def several(texts: Sequence[str], most: int = _MOST_NAMED) -> str:
+    """Return `this, that and 3 more`."""
+    shown = ", ".join(texts[:most])
+    return f"{shown} and {len(texts) - most} more" if len(texts) > most else shown
 
 
 def short(value: object) -> str:

@@ -69,34 +69,42 @@ _NARROWEST = 10
 
 
 def _fitted(rows: Sequence[Sequence[str]], columns: int, firm: Collection[int]) -> list[list[str]]:
-    """Fold the cells of the widest columns so that a row fits, but for columns of numbers."""
+    """Fold the cells of the widest columns so that a row fits; of numbers, headers and spans alone.
+
+    The first row are headers.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    over = sum(widths) + _GAP * (len(widths) - 1) - columns
+
+    def over() -> int:
+        return sum(widths) + _GAP * (len(widths) - 1) - columns
+
+    def width_of_words(place: int, end: str) -> int:
+        header, *figures = (row[place] for row in rows)
+        words = [*header.split(), *"\n".join(figures).replace(end, f"{end}\n").splitlines()]
+        return max(map(len, words), default=0)
+
+    if over() > 0:
+        for place in firm:
+            widths[place] = width_of_words(place, "\n")
     able = [i for i, width in enumerate(widths) if i not in firm and width > _NARROWEST]
-    for _ in range(max(over, 0)):
+    for _ in range(max(over(), 0)):
         if able:
             widest = max(able, key=lambda i: widths[i])
             widths[widest] -= 1
             able = [i for i in able if widths[i] > _NARROWEST]
     for place in sorted(firm, key=lambda i: -widths[i]):
-        over = sum(widths) + _GAP * (len(widths) - 1) - columns
-        if over > 0 and (narrow := _span_width([row[place] for row in rows])) < widths[place]:
-            widths[place] = narrow
+        if over() > 0:
+            widths[place] = width_of_words(place, _TO)
     return [
         [
-            _folded_span(cell, width) if place in firm else folded_text(cell, width)
+            _folded_span(cell, width) if place in firm and line else folded_text(cell, width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        for row in rows
+        for line, row in enumerate(rows)
     ]
 
 
 _TO = ".."
-
-
-def _span_width(cells: Sequence[str]) -> int:
-    """Return how wide figures are whose highest is below the lowest: `0.5..` and `1.5`."""
-    return max(len(line) for cell in cells for line in _folded_span(cell, 0).splitlines() or [""])
 
 
 def _folded_span(cell: str, width: int) -> str:

@@ -7,7 +7,6 @@ what it names.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -16,7 +15,7 @@ from typing import Any
 
 from surgeon.base.elsewhere import Elsewhere
 from surgeon.base.errors import CheckpointError
-from surgeon.base.files import open_regular, read_regular, reading
+from surgeon.base.files import read_regular, reading, sha256_of
 from surgeon.base.strict_json import MOST_BYTES as LONGEST_HEADER
 from surgeon.base.strict_json import parse_object
 from surgeon.formats.safetensors import header_sha256
@@ -183,14 +182,9 @@ def _header_sha256(path: Path) -> str:
 
 def _sha256(path: Path) -> str:
     try:
-        descriptor = open_regular(path)
+        return sha256_of([path])
     except (OSError, ValueError):
         return ""
-    digest = hashlib.sha256()
-    with os.fdopen(descriptor, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _modified(path: Path) -> int:

@@ -16,19 +16,6 @@ from surgeon.initialisers.parts import INITIALISERS, Initialisation, NewPart
 from surgeon.lazy import Joined, LazyTensor, Selected, Stream, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
 
-__all__ = [
-    "INITIALISERS",
-    "Chosen",
-    "Init",
-    "InitSchema",
-    "arranged",
-    "for_sibling",
-    "fresh",
-    "grown",
-    "init_schema",
-    "parse",
-]
-
 
 def init_schema(*others: str) -> Schema:
     """Return the schema of an `init`: a name, or an object with a name and its parameters.

@@ -17,7 +17,7 @@ from surgeon.base.tables import number, shown, table, wrapped
 from surgeon.formats import open_checkpoint
 from surgeon.formats.remains import told
 from surgeon.inspection.heat_maps import comparison
-from surgeon.inspection.layers import depth, place
+from surgeon.inspection.layers import depth, layer_and_module
 from surgeon.inspection.products import Figures
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric.blas import one_thread
@@ -148,7 +148,7 @@ def compare(locations: Sequence[str], workers: int) -> Comparison:
         found = parallel_map(_figures, groups, worthwhile(workers, size))
         layers: dict[str, dict[str, Figures]] = {}
         for name, figures in zip(names, found, strict=True):
-            layer, module = place(name)
+            layer, module = layer_and_module(name)
             modules = layers.setdefault(layer, {})
             modules[module] = modules[module] + figures if module in modules else figures
     return Comparison(tuple(locations), layers, tuple(notes), left_out)

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from surgeon.inspection.layers import columns, depth, place, tensor_place
+from surgeon.inspection.layers import columns, depth, layer_and_module, layer_and_tensor
 from surgeon.inspection.products import Figures
 from surgeon.numeric.dtypes import Array
 from surgeon.pictures.figures import letters, named
@@ -50,12 +50,12 @@ def comparison(
 ) -> Heat:
     """Return panels of how far each model moved from A, and of whether each two moved alike."""
     there = {(layer, module): f for layer, parts in layers.items() for module, f in parts.items()}
-    grid = _Grid([*there, *map(place, left_out)])
+    grid = _Grid([*there, *map(layer_and_module, left_out)])
     cells: dict[Cell, Figures] = {}
     for key, figures in there.items():
         cell = grid.cells[key]
         cells[cell] = cells[cell] + figures if cell in cells else figures
-    marks = _marked((grid.cells[place(name)], mark) for name, mark in left_out.items())
+    marks = _marked((grid.cells[layer_and_module(name)], mark) for name, mark in left_out.items())
     # What has a value tells more than that a part of it is left out.
     marks = {cell: mark for cell, mark in marks.items() if cell not in cells}
     names = letters(len(models))
@@ -122,11 +122,11 @@ def difference(
 
     Where a cell is of several tensors, as of many experts, it has the largest.
     """
-    grid = _Grid(map(tensor_place, [*changes, *marked]))
+    grid = _Grid(map(layer_and_tensor, [*changes, *marked]))
     values = grid.empty()
-    found = [(grid.cells[tensor_place(name)], mark) for name, mark in marked.items()]
+    found = [(grid.cells[layer_and_tensor(name)], mark) for name, mark in marked.items()]
     for name, relative in changes.items():
-        cell = grid.cells[tensor_place(name)]
+        cell = grid.cells[layer_and_tensor(name)]
         if relative is None:
             found.append((cell, "no ratio"))
         else:

@@ -28,7 +28,7 @@ def natural(name: str) -> tuple[object, ...]:
     return tuple((int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts))
 
 
-def place(name: str) -> tuple[str, str]:
+def layer_and_module(name: str) -> tuple[str, str]:
     """Return the layer and the module in it that a tensor belongs to."""
     layer, module = layer_of(name), name.rpartition(".")[0]
     if layer is None:
@@ -37,9 +37,9 @@ def place(name: str) -> tuple[str, str]:
     return label, module.removeprefix(label).removeprefix(".")
 
 
-def tensor_place(name: str) -> tuple[str, str]:
+def layer_and_tensor(name: str) -> tuple[str, str]:
     """Return the layer that a tensor lies in, and what it is called there; weights by module."""
-    layer, module = place(name)
+    layer, module = layer_and_module(name)
     leaf = name.rpartition(".")[2]
     if leaf == "weight":
         return layer, module

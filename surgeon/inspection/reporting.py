@@ -13,7 +13,7 @@ from surgeon.inspection.verify import Verified, find_manifest, read_manifest, ve
 from surgeon.inspection.watching import Watch, unwatched
 from surgeon.manifest.model import MOST_BYTES, Manifest, of_document
 from surgeon.manifest.names import is_file, manifest_of
-from surgeon.output.publish import unit, writing
+from surgeon.output.publish import publication, writing
 from surgeon.pictures.facts import PLAN_SCHEMA, of_manifest, of_plan
 from surgeon.pictures.markup import PAGE_MARK
 from surgeon.pictures.report import Hashed, report
@@ -66,7 +66,7 @@ def page_of_plan(document: dict[str, Any], label: str) -> str:
 def write_page(text: str, path: Path) -> None:
     """Write a page, as a whole or not at all, in place of an earlier one."""
     require_mine(path, PAGE_MARK.encode(), "wrote")
-    with writing(path), unit(path, is_folder=False) as files:
+    with writing(path), publication(path, is_folder=False) as files:
         files.put(path.name, text)
         files.publish(None)
 

@@ -12,7 +12,7 @@ import numpy as np
 from surgeon.base.errors import CheckpointError
 from surgeon.formats import open_checkpoint
 from surgeon.inspection.inspect import Entry, inspected
-from surgeon.inspection.layers import depth, place
+from surgeon.inspection.layers import depth, layer_and_module
 from surgeon.inspection.watching import Watch, unwatched
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, upcast_blocks
 from surgeon.numeric import histograms
@@ -45,7 +45,7 @@ def spread(name: str, entries: Iterable[Entry], *, watch: Watch = unwatched) -> 
     scratch = Scratch()
     with watch(sum(entry.tensor.spec.size_bytes for entry in owned)) as done:
         for entry in owned:
-            layer = found.setdefault(place(entry.name)[0], _Found())
+            layer = found.setdefault(layer_and_module(entry.name)[0], _Found())
             spec = entry.tensor.spec
             layer.sizes[spec.dtype] = layer.sizes.get(spec.dtype, 0) + spec.size_bytes
             if DTYPES[spec.dtype].kind in _KINDS:

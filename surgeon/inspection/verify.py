@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from surgeon.base.errors import CheckpointError
 from surgeon.base.strict_json import read_json
 from surgeon.base.tables import plural, shown
@@ -20,7 +18,7 @@ from surgeon.formats.files import InputFile
 from surgeon.formats.remains import MANIFEST_SUFFIX, WEIGHTS_SUFFIX, settled
 from surgeon.formats.safetensors import open_safetensors
 from surgeon.inspection.watching import Watch, unwatched
-from surgeon.lazy import ByteRange, LazyTensor, Stored, TensorSpec
+from surgeon.lazy import LazyTensor, Scratch, Stored, TensorSpec
 from surgeon.manifest.model import (
     CheckpointEntry,
     Manifest,
@@ -31,12 +29,12 @@ from surgeon.manifest.model import (
     read,
 )
 from surgeon.manifest.names import is_file, located, manifest_of, optimizer_of
+from surgeon.output.blocks import COPY_BUFFER, blocks
 from surgeon.output.checksums import Algorithm, Running
 from surgeon.pictures.notebook import rows_shown
 from surgeon.remote.paths import forget
 
 Json = dict[str, Any]
-_BUFFER = 1 << 20
 
 
 @dataclass
@@ -269,11 +267,8 @@ def _digests(entry: TensorEntry) -> Iterator[tuple[Algorithm, str]]:
 
 def _hash(tensor: LazyTensor, algorithm: Algorithm) -> str:
     running = Running(algorithm)
-    buffer = np.empty(min(_BUFFER, tensor.spec.size_bytes), np.uint8).data
+    scratch, buffer = Scratch(), memoryview(bytearray(min(COPY_BUFFER, tensor.spec.size_bytes)))
     for piece in tensor.pieces(0, tensor.spec.count):
-        assert isinstance(piece, ByteRange)  # as all pieces of a safetensors file are
-        for start in range(0, piece.size_bytes, _BUFFER):
-            block = buffer[: min(_BUFFER, piece.size_bytes - start)]
-            piece.file.read_into(piece.offset + start, block)
+        for block in blocks(piece, scratch, buffer):
             running.update(block)
     return running.sha256 if algorithm == "sha256" else f"{running.crc32:08x}"

@@ -33,6 +33,11 @@ def float64() -> np.dtype[Any]:
     return np.dtype(np.float64)
 
 
+def is_without_rounding(dtype: str) -> bool:
+    """Say whether values are stored in a dtype as they are computed."""
+    return DTYPES[dtype].kind != "float" or DTYPES[dtype].bits == 64
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """A dtype (by its safetensors name) and a shape."""

@@ -11,16 +11,15 @@ from surgeon.base.deferred import np
 from surgeon.base.regions import Region
 from surgeon.lazy.base import (
     BLOCK,
-    Computed,
     Evaluation,
     LazyTensor,
-    Piece,
     Request,
     ScratchBytes,
     TensorSpec,
     float64,
+    is_without_rounding,
 )
-from surgeon.lazy.evaluate import Form, common_working, evaluated
+from surgeon.lazy.evaluate import ComputedForm, common_working, evaluated
 from surgeon.lazy.scratch import Scratch
 from surgeon.lazy.stored import is_stored
 from surgeon.numeric import compiled
@@ -172,7 +171,7 @@ def are_compiled(dtypes: Iterable[str], operands: Sequence[LazyTensor]) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Blockwise(Form):
+class Blockwise(ComputedForm):
     """Arithmetic element by element, once a few numbers per tensor are known.
 
     Operands that are computed too are not rounded before; nor is this, until it is stored, or with
@@ -199,15 +198,10 @@ class Blockwise(Form):
     copies: bool = False
     compiled: CompiledForm | None = None
 
-    is_move = False
     initialisers = None
 
     def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
         return replace(self, operands=operands)
-
-    @property
-    def byte_origin(self) -> tuple[object, ...]:
-        return (id(self),)
 
     @property
     def is_in_place(self) -> bool:
@@ -215,8 +209,7 @@ class Blockwise(Form):
 
     @property
     def is_exact(self) -> bool:
-        dtype = DTYPES[self.spec.dtype]
-        return self.rounds or dtype.kind != "float" or dtype.bits == 64
+        return self.rounds or is_without_rounding(self.spec.dtype)
 
     @property
     def is_computed_at_once(self) -> bool:
@@ -242,9 +235,6 @@ class Blockwise(Form):
         stored = sum(DTYPES[operand.spec.dtype].storage.itemsize for operand in self.operands)
         block = max(count * arrays, wide * (stored + own + _NOTED_BYTES))
         return ScratchBytes(self.held_bytes, block, count * width * (operands - 1))
-
-    def locate(self, start: int, stop: int) -> Iterator[Piece]:
-        yield Computed(self, start, stop)
 
     @cached_property
     def _computing(self) -> np.dtype[Any]:

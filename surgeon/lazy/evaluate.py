@@ -11,6 +11,7 @@ from typing import Any
 
 from surgeon.base.deferred import np
 from surgeon.lazy.base import (
+    Computed,
     Evaluation,
     LazyTensor,
     Part,
@@ -53,6 +54,19 @@ class Form:
         working: np.dtype[Any] | None = None,
     ) -> Array:
         return evaluated(Request(self, start, stop, working or float64()), scratch)
+
+
+class ComputedForm(Form):
+    """What is computed from its operands when it is asked for: no file has its bytes."""
+
+    is_move = False
+
+    @property
+    def byte_origin(self) -> tuple[object, ...]:
+        return (id(self),)
+
+    def locate(self: LazyTensor, start: int, stop: int) -> Iterator[Piece]:
+        yield Computed(self, start, stop)
 
 
 def evaluated(request: Request, scratch: Scratch) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -12,13 +11,11 @@ from surgeon.base.regions import Region
 from surgeon.lazy.base import (
     BLOCK,
     NOTHING,
-    Computed,
     LazyTensor,
-    Piece,
     ScratchBytes,
     TensorSpec,
 )
-from surgeon.lazy.evaluate import Form
+from surgeon.lazy.evaluate import ComputedForm
 from surgeon.lazy.scratch import Scratch
 from surgeon.lazy.whole_tensor import read_whole
 from surgeon.numeric.blas import one_thread
@@ -27,7 +24,7 @@ from surgeon.numeric.matrices import product
 
 
 @dataclass(frozen=True, eq=False)
-class Product(Form):
+class Product(ComputedForm):
     """`left @ right` (transposed, if said) as float64 in another shape of as many elements.
 
     Dimensions after the second of `left`, and after the first of `right`, count as one. The
@@ -42,7 +39,6 @@ class Product(Form):
     step = BLOCK
     is_exact = True
     is_computed_at_once = False
-    is_move = False
     is_in_place = False
     about = NOTHING
     initialisers = None
@@ -60,17 +56,10 @@ class Product(Form):
         return (self.left, self.right)
 
     @property
-    def byte_origin(self) -> tuple[object, ...]:
-        return (id(self),)
-
-    @property
     def scratch_bytes(self) -> ScratchBytes:
         factors = sum(factor.spec.count for factor in self.operands)
         strip = max(BLOCK, self.spec.count // self.shape[0]) if self.spec.count else 0
         return ScratchBytes(8 * (factors + strip), 8 * min(self.spec.count, BLOCK), 0)
-
-    def locate(self, start: int, stop: int) -> Iterator[Piece]:
-        yield Computed(self, start, stop)
 
     def prepare(self, scratch: Scratch) -> None:
         if self.spec.count:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +11,12 @@ from surgeon.base.regions import Region
 from surgeon.lazy.base import (
     BLOCK,
     NOTHING,
-    Computed,
     LazyTensor,
-    Piece,
     ScratchBytes,
     TensorSpec,
 )
 from surgeon.lazy.blockwise import upcast_blocks
-from surgeon.lazy.evaluate import Form
+from surgeon.lazy.evaluate import ComputedForm
 from surgeon.lazy.same import Copied, Sharded
 from surgeon.lazy.scratch import Scratch
 from surgeon.numeric.dtypes import DTYPES, LARGEST, SPARE, Array, downcast
@@ -28,7 +26,7 @@ RecodeKernel = Callable[[Array, Sequence[Array], int], Array]
 
 
 @dataclass(frozen=True, eq=False)
-class Recoded(Form):
+class Recoded(ComputedForm):
     """Weights made of a quantised format's codes, or codes of weights, a few runs at a time.
 
     `run` elements are made of `source_run` of the first operand's; its last run may be short. The
@@ -48,17 +46,12 @@ class Recoded(Form):
     step = BLOCK
     is_exact = True
     is_computed_at_once = False
-    is_move = False
     is_in_place = False
     about = NOTHING
     initialisers = None
 
     def rebuilt(self, operands: tuple[LazyTensor, ...]) -> LazyTensor:
         return replace(self, operands=operands)
-
-    @property
-    def byte_origin(self) -> tuple[object, ...]:
-        return (id(self),)
 
     @property
     def scratch_bytes(self) -> ScratchBytes:
@@ -70,9 +63,6 @@ class Recoded(Form):
 
     def _runs_at_once(self) -> int:
         return max(1, BLOCK // max(self.run, self.source_run))
-
-    def locate(self, start: int, stop: int) -> Iterator[Piece]:
-        yield Computed(self, start, stop)
 
     def prepare(self, scratch: Scratch) -> None:
         if self.spec.count:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -13,16 +12,15 @@ from surgeon.base.regions import Region
 from surgeon.lazy.base import (
     BLOCK,
     NOTHING,
-    Computed,
     Evaluation,
     LazyTensor,
-    Piece,
     Request,
     ScratchBytes,
     TensorSpec,
     float64,
+    is_without_rounding,
 )
-from surgeon.lazy.evaluate import Form
+from surgeon.lazy.evaluate import ComputedForm
 from surgeon.lazy.scratch import Scratch
 from surgeon.numeric.dtypes import DTYPES, SPARE, Array, downcast, rounding_bytes
 
@@ -31,7 +29,7 @@ _SCALED = 4 * 8 + 4
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled(Form):
+class Scaled(ComputedForm):
     """A tensor of floats, entry i along `dim` multiplied by `factors[i]` (float64).
 
     Products are computed in float64, and rounded where they are stored. Factors are at most 1 in
@@ -44,7 +42,6 @@ class Scaled(Form):
 
     step = BLOCK
     is_computed_at_once = False
-    is_move = False
     is_in_place = True
     about = NOTHING
     initialisers = None
@@ -65,22 +62,14 @@ class Scaled(Form):
         return (self.source,)
 
     @property
-    def byte_origin(self) -> tuple[object, ...]:
-        return (id(self),)
-
-    @property
     def is_exact(self) -> bool:
-        dtype = DTYPES[self.spec.dtype]
-        return dtype.kind != "float" or dtype.bits == 64
+        return is_without_rounding(self.spec.dtype)
 
     @property
     def scratch_bytes(self) -> ScratchBytes:
         own = DTYPES[self.spec.dtype].storage.itemsize
         each = own + _SCALED + rounding_bytes(self.spec.dtype)
         return ScratchBytes(0, min(self.spec.count, BLOCK) * each, 0)
-
-    def locate(self, start: int, stop: int) -> Iterator[Piece]:
-        yield Computed(self, start, stop)
 
     def evaluate(
         self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None

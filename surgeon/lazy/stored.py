@@ -21,7 +21,7 @@ from surgeon.lazy.base import (
     ScratchBytes,
     TensorSpec,
 )
-from surgeon.lazy.evaluate import Form
+from surgeon.lazy.evaluate import ComputedForm, Form
 from surgeon.lazy.scratch import Scratch
 from surgeon.lazy.views import View
 from surgeon.numeric.blas import one_thread
@@ -220,7 +220,7 @@ class Initialiser(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Fresh(Form):
+class Fresh(ComputedForm):
     """Values that an initialiser makes: those that its dtype has."""
 
     spec: TensorSpec
@@ -229,7 +229,6 @@ class Fresh(Form):
 
     step = BLOCK
     is_exact = True
-    is_move = False
     is_in_place = False
     about = NOTHING
 
@@ -247,10 +246,6 @@ class Fresh(Form):
         raise TypeError("an initialiser's values are of the tensors that it was made for")
 
     @property
-    def byte_origin(self) -> tuple[object, ...]:
-        return (id(self),)
-
-    @property
     def is_computed_at_once(self) -> bool:
         return any(self.initialiser.at_once_bytes)
 
@@ -258,9 +253,6 @@ class Fresh(Form):
     def scratch_bytes(self) -> ScratchBytes:
         block = _block_bytes(self.spec, _FRESH + rounding_bytes(self.spec.dtype))
         return ScratchBytes(self.spec.count * sum(self.initialiser.at_once_bytes), block, block)
-
-    def locate(self, start: int, stop: int) -> Iterator[Piece]:
-        yield Computed(self, start, stop)
 
     def prepare(self, scratch: Scratch) -> None:
         if self.operands and self.spec.count:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,22 +10,21 @@ from surgeon.base.deferred import np
 from surgeon.base.regions import Region
 from surgeon.lazy.base import (
     BLOCK,
-    Computed,
     LazyTensor,
-    Piece,
     Request,
     ScratchBytes,
     TensorSpec,
     float64,
+    is_without_rounding,
 )
-from surgeon.lazy.evaluate import Form, evaluated
+from surgeon.lazy.evaluate import ComputedForm, evaluated
 from surgeon.lazy.scratch import Scratch
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.dtypes import DTYPES, LARGEST, SPARE, Array, downcast, rounding_bytes
 
 
 @dataclass(frozen=True, eq=False)
-class WholeTensor(Form):
+class WholeTensor(ComputedForm):
     """Arithmetic on entire tensors, kept until the tensor is written.
 
     The kernel gets each operand in its own shape, upcast to `working`, and returns the values of
@@ -49,7 +48,6 @@ class WholeTensor(Form):
 
     step = BLOCK
     is_computed_at_once = True
-    is_move = False
     is_in_place = False
     initialisers = None
 
@@ -57,13 +55,8 @@ class WholeTensor(Form):
         return replace(self, operands=operands)
 
     @property
-    def byte_origin(self) -> tuple[object, ...]:
-        return (id(self),)
-
-    @property
     def is_exact(self) -> bool:
-        dtype = DTYPES[self.spec.dtype]
-        return dtype.kind != "float" or dtype.bits == 64
+        return is_without_rounding(self.spec.dtype)
 
     @property
     def scratch_bytes(self) -> ScratchBytes:
@@ -71,9 +64,6 @@ class WholeTensor(Form):
         held = counts * self.working.itemsize + self.spare_bytes
         own = DTYPES[self.spec.dtype].storage.itemsize + rounding_bytes(self.spec.dtype)
         return ScratchBytes(held, min(self.spec.count, BLOCK) * own, 0)
-
-    def locate(self, start: int, stop: int) -> Iterator[Piece]:
-        yield Computed(self, start, stop)
 
     def prepare(self, scratch: Scratch) -> None:
         if self.spec.count:

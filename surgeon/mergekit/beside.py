@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from surgeon.base.errors import UsageError
 from surgeon.base.files import read_regular
+from surgeon.base.strict_json import read_json
 from surgeon.formats import open_checkpoint
 from surgeon.mergekit.places import path_of
 
@@ -165,7 +165,7 @@ def _json(path: Path) -> Json:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(read_regular(path, _MOST_BYTES))
+        value = read_json(path, most_bytes=_MOST_BYTES, allow_infinite=True)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     if not isinstance(value, dict):

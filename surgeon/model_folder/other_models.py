@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from surgeon.base.errors import several
 from surgeon.base.files import read_regular
 from surgeon.formats import Checkpoint
 from surgeon.model_folder.token_ids import TOKEN_IDS
@@ -48,10 +49,9 @@ def differences(
             for path, a, b in _differing(config, other)
             if name not in aligned or not TOKEN_IDS.fullmatch(path.rpartition(".")[2])
         ]
-        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
         if found:
             notes.append(
-                f"config.json: model '{name}' has another: {', '.join(found[:_MOST_NAMED])}{more}; "
+                f"config.json: model '{name}' has another: {several(found, _MOST_NAMED)}; "
                 "what the input says is written"
             )
         if name not in aligned and (

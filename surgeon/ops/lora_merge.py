@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from surgeon.base.errors import PlanError
+from surgeon.base.errors import PlanError, several
 from surgeon.draft import Draft
 from surgeon.draft.quantised import groups
 from surgeon.draft.registry import op
@@ -171,9 +171,8 @@ def _make_numbers(draft: Draft, adapters: Sequence[Adapter], dequantize: bool) -
     changed |= {name for adapter in adapters for name in adapter.replaced}
     found = [group for group in groups(draft.tensors, settings) if group.weight in changed]
     if found and not dequantize:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         yield (
-            f"{found[0]}{more}: codes are no numbers to add to; "
+            f"{several([str(group) for group in found], 1)}: codes are no numbers to add to; "
             '"dequantize": true makes numbers of what the adapter changes'
         )
     elif found:

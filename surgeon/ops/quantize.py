@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from surgeon.base.errors import PlanError
+from surgeon.base.errors import PlanError, listed
 from surgeon.base.patterns import Target
 from surgeon.draft import Draft, Tensors
 from surgeon.draft.quantised import by_name, groups
@@ -22,7 +22,6 @@ _FLOAT32 = np.dtype(np.float32)
 # Neither transformers nor vLLM reads codes in these: embeddings, output heads, routers.
 _KEPT = {"embed_tokens", "lm_head", "wte", "wpe", "shared", "word_embeddings", "embed_in",
          "embed_out", "embed_positions", "gate", "router", "score", "classifier"}  # fmt: skip
-_MOST_NAMED = 3
 
 
 @op(
@@ -81,9 +80,7 @@ def quantize(
     if not result and not draft.optional:
         raise PlanError(f"{target!r} selects no matrix of a linear layer to quantise")
     if kept:
-        more = f" and {len(kept) - _MOST_NAMED} more" if len(kept) > _MOST_NAMED else ""
-        listed = ", ".join(f"'{name}'" for name in kept[:_MOST_NAMED])
-        draft.notes.append(f"{listed}{more}: stay as they are, since no loader reads codes there")
+        draft.notes.append(f"{listed(kept)}: stay as they are, since no loader reads codes there")
     tensors: Tensors = {}
     for name, tensor in draft.tensors.items():
         tensors |= result.get(name, {name: tensor})

@@ -16,12 +16,12 @@ from surgeon.formats.safetensors import header_sha256
 from surgeon.lazy import ByteRange, is_computed_at_once, walk
 from surgeon.numeric.blas import is_pinned
 from surgeon.output import units
-from surgeon.output.blocks import COPY_BUFFER
+from surgeon.output.blocks import blocks
 from surgeon.output.calls import allocate, write_all
-from surgeon.output.checksums import Algorithm, Running, crc32_joined
+from surgeon.output.checksums import Algorithm, Running
 from surgeon.output.layout import OutputFile
-from surgeon.output.publish import Unit as Place
-from surgeon.output.units import Batch, Done, Unit, UnitWriter, units_of
+from surgeon.output.publish import Publication
+from surgeon.output.units import Batch, Done, Unit, UnitWriter, units_of, whole_batch
 from surgeon.output.workers import parallel_map, worthwhile
 
 # The most units that one worker takes at a time.
@@ -85,16 +85,14 @@ class Tally:
     def __init__(self, files: Iterable[OutputFile], algorithm: Algorithm) -> None:
         self.written = Written({file.name: _nothing_of(file) for file in files})
         self._algorithm = algorithm
-        self._crcs: dict[str, dict[str, int]] = {name: {} for name in self.written.files}
+        self._done: dict[str, dict[str, Done]] = {name: {} for name in self.written.files}
 
     def add(self, file: str, name: str, done: Done, *, is_there: bool) -> None:
         """Take note of a unit; of one that `is_there` already, in a linked file, nothing but it."""
-        found, crcs = self.written.files[file], self._crcs[file]
-        crcs[name] = crc32_joined(crcs.get(name, 0), done.crc32, done.size_bytes)
+        found, told = self.written.files[file], self._done[file]
+        told[name] = told[name].then(done) if name in told else done
         if self._algorithm != "none":
-            found.checksums[name] = (
-                f"sha256:{done.sha256}" if done.sha256 else f"crc32:{crcs[name]:08x}"
-            )
+            found.checksums[name] = told[name].checksum
         found.sha256 = done.file_sha256 or found.sha256
         if not is_there:
             self.written.copied_bytes += done.copied_bytes
@@ -106,9 +104,9 @@ class Tally:
 
     def header(self, file: OutputFile) -> bytes:
         """Return the header that a file gets once all of its tensors are told."""
-        crcs, header = self._crcs.pop(file.name), file.header
+        told, header = self._done.pop(file.name), file.header
         if file.content_at >= 0:
-            header = file.header_with(crcs.get(placed.name, 0) for placed in file.tensors)
+            header = file.header_with(told[placed.name].crc32 for placed in file.tensors)
         self.written.files[file.name].header_sha256 = header_sha256(header)
         return header
 
@@ -162,9 +160,9 @@ class Executor:
     def kept(self, plan: object) -> None:
         """Go on with nothing of an earlier run."""
 
-    def write(self, files: Sequence[OutputFile], place: Place) -> Written:
+    def write(self, files: Sequence[OutputFile], output: Publication) -> Written:
         """Write planned files; those with a `source` are there already."""
-        described = {place.descriptor(file.name): file for file in files}
+        described = {output.descriptor(file.name): file for file in files}
         tally = Tally(files, self._options.checksums)
         batches: list[Batch] = []
         for descriptor, file in described.items():
@@ -181,7 +179,7 @@ class Executor:
         self._run(batches, files, tally)
         for descriptor, file in described.items():
             tally.complete(file, descriptor)
-        place.rest()
+        output.rest()
         return tally.written
 
     def measure(self, files: Sequence[OutputFile]) -> tuple[Written, dict[str, bytes]]:
@@ -222,27 +220,24 @@ class Executor:
             pass
 
     def _verify(self, record: Record) -> None:
-        running = Running("crc32")
-        for start in range(0, record.size_bytes, COPY_BUFFER):
-            block = self._writer.buffer[: min(COPY_BUFFER, record.size_bytes - start)]
-            record.file.read_into(record.offset + start, block)
+        running, piece = Running("crc32"), ByteRange(record.file, record.offset, record.size_bytes)
+        for block in blocks(piece, self._writer.scratch, self._writer.buffer):
             running.update(block)
         _is_verified(record, f"crc32:{running.crc32:08x}")
 
     def _batches(self, descriptor: int | None, file: OutputFile) -> Iterator[Batch]:
         """Yield units in file order, small ones together, so that workers have enough for long."""
         batch: list[Unit] = []
-        # One worker takes all of a file that is hashed, in order.
-        header = file.header if file.is_hashed else None
+        if file.is_hashed and file.tensors:
+            yield whole_batch(file, self._options.checksums, descriptor)
+            return
         for unit in units_of(file, self._options.checksums):
             batch.append(unit)
-            if header is not None:
-                continue
             if unit.offset - batch[0].offset >= units.UNIT // 2 or len(batch) == _MOST_UNITS:
                 yield Batch(file.name, batch, descriptor)
                 batch = []
         if batch:
-            yield Batch(file.name, batch, descriptor, header)
+            yield Batch(file.name, batch, descriptor)
 
 
 def unverified(

@@ -56,7 +56,7 @@ def writing(path: Path) -> Iterator[None]:
         raise WriteError(f"{path}: cannot be written: {reason.lower()}{where}") from None
 
 
-class Unit(Protocol):
+class Publication(Protocol):
     """The files of one output, written out of sight, that then appear together."""
 
     def descriptor(self, name: str) -> int:
@@ -94,9 +94,9 @@ class Unit(Protocol):
 
 
 @contextmanager
-def unit(
+def publication(
     path: Path, is_folder: bool, replaced: Collection[str] = (), kept: Collection[str] | None = None
-) -> Iterator[Unit]:
+) -> Iterator[Publication]:
     """Give what an output's files are written into; nothing appears unless it is published.
 
     `replaced` are the names that may go from a folder that is there. Files of the `kept` names are
@@ -106,11 +106,11 @@ def unit(
     with ExitStack() as stack:
         if is_folder:
             made = stack.enter_context(_folder(path, replaced, kept))
-            yield _FolderUnit(made, stack)
+            yield _FolderPublication(made, stack)
         else:
             made_files = _Files(kept)
             stack.callback(made_files.close)
-            yield _FileUnit(path.parent, made_files)
+            yield _FilePublication(path.parent, made_files)
 
 
 class _Files:
@@ -209,7 +209,7 @@ def _unswap(place: Path, descriptor: int | None, token: str) -> None:
         swap(place, token)
 
 
-class _FileUnit:
+class _FilePublication:
     """Files that lie side by side: the weights, an optimizer's state, the manifest."""
 
     def __init__(self, folder: Path, files: _Files) -> None:
@@ -247,7 +247,7 @@ class _FileUnit:
         self._files.publish(obsolete)
 
 
-class _FolderUnit:
+class _FolderPublication:
     """A folder that takes the place of another in one step."""
 
     def __init__(self, made: _Folder, stack: ExitStack) -> None:

@@ -16,7 +16,7 @@ from surgeon.lazy import ByteRange, LazyTensor, Scratch, is_computed_at_once, wa
 from surgeon.numeric.dtypes import DTYPES
 from surgeon.output.blocks import COPY_BUFFER, announce, blocks, moved_elsewhere
 from surgeon.output.calls import sync_file_range, write_all
-from surgeon.output.checksums import Algorithm, Running
+from surgeon.output.checksums import Algorithm, Running, crc32_joined
 from surgeon.output.layout import OutputFile, Placed
 
 if TYPE_CHECKING:
@@ -65,6 +65,21 @@ class Done:
     copied_bytes: int
     file_sha256: str = ""
 
+    def then(self, more: Done) -> Done:
+        """Return what is known of this and of what comes right behind it in the same tensor."""
+        return Done(
+            self.size_bytes + more.size_bytes,
+            crc32_joined(self.crc32, more.crc32, more.size_bytes),
+            more.sha256,
+            self.copied_bytes + more.copied_bytes,
+            more.file_sha256,
+        )
+
+    @property
+    def checksum(self) -> str:
+        """The checksum as a manifest states it."""
+        return f"sha256:{self.sha256}" if self.sha256 else f"crc32:{self.crc32:08x}"
+
 
 def units_of(file: OutputFile, algorithm: Algorithm) -> Iterator[Unit]:
     """Yield what a file consists of, in its order."""
@@ -90,6 +105,12 @@ def units_of_tensor(
         yield Unit(placed.name, placed.tensor, begin + start * bits // 8, start, stop)
 
 
+def whole_batch(file: OutputFile, algorithm: Algorithm, descriptor: int | None = None) -> Batch:
+    """Return all units of a file, which one worker takes in order."""
+    header = file.header if file.is_hashed else None
+    return Batch(file.name, list(units_of(file, algorithm)), descriptor, header)
+
+
 class _Own(threading.local):
     """What each worker has of its own, be it a process or a thread."""
 
@@ -99,7 +120,7 @@ class _Own(threading.local):
 
 
 class UnitWriter:
-    """Writes units, and takes their checksums."""
+    """Makes the bytes of units, takes their checksums, and writes them."""
 
     def __init__(self, algorithm: Algorithm) -> None:
         self._algorithm = algorithm
@@ -118,19 +139,32 @@ class UnitWriter:
 
     def write(self, batch: Batch) -> list[Done]:
         """Write a batch; return what is known of each of its units."""
-        announce((unit.tensor, unit.start, unit.stop) for unit in batch.units)
-        hashing = None if batch.header is None else hashlib.sha256(batch.header)
-        done = [self._write_unit(unit, batch.descriptor, hashing) for unit in batch.units]
+        done: list[Done] = []
+        for block, offset in self.stream(batch, done):
+            if batch.descriptor is not None:
+                write_all(batch.descriptor, block, offset)
         if batch.descriptor is not None:
             # Starting write-back here lets the disk work while blocks are still being computed.
             start = batch.units[0].offset
             size_bytes = batch.units[-1].offset + done[-1].size_bytes - start
             self._start_write_back(batch.descriptor, start, size_bytes)
-        if hashing:
-            done[-1] = replace(done[-1], file_sha256=hashing.hexdigest())
         return done
 
-    def _write_unit(self, unit: Unit, descriptor: int | None, hashing: Hash | None) -> Done:
+    def stream(self, batch: Batch, done: list[Done]) -> Iterator[tuple[memoryview, int]]:
+        """Yield a batch's blocks, each with its place in the file, and tell what each unit was.
+
+        A block is gone when the next is asked for. What the kernel copied is not among them.
+        """
+        announce((unit.tensor, unit.start, unit.stop) for unit in batch.units)
+        hashing = None if batch.header is None else hashlib.sha256(batch.header)
+        for unit in batch.units:
+            yield from self._unit(unit, batch.descriptor, hashing, done)
+        if hashing and done:
+            done[-1] = replace(done[-1], file_sha256=hashing.hexdigest())
+
+    def _unit(
+        self, unit: Unit, descriptor: int | None, hashing: Hash | None, done: list[Done]
+    ) -> Iterator[tuple[memoryview, int]]:
         self._own.scratch.forget(walk(unit.tensor))
         algorithm = self._algorithm
         # The fingerprint of a file's content is the same, whichever checksums are asked for.
@@ -146,10 +180,9 @@ class UnitWriter:
                     continue
             for block in blocks(piece, self._own.scratch, self._own.buffer):
                 running.update(block)
-                if descriptor is not None:
-                    write_all(descriptor, block, offset)
+                yield block, offset
                 offset += len(block)
-        return Done(offset - unit.offset, running.crc32, running.sha256, copied)
+        done.append(Done(offset - unit.offset, running.crc32, running.sha256, copied))
 
     def _copied_in_kernel(self, piece: ByteRange, descriptor: int | None, offset: int) -> bool:
         source = piece.file.fileno()

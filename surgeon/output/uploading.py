@@ -6,19 +6,15 @@ twice: once for its checksums, and once for its bytes, which have to be the same
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from surgeon.base.errors import WriteError
-from surgeon.formats.safetensors import header_sha256
-from surgeon.lazy import ByteRange, Scratch, walk
-from surgeon.output.blocks import COPY_BUFFER, announce, blocks
-from surgeon.output.checksums import Algorithm, Running
-from surgeon.output.execute import Executor, Options, Progress, Written, WrittenFile
-from surgeon.output.layout import OutputFile, Placed
+from surgeon.output.execute import Executor, Options, Progress, Tally, Written
+from surgeon.output.layout import OutputFile
+from surgeon.output.units import Done, UnitWriter, whole_batch
 from surgeon.output.workers import parallel_map
 from surgeon.remote import client, wire
 from surgeon.remote.client import Failure, Target
@@ -42,23 +38,13 @@ class _Task:
     stated: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class _Uploaded:
-    """What is known of a file that was uploaded; travels from process to process."""
-
-    found: WrittenFile
-    copied_bytes: int
-    computed_bytes: int
-    failure: Failure | None = None
-
-
 class Uploader:
     """Makes files and uploads them, as many at a time as there are workers."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._silent = Executor(replace(options, progress=None))
-        self._own = threading.local()
+        self._writer = UnitWriter(options.checksums)
 
     def upload(
         self, files: Sequence[OutputFile], targets: Mapping[str, Target],
@@ -82,97 +68,53 @@ class Uploader:
         )
         with _watched(self._options.progress):
             for task, one in zip(tasks, done, strict=True):
-                if one.failure is not None:
-                    raise failed(task.file.name, one.failure)
-                written.files[task.file.name] = one.found
-                written.copied_bytes += one.copied_bytes
-                written.computed_bytes += one.computed_bytes
+                if isinstance(one, Failure):
+                    raise failed(task.file.name, one)
+                written.add(one)
         return written
 
-    def _upload(self, task: _Task) -> _Uploaded:
-        run = _Stream(task.file, self._options.checksums, self._scratch())
+    def _upload(self, task: _Task) -> Written | Failure:
+        tally = Tally([task.file], self._options.checksums)
+        made = self._made(task.file, tally)
         try:
             if task.header is None:
-                body = [bytes(block) for block in run.blocks()]
-                header = task.file.header_with(run.crcs())
-                stream = iter([header, *body])
+                body = list(made)
+                stream = iter([tally.header(task.file), *body])
             else:
-                header = task.header
-                stream = self._checked(task, run)
+                stream = _checked(task, made, tally)
             if task.file.size_bytes <= _HELD:
                 client.put(task.target, b"".join(stream))
             else:
                 part = _part_bytes(task.file.size_bytes)
                 client.upload(task.target, _joined(stream, part), part, _AT_ONCE)
         except Failure as failure:
-            return _Uploaded(WrittenFile(), 0, 0, failure)
-        found = run.found(header)
-        return _Uploaded(found, run.copied_bytes, run.computed_bytes)
+            return failure
+        return tally.written
 
-    def _checked(self, task: _Task, run: _Stream) -> Iterator[bytes]:
-        assert task.header is not None
-        yield task.header
-        yield from run.blocks()
-        if task.stated and run.checksums != task.stated:
-            wrong = [name for name in task.stated if run.checksums.get(name) != task.stated[name]]
-            raise WriteError(
-                f"{task.file.name}: '{wrong[0]}' was made otherwise the second time; an input "
-                "changed, or the memory is not to be trusted"
-            )
-
-    def _scratch(self) -> Scratch:
-        if not hasattr(self._own, "scratch"):
-            self._own.scratch = Scratch()
-        scratch: Scratch = self._own.scratch
-        return scratch
+    def _made(self, file: OutputFile, tally: Tally) -> Iterator[bytes]:
+        """Yield all bytes behind a file's header; tell what they were."""
+        batch = whole_batch(file, self._options.checksums)
+        done: list[Done] = []
+        for block, _ in self._writer.stream(batch, done):
+            wire.count_sent(len(block))
+            yield bytes(block)
+        for unit, one in zip(batch.units, done, strict=True):
+            tally.add(file.name, unit.name, one, is_there=False)
 
 
-class _Stream:
-    """The data of one file, made in order, and what becomes known of it."""
-
-    def __init__(self, file: OutputFile, algorithm: Algorithm, scratch: Scratch) -> None:
-        self.file = file
-        self.copied_bytes = self.computed_bytes = 0
-        self.checksums: dict[str, str] = {}
-        self._algorithm = algorithm
-        self._scratch = scratch
-        self._crcs: dict[str, int] = {}
-        self._hashing = hashlib.sha256(file.header) if file.is_hashed else None
-
-    def blocks(self) -> Iterator[bytes]:
-        """Yield all bytes behind the header."""
-        buffer = memoryview(bytearray(COPY_BUFFER))
-        announce((one.tensor, 0, one.tensor.spec.count) for one in self.file.tensors)
-        for placed in self.file.tensors:
-            yield from self._blocks_of(placed, buffer)
-
-    def _blocks_of(self, placed: Placed, buffer: memoryview) -> Iterator[bytes]:
-        tensor, count = placed.tensor, placed.tensor.spec.count
-        self._scratch.forget(walk(tensor))
-        running = Running(self._algorithm, self._hashing, has_crc32=self._algorithm != "none")
-        for piece in tensor.pieces(0, count) if count else ():
-            for block in blocks(piece, self._scratch, buffer):
-                running.update(block)
-                if isinstance(piece, ByteRange):
-                    self.copied_bytes += len(block)
-                else:
-                    self.computed_bytes += len(block)
-                wire.count_sent(len(block))
-                yield bytes(block)
-        self._crcs[placed.name] = running.crc32
-        if self._algorithm != "none":
-            is_hash = bool(running.sha256)
-            digest = f"sha256:{running.sha256}" if is_hash else f"crc32:{running.crc32:08x}"
-            self.checksums[placed.name] = digest
-
-    def crcs(self) -> Iterator[int]:
-        """Yield the CRC-32 of each tensor, in the file's order."""
-        return (self._crcs[placed.name] for placed in self.file.tensors)
-
-    def found(self, header: bytes) -> WrittenFile:
-        """Return what is known now that all of it was made."""
-        whole = self._hashing.hexdigest() if self._hashing else ""
-        return WrittenFile(self.checksums, whole, header_sha256(header))
+def _checked(task: _Task, made: Iterator[bytes], tally: Tally) -> Iterator[bytes]:
+    """Yield a file whose header is known; raises WriteError where it is not what was measured."""
+    assert task.header is not None
+    yield task.header
+    yield from made
+    tally.header(task.file)
+    checksums = tally.written.files[task.file.name].checksums
+    wrong = [name for name in task.stated if checksums.get(name) != task.stated[name]]
+    if wrong:
+        raise WriteError(
+            f"{task.file.name}: '{wrong[0]}' was made otherwise the second time; an input "
+            "changed, or the memory is not to be trusted"
+        )
 
 
 def _part_bytes(size_bytes: int) -> int:

@@ -15,10 +15,10 @@ from surgeon.manifest.build import teacher_sha256
 from surgeon.manifest.model import Manifest, checkpoint_of, text
 from surgeon.manifest.names import manifest_of
 from surgeon.numeric.decompositions import on_device
-from surgeon.output import publish
 from surgeon.output.execute import Executor, Options, Written
 from surgeon.output.layout import OutputFile
 from surgeon.output.plan import OutputPlan
+from surgeon.output.publish import Publication, publication, writing
 from surgeon.remote.paths import RemotePath
 
 
@@ -54,7 +54,7 @@ class Crew(Protocol):
 
     def check(self, checks: Sequence[tuple[str, Check]], size_bytes: int) -> list[str]: ...
 
-    def write(self, files: Sequence[OutputFile], place: publish.Unit) -> Written: ...
+    def write(self, files: Sequence[OutputFile], place: Publication) -> Written: ...
 
     def verify_records(
         self, records: Sequence[Record], files: Sequence[OutputFile], written: Written
@@ -78,27 +78,27 @@ def _write(plan: OutputPlan, executor: Crew, completed: Callable[[Written], Mani
     checks = plan.opened.plan.checks
     notes = executor.check(checks, sum(file.size_bytes for file in plan.weights))
     with (
-        publish.writing(plan.path),
-        publish.unit(plan.path, plan.is_folder, plan.replaced, executor.kept(plan)) as unit,
+        writing(plan.path),
+        publication(plan.path, plan.is_folder, plan.replaced, executor.kept(plan)) as output,
     ):
         for name, source in (plan.carried or {}).items():
-            unit.carry(source, name)
+            output.carry(source, name)
         for name, content in (plan.texts or {}).items():
-            unit.put(name, content)
+            output.put(name, content)
         written = Written()
         copied = []
         for start in range(0, len(plan.tensor_files), executor.files_at_once):
             files = []
             for file in plan.tensor_files[start : start + executor.files_at_once]:
-                is_linked = file.source is not None and unit.link(file.source, file.name)
+                is_linked = file.source is not None and output.link(file.source, file.name)
                 copied += [file.name] if file.source and not is_linked else []
                 files.append(file if is_linked else replace(file, source=None))
-            written.add(executor.write(files, unit))
+            written.add(executor.write(files, output))
         executor.verify_records(plan.records, plan.tensor_files, written)
-        unit.put(manifest_of(plan.path).name, text(completed(written)))
-        unit.publish(obsolete=plan.obsolete)
+        output.put(manifest_of(plan.path).name, text(completed(written)))
+        output.publish(obsolete=plan.obsolete)
     linked = [f"cannot be linked here, so copied: {listed(copied)}"] if copied else []
-    written.notes += [*linked, *notes, *unit.notes, *plan.notes]
+    written.notes += [*linked, *notes, *output.notes, *plan.notes]
     return written
 
 

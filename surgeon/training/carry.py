@@ -11,7 +11,7 @@ from surgeon.base.regions import Region
 from surgeon.training.cover import Block, ResolvedStage
 from surgeon.training.errors import ManifestError
 from surgeon.training.held import Held, State, carried, hold
-from surgeon.training.saved_state import OptimizerSettings, SavedState
+from surgeon.training.saved_state import OpenState, OptimizerSettings
 from surgeon.training.started import Started
 
 
@@ -24,7 +24,7 @@ class Before:
     """
 
     started: Started | None
-    saved: SavedState | None
+    saved: OpenState | None
     trained: Mapping[str, Sequence[Region]]
     is_first: bool
 

@@ -58,7 +58,7 @@ class Run:
         self._stages = stages
         self._started: Started | None = None
         self._begun: set[str] = set()
-        self._saved: saved_state.SavedState | None = None
+        self._saved: saved_state.OpenState | None = None
         # What `record` kept, of all stages; no part of `state_dict`.
         self.history = History()
 

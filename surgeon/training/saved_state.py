@@ -41,7 +41,7 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
-class SavedState:
+class OpenState:
     """An open file of state: which regions of which parameters it is for, and its tensors.
 
     `keys` are those of what is kept, by parameter, or by block such as `fc.weight[0:7]`.
@@ -174,7 +174,7 @@ def made_state(held: Held, kind: OptimizerSettings) -> State:
 
 def of_run(
     manifest: Manifest, live: Live, optimizer: type[Optimizer], args: Json
-) -> SavedState | None:
+) -> OpenState | None:
     """Open the file of state that the manifest names, if it names one and a stage carries state.
 
     Raises ManifestError where it is not that file, or of an optimizer that keeps other things.
@@ -205,7 +205,7 @@ def trained_before(
     return since
 
 
-def _opened(stated: StateFile, manifest: Manifest, live: Live) -> SavedState:
+def _opened(stated: StateFile, manifest: Manifest, live: Live) -> OpenState:
     path = manifest.path.parent / stated.file
     try:
         if sha256_of([path]) != stated.sha256:
@@ -228,4 +228,4 @@ def _opened(stated: StateFile, manifest: Manifest, live: Live) -> SavedState:
     for name in tensors.keys():  # noqa: SIM118 (it is no dict)
         owner, _, key = name.rpartition("/")
         keys.setdefault(owner, []).append(key)
-    return SavedState(path.name, regions, keys, tensors)
+    return OpenState(path.name, regions, keys, tensors)

@@ -18,7 +18,7 @@ from surgeon.formats import Checkpoint, open_checkpoint
 from surgeon.library.answers import Answer, Json
 from surgeon.library.memory import StateDict, checkpoints_of, held
 from surgeon.library.running import Location, telling_of_depth
-from surgeon.output.publish import unit, writing
+from surgeon.output.publish import publication, writing
 from surgeon.recipe import Recipe, RecipeLike, Written, fill_in, written
 from surgeon.remote.locations import bare
 from surgeon.trials import scores, study
@@ -341,6 +341,6 @@ def _require_free(settings: Settings, recipe: Path) -> None:
 
 def _write(output: Path, recipe: Json) -> None:
     text = json.dumps(recipe, indent=2, ensure_ascii=False) + "\n"
-    with writing(output), unit(output, is_folder=False) as files:
+    with writing(output), publication(output, is_folder=False) as files:
         files.put(output.name, text)
         files.publish(None)

@@ -221,6 +221,16 @@ def test_what_stands_beside_tables_is_folded_too(tmp_path: Path) -> None:
         prose = [line for line in text.splitlines()
                  if "/" not in line and not re.search(r"\S {2,}\S", line)]  # fmt: skip
         assert max(map(len, prose)) <= 60
+    rows = [line for line in compared.as_text().splitlines() if line.startswith("model.layers")]
+    assert max(map(len, rows)) > 60  # where there is no terminal
+    assert max(len(line) for line in texts[-1].splitlines() if "/" not in line) <= 60
+
+
+def test_headers_above_numbers_are_folded_before_names() -> None:
+    headers, row = ("name", "change of B"), ("model.head", "1.2 MB")
+    with on(Screen(18)):
+        lines = table(headers, [row], right=headers[1:]).splitlines()
+    assert lines == ["name        change", "              of B", "model.head  1.2 MB"]
 
 
 @pytest.mark.parametrize("columns", [60, 100])

@@ -6,10 +6,12 @@ import fcntl
 import os
 from pathlib import Path
 
+import pytest
+
 from benchmarks import mergekit
 
-ROOT = Path(__file__).parent.parent.parent
-VARIABLE = "MERGEKIT_ENVIRONMENT"
+_ROOT = Path(__file__).parent.parent.parent
+_VARIABLE = "MERGEKIT_ENVIRONMENT"
 
 
 class NotInstalledError(Exception):
@@ -18,7 +20,7 @@ class NotInstalledError(Exception):
 
 def environment() -> Path:
     """Return an environment with mergekit; raises NotInstalledError with the reason."""
-    folder = Path(os.environ.get(VARIABLE) or ROOT / ".bench" / "mergekit").absolute()
+    folder = _folder()
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Tests that run side by side need it at once, and only one may make it.
     with (folder.parent / f"{folder.name}.lock").open("w") as lock:
@@ -26,3 +28,14 @@ def environment() -> Path:
         if problem := mergekit.install(folder):
             raise NotInstalledError(problem)
     return folder
+
+
+def installed() -> Path:
+    """Return the environment where it is there already; a test that asks is skipped elsewhere."""
+    if not (_folder() / "ready").exists():
+        pytest.skip("mergekit is not installed")
+    return _folder()
+
+
+def _folder() -> Path:
+    return Path(os.environ.get(_VARIABLE) or _ROOT / ".bench" / "mergekit").absolute()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,14 +25,14 @@ Json = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
 Key = TypeVar("Key")
 
-SETTINGS = {
+_SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
     # The tensors are tiny.
     "OMP_NUM_THREADS": "1",
 }
-_SCRIPT = Path(__file__).parent / "run_mergekit.py"
+_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -76,24 +76,42 @@ def both(jobs: Mapping[Key, Job]) -> dict[Key, Made]:
 
 
 def run(folder: Path, environment: Path, jobs: Mapping[Key, Job]) -> dict[Key, Made]:
-    """Run jobs; mergekit in one process, since to import it takes longer than all merges."""
+    """Run jobs."""
     written = {name: _write(folder, number, job) for number, (name, job) in enumerate(jobs.items())}
     orders = [
         {"config": str(path), "output": str(path.with_suffix(".theirs")), "seed": jobs[name].seed}
         for name, path in written.items()
     ]
+    refused = merged(environment, orders)
+    return {name: _made(path, refused) for name, path in written.items()}
+
+
+def merged(environment: Path, orders: Sequence[Json]) -> dict[str, str | None]:
+    """Have mergekit merge; return what it refused of each order, by its output.
+
+    All in one process, since to import it takes longer than all merges.
+    """
+    said = run_python(environment, _HERE / "run_mergekit.py", told=json.dumps(orders))
+    refused: dict[str, str | None] = json.loads(said.splitlines()[-1])
+    return refused
+
+
+def merged_whole(environment: Path, folder: Path, count: int) -> dict[str, str | None]:
+    """Have mergekit make `N.theirs` of each `N.yml` of a folder, tokenizer and all."""
+    orders = [{"config": str(folder / f"{number}.yml"), "output": str(folder / f"{number}.theirs"),
+               "seed": 0, "whole": True} for number in range(count)]  # fmt: skip
+    return merged(environment, orders)
+
+
+def run_python(environment: Path, *arguments: str | Path, told: str = "") -> str:
+    """Run the Python of mergekit's environment; returns what it prints."""
     done = subprocess.run(
-        [str(environment / "bin/python"), str(_SCRIPT)],
-        input=json.dumps(orders),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **SETTINGS},
-    )
+        [environment / "bin/python", *arguments], input=told, capture_output=True, text=True,
+        check=False, env={**os.environ, **_SETTINGS},
+    )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"mergekit cannot be run:\n{done.stderr}")
-    refused = json.loads(done.stdout.splitlines()[-1])
-    return {name: _made(path, refused) for name, path in written.items()}
+    return done.stdout
 
 
 def _write(folder: Path, number: int, job: Job) -> Path:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from surgeon.output.execute import Options
 from surgeon.recipe.locations import bind_models
 from tests.acceptance.test_experts import SIZES, tokenizer_of
 from tests.conformance.environment import NotInstalledError, environment
-from tests.conformance.sides import SETTINGS
+from tests.conformance.sides import run_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -96,11 +94,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / f"{name}.yml"
         path.write_text(yaml.safe_dump(configuration(folder, kind, mode, more)))
         jobs.append({"config": str(path), "output": str(folder / "theirs" / name)})
-    script = Path(__file__).parent / "run_moe.py"
-    done = subprocess.run([place / "bin" / "python", script], input=json.dumps(jobs), text=True,
-                          check=False, capture_output=True, env={**os.environ, **SETTINGS}
-                          )  # fmt: skip
-    assert not done.returncode, done.stderr
+    run_python(place, Path(__file__).parent / "run_moe.py", told=json.dumps(jobs))
     return folder
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from surgeon import recipe, surgery
 from surgeon.mergekit import imported
 from surgeon.recipe.locations import bind_models
 from tests.conformance import models, sides
-from tests.conformance.environment import ROOT, VARIABLE
+from tests.conformance.environment import installed
 from tests.mergekit.forty import FORTY
 
 _TEMPLATE = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}"
@@ -99,17 +97,7 @@ def test_each_is_imported_and_planned(folder: Path, tmp_path: Path, number: int)
 @pytest.fixture(scope="module")
 def theirs(folder: Path) -> Any:
     """Return what mergekit refused of each, by its output."""
-    place = Path(os.environ.get(VARIABLE) or ROOT / ".bench" / "mergekit").absolute()
-    if not (place / "ready").exists():
-        pytest.skip("mergekit is not installed")
-    jobs = [{"config": str(folder / f"{number}.yml"), "output": str(folder / f"{number}.theirs"),
-             "seed": 0, "whole": True} for number in range(len(FORTY))]  # fmt: skip
-    script = Path(sides.__file__).parent / "run_mergekit.py"
-    done = subprocess.run(
-        [str(place / "bin/python"), str(script)], input=json.dumps(jobs), capture_output=True,
-        text=True, check=True, env={**os.environ, **sides.SETTINGS},
-    )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
+    return sides.merged_whole(installed(), folder, len(FORTY))
 
 
 @pytest.mark.slow

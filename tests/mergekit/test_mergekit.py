@@ -391,6 +391,16 @@ def test_vocabularies_are_held_to_one_another(
     assert said in "\n".join(imported(config).notes)
 
 
+@pytest.mark.parametrize(("text", "said"), [("[" * 100_000, "nested"), ('{"a": 1, "a": 2}', "'a'")])
+def test_a_tokenizer_that_is_no_json_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    paths = [tokenizer(tmp_path, name, "a", "b") for name in "ab"]
+    (tmp_path / "b" / "tokenizer.json").write_text(text)
+    config = given(tmp_path, merge_method="linear", models=models(*paths, weight=1),
+                   tokenizer_source="union")  # fmt: skip
+    with pytest.raises(UsageError, match=f"b/tokenizer.json: .*{said}"):
+        imported(config)
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "step"),
     [

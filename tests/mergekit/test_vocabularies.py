@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 
 from surgeon.mergekit import imported
 from tests.conformance import sides
-from tests.conformance.environment import ROOT, VARIABLE
+from tests.conformance.environment import installed
 from tests.tokens import made
 from tests.tokens.made import transformers
 
@@ -87,17 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def theirs(folder: Path) -> Any:
     """Return what mergekit refused of each, by its output."""
-    place = Path(os.environ.get(VARIABLE) or ROOT / ".bench" / "mergekit").absolute()
-    if not (place / "ready").exists():
-        pytest.skip("mergekit is not installed")
-    jobs = [{"config": str(folder / f"{number}.yml"), "output": str(folder / f"{number}.theirs"),
-             "seed": 0, "whole": True} for number in range(len(CASES))]  # fmt: skip
-    script = Path(sides.__file__).parent / "run_mergekit.py"
-    done = subprocess.run(
-        [str(place / "bin/python"), str(script)], input=json.dumps(jobs), capture_output=True,
-        text=True, check=True, env={**os.environ, **sides.SETTINGS},
-    )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
+    return sides.merged_whole(installed(), folder, len(CASES))
 
 
 def name_of(number: int) -> str:

@@ -110,5 +110,10 @@ def polar(matrix):
     return left @ square
 
 
+def shaped(tensors, *shape):
+    """Families of tensors, each viewed in a shape."""
+    return {n: [t.view(shape) for t in family] for n, family in tensors.items()}
+
+
 def tensor_of(values, like):
     return torch.tensor(values, dtype=torch.float64).reshape(like.shape)

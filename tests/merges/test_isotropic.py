@@ -11,6 +11,7 @@ from tests.merges.compare import (
     given,
     polar,
     relatives,
+    shaped,
 )
 from tests.network import assert_identical
 
@@ -27,10 +28,6 @@ def naive(tensors, factor=1.0):
         return base + factor * total / len(models)
     turned = polar(total)
     return base + factor * (turned * total).sum() / min(total.shape) * turned
-
-
-def shaped(tensors, *shape):
-    return {n: [t.view(shape) for t in family] for n, family in tensors.items()}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

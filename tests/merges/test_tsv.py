@@ -11,6 +11,7 @@ from tests.merges.compare import (
     given,
     polar,
     relatives,
+    shaped,
 )
 from tests.network import assert_identical
 
@@ -30,10 +31,6 @@ def naive(tensors, factor=1.0):
     right = polar(torch.cat([v[:kept].T for _, _, v in parts], dim=1))
     values = torch.cat([s[:kept] for _, s, _ in parts])
     return base + factor * left @ torch.diag(values) @ right.T
-
-
-def shaped(tensors, *shape):
-    return {n: [t.view(shape) for t in family] for n, family in tensors.items()}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

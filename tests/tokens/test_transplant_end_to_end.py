@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conformance import sides
-from tests.conformance.environment import ROOT, VARIABLE
+from tests.conformance.environment import installed
 from tests.tokens import made
 from tests.tokens.operated import apply
 from tests.tokens.test_vocabulary_end_to_end import logits
@@ -49,17 +47,15 @@ def test_the_folder_is_the_model_with_the_donors_tokenizer(tmp_path, kind, other
 
 
 def test_a_sum_of_shared_tokens_is_that_of_mergekit(tmp_path):
-    place = Path(os.environ.get(VARIABLE) or ROOT / ".bench" / "mergekit").absolute()
-    if not (place / "ready").exists():
-        pytest.skip("mergekit is not installed")
+    mergekit = installed()
     pair(tmp_path, "bpe", "bpe", tie_word_embeddings=False)
     step = {"op": "transplant_tokenizer", "from": "donor", "k": 6}
     apply(tmp_path / "in", tmp_path / "ours", step, models={"donor": tmp_path / "donor"})
     script = "from mergekit.scripts.tokensurgeon import main; main()"
     arguments = [str(tmp_path / name) for name in ("in", "donor", "theirs")]
-    subprocess.run([str(place / "bin/python"), "-c", script, *arguments, "--approximation-method",
-                    "omp", "--k", "6"], check=True, capture_output=True,
-                   env={**os.environ, **sides.SETTINGS})  # fmt: skip
+    sides.run_python(
+        mergekit, "-c", script, *arguments, "--approximation-method", "omp", "--k", "6"
+    )
     ours, theirs = sides.read(tmp_path / "ours"), sides.read(tmp_path / "theirs")
     for name, tensor in theirs.items():
         assert sides.difference(ours[name][: len(tensor)], tensor) <= 2e-6, name

@@ -37,7 +37,7 @@ from surgeon.output.cluster.work import HERE, Answer, Found, Portion, Where
 from surgeon.output.execute import Options, Tally, Written, pinning_notes, unverified
 from surgeon.output.layout import OutputFile
 from surgeon.output.plan import OutputPlan
-from surgeon.output.publish import Unit as Place
+from surgeon.output.publish import Publication
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -152,11 +152,11 @@ class ClusterCrew:
         for _ in self._done(items):
             pass
 
-    def write(self, files: Sequence[OutputFile], place: Place) -> Written:
+    def write(self, files: Sequence[OutputFile], output: Publication) -> Written:
         """Have planned files written; those with a `source` are there already."""
         self._journal.begin()
         tally = Tally(files, self._options.checksums)
-        paths = {file.name: place.path(file.name) for file in files}
+        paths = {file.name: output.path(file.name) for file in files}
         folder = next(iter(paths.values())).parent
         require_shared(self._client, folder / f".{self._run}.shared")
         parts = folder / f".{self._run}.parts"

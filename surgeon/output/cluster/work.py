@@ -26,7 +26,7 @@ from surgeon.lazy.apart import learn, learners, tell
 from surgeon.numeric.dtypes import Array
 from surgeon.output.blocks import COPY_BUFFER
 from surgeon.output.calls import allocate, write_all
-from surgeon.output.checksums import Algorithm, Running, crc32_joined
+from surgeon.output.checksums import Algorithm, Running
 from surgeon.output.cluster.pickling import unpacked
 from surgeon.output.execute import Executor, Options, Tally
 from surgeon.output.layout import OutputFile
@@ -189,20 +189,11 @@ def _by_units(portion: Portion, descriptor: int | None, algorithm: Algorithm) ->
 
 def joined(units: Sequence[Unit], found: Sequence[Done]) -> list[tuple[str, Done]]:
     """Return what is known of each tensor, of which there may be several units."""
-    tensors: list[tuple[str, Done]] = []
+    tensors: dict[str, Done] = {}
     for unit, done in zip(units, found, strict=True):
-        whole = done
-        if tensors and tensors[-1][0] == unit.name:
-            before = tensors.pop()[1]
-            whole = Done(
-                before.size_bytes + done.size_bytes,
-                crc32_joined(before.crc32, done.crc32, done.size_bytes),
-                done.sha256,
-                before.copied_bytes + done.copied_bytes,
-                done.file_sha256,
-            )
-        tensors.append((unit.name, whole))
-    return tensors
+        before = tensors.get(unit.name)
+        tensors[unit.name] = before.then(done) if before else done
+    return list(tensors.items())
 
 
 def _is_still_there(portion: Portion, where: Where, earlier: Found) -> bool:
