@@ -166,16 +166,18 @@ def _plan(
         raise UsageError("--tree and --json exclude each other")
     if colour != "auto" and not tree:
         raise UsageError("--color is for --tree")
-    from surgeon.library.running import planned
+    from surgeon.library.running import output_plan
+    from surgeon.output import report
     from surgeon.remote.locations import taken
 
     with replace(job, models=[taken(model, is_first=True) for model in models]).opened() as opened:
-        found = planned(opened, output, force=force, force_any=force_any, link=False, as_tree=tree)
+        made = output_plan(opened, output, force=force, force_any=force_any, link=False)
         if as_json:
-            print_document("plan", found.as_json())
+            print_document("plan", report.planned_as_json(made))
         else:
             say([f"note: {note}" for note in opened.notes])
-            print_text(found.text, is_coloured=tree and screens.is_coloured(colour))
+            text = report.planned(made, as_tree=tree)
+            print_text(text, is_coloured=tree and screens.is_coloured(colour))
 
 
 @command("validate", "surgeon validate grow.json --set layer=fc")

@@ -61,11 +61,12 @@ def _planned(
     recipe: str, inputs: Sequence[str], named: Mapping[str, str], variables: Mapping[str, Any]
 ) -> str:
     from surgeon.inspection import reporting
-    from surgeon.library.running import Job, planned
+    from surgeon.library.running import Job, output_plan
+    from surgeon.output.report import planned_as_json
 
     source, *models = inputs
     job = Job(recipe, source, models, named, variables, None, None, allow_code=False,
               carry="small")  # fmt: skip
     with job.opened() as opened:
-        found = planned(opened, None, force=False, force_any=False, link=False)
-    return reporting.page_of_plan(found.as_json(), recipe)
+        made = output_plan(opened, None, force=False, force_any=False, link=False)
+        return reporting.page_of_plan(planned_as_json(made), recipe)

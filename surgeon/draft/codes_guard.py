@@ -45,9 +45,11 @@ class CodesGuard:
 
     def _check(self, before: Tensors, after: Tensors) -> bool:
         """Return whether quantised weights may have changed; raises PlanError for what is wrong."""
-        changed = {name: t for name, t in after.items() if before.get(name) is not t}
-        if not self._known and not any(map(is_recoded, changed.values())):
+        if not self._known and not any(
+            before.get(name) is not t for name, t in after.items() if is_recoded(t)
+        ):
             return False
+        changed = {name: t for name, t in after.items() if before.get(name) is not t}
         if not changed and all(name in after for name in before):
             return False
         problems = [line for name, t in changed.items() for line in self._calculated(name, t)]

@@ -86,16 +86,23 @@ def step_of(run: int) -> int:
 class Operands:
     """The operands of a tensor, to be read block by block; for statistics.
 
-    Sums are those of blocks of `step` elements; what adds nothing up may take `wide` ones.
+    Sums are those of blocks of `step` elements; what adds nothing up may take `wide` ones. `whole`
+    are the only ones, where they were read already.
     """
 
     def __init__(
-        self, tensors: tuple[LazyTensor, ...], scratch: Scratch, step: int = BLOCK, wide: int = 0
+        self,
+        tensors: tuple[LazyTensor, ...],
+        scratch: Scratch,
+        step: int = BLOCK,
+        wide: int = 0,
+        whole: StoredBlocks | None = None,
     ) -> None:
         self.tensors = tensors
         self.step = step
         self._scratch = scratch
         self._wide = wide or step
+        self._whole = whole
 
     def take(self, dtype: type, count: int) -> Array:
         """Return an array that is there for as long as the last blocks are."""
@@ -108,6 +115,9 @@ class Operands:
 
     def stored_blocks(self, *, wide: bool = False) -> Iterator[StoredBlocks]:
         """Yield all operands' blocks, in order, as they are stored; otherwise as `blocks`."""
+        if self._whole is not None:
+            yield self._whole
+            return
         count, step = self.tensors[0].spec.count, self._wide if wide else self.step
         for start in range(0, count, step):
             stop = min(start + step, count)
@@ -170,7 +180,8 @@ def are_compiled(dtypes: Iterable[str], operands: Sequence[LazyTensor]) -> bool:
     )
 
 
-@dataclass(frozen=True, eq=False)
+# Not frozen, as stored tensors are not: a merge may have 100 000 of them.
+@dataclass(eq=False)
 class Blockwise(ComputedForm):
     """Arithmetic element by element, once a few numbers per tensor are known.
 
@@ -219,7 +230,7 @@ class Blockwise(ComputedForm):
     def step(self) -> int:
         return step_of(self.run) * (_WIDE if self._is_wide else 1)
 
-    @property
+    @cached_property
     def _is_wide(self) -> bool:
         """Whether a compiled loop takes it as it lies in files, rows that belong together aside."""
         known = self.run == 1 and self.compiled and are_compiled((self.spec.dtype,), self.operands)
@@ -268,10 +279,13 @@ class Blockwise(ComputedForm):
         if self.compiled and are_compiled((self.spec.dtype,), self.operands):
             statistics = scratch.known(self, self._known) if self.statistics else None
             with scratch.scope():
-                stored = StoredBlocks((), start)
-                for operand in self.operands:
-                    block = yield Request(operand, start, stop)
-                    stored.append(Block(block, operand.spec.dtype))
+                if self._is_read_twice and stop - start == self.spec.count:
+                    stored = self._whole(scratch)
+                else:
+                    stored = StoredBlocks((), start)
+                    for operand in self.operands:
+                        block = yield Request(operand, start, stop)
+                        stored.append(Block(block, operand.spec.dtype))
                 if self._write_compiled(stored, statistics, out):
                     return
         for first in range(start, stop, step_of(self.run)):
@@ -336,18 +350,30 @@ class Blockwise(ComputedForm):
         return scratch.known(self, self._known)
 
     def _known(self, scratch: Scratch) -> Any:
-        operands = Operands(self.operands, scratch, step_of(self.run), self.step)
+        whole = self._whole(scratch) if self._is_read_twice else None
+        operands = Operands(self.operands, scratch, step_of(self.run), self.step, whole)
         if not self.statistics:
             return None
         with one_thread():
             return self.statistics(operands)
 
+    @property
+    def _is_read_twice(self) -> bool:
+        """Whether its operands are one small block, for statistics and then for itself."""
+        return self.statistics is not None and self._is_wide and self.spec.count <= BLOCK
+
+    def _whole(self, scratch: Scratch) -> StoredBlocks:
+        """Return all of its operands, read once for statistics and itself."""
+
+        def read(scratch: Scratch) -> StoredBlocks:
+            found = stored_blocks(self.operands, 0, self.spec.count, scratch)
+            return StoredBlocks((Block(b.elements.copy(), b.dtype) for b in found), 0)
+
+        return scratch.known(self.operands, read)
+
     def new_regions(self) -> tuple[Region, ...]:
         return self._new_regions
 
     def __post_init__(self) -> None:
-        _ = self._new_regions
-
-    @cached_property
-    def _new_regions(self) -> tuple[Region, ...]:
-        return self.operands[0].new_regions() if len(self.operands) == 1 else ()
+        one = len(self.operands) == 1
+        self._new_regions = self.operands[0].new_regions() if one else ()

@@ -62,7 +62,8 @@ def plan(
     job = Job(recipe, input, models, _NOTHING, vars or {}, optimizer, optimizer_order,
               allow_code=allow_code, carry=carry)  # fmt: skip
     with job.opened() as opened:
-        return planned(opened, output, force=force, force_any=force_any, link=link)
+        made = output_plan(opened, output, force=force, force_any=force_any, link=link)
+        return Planned(report.planned(made), **report.planned_as_json(made))
 
 
 def apply(
@@ -150,19 +151,12 @@ class Job:
         return [os.fspath(one) for one in (self.input, *models, *self.named.values(), *others)]
 
 
-def planned(
-    opened: Opened,
-    output: Location | None,
-    *,
-    force: bool,
-    force_any: bool,
-    link: bool,
-    as_tree: bool = False,
-) -> Planned:
-    """Say what a job would write."""
+def output_plan(
+    opened: Opened, output: Location | None, *, force: bool, force_any: bool, link: bool
+) -> OutputPlan:
+    """Return what a job would write."""
     target = None if output is None else path_of(output)
-    made = surgery.output_plan(opened, target, force=force, force_any=force_any, link=link)
-    return Planned(report.planned(made, as_tree=as_tree), **report.planned_as_json(made))
+    return surgery.output_plan(opened, target, force=force, force_any=force_any, link=link)
 
 
 def applied(
@@ -201,7 +195,7 @@ def applied(
         reader.hold(reader.HELD)
     before = wire.fetched()
     options = Options(count, checksums, progress, device)
-    made = surgery.output_plan(opened, path_of(output), force=force, force_any=force_any, link=link)
+    made = output_plan(opened, output, force=force, force_any=force_any, link=link)
     result = _written(made, options, cluster, resume)
     said = [*_of_wire(before), *report.applied(result, time.monotonic() - began)]
     places = {"output": result.output, "manifest": result.manifest}

@@ -94,13 +94,17 @@ def build(
     training: Training,
     *,
     checkpoint: CheckpointEntry,
-    optimizer_state: StateFile | None = None,
-    carried: Collection[str] = (),
+    checksums: Mapping[str, str],
+    optimizer_state: StateFile | None,
+    carried: Collection[str],
+    device: str,
 ) -> Manifest:
-    """Return the manifest of a planned checkpoint, but for its checksums.
+    """Return the manifest of what was written; the same for the same recipe and inputs.
 
-    Those are for `Manifest.with_checksums`. The same for the same recipe and inputs.
+    `checksums` are such as "crc32:0badcafe" by name, for tied names that of the owner. Reads the
+    teacher's weight files, where there is one.
     """
+    tied = ties(plan.tensors)
     return Manifest(
         version=VERSION,
         checkpoint=checkpoint,
@@ -114,12 +118,13 @@ def build(
             for name, given in inputs.items()
         },
         surgeon=__version__,
-        tensors=_tensors(plan),
-        ties=ties(plan.tensors),
+        tensors=_tensors(plan, tied, checksums),
+        ties=tied,
         optimizer=training.optimizer,
         teacher=_teacher_entry(training.teacher, inputs) if training.teacher else None,
         optimizer_state=optimizer_state,
         carried=tuple(sorted(carried)),
+        device=device,
         stages=tuple(training.stages),
     )
 
@@ -127,14 +132,16 @@ def build(
 def _teacher_entry(teacher: WantedTeacher, inputs: Mapping[str, Checkpoint]) -> Teacher:
     return Teacher(
         file=inputs[teacher.model].path.name,
-        sha256="",
+        sha256=sha256_of(inputs[teacher.model].weight_files),
         outputs=teacher.outputs,
         temperature=teacher.temperature,
         weight=teacher.weight,
     )
 
 
-def _tensors(plan: Plan) -> dict[str, TensorEntry]:
+def _tensors(
+    plan: Plan, tied: Mapping[str, str], checksums: Mapping[str, str]
+) -> dict[str, TensorEntry]:
     # Many thousands of tensors may share a few lineages.
     lineages: dict[tuple[int, ...], tuple[Change, ...]] = {}
     entries = {}
@@ -144,8 +151,31 @@ def _tensors(plan: Plan) -> dict[str, TensorEntry]:
         if key not in lineages:
             lineages[key] = tuple(map(change_entry, changes))
         spec = tensor.spec
-        entries[name] = TensorEntry(shape=spec.shape, dtype=spec.dtype, lineage=lineages[key])
+        algorithm, _, digest = checksums.get(tied.get(name, name), "").partition(":")
+        entries[name] = TensorEntry(
+            shape=spec.shape,
+            dtype=spec.dtype,
+            crc32=digest if algorithm == "crc32" else None,
+            sha256=digest if algorithm == "sha256" else None,
+            lineage=lineages[key],
+        )
     return entries
+
+
+def change_as_json(change: lineage.Change) -> dict[str, Any]:
+    """Return what `as_json` makes of a change's entry, as plans may need for 100 000 of them."""
+    found: dict[str, Any] = {"step": change.step, "op": change.op}
+    if change.into:
+        found["into"] = change.into
+    if change.from_:
+        found["from"] = list(change.from_)
+    if change.new:
+        found["new"] = list(change.new)
+    if init := change.init:
+        found["init"] = init[0] if len(init) == 1 else list(init)
+    if change.parameters:
+        found["parameters"] = dict(change.parameters)
+    return found
 
 
 def change_entry(change: lineage.Change) -> Change:
@@ -160,10 +190,3 @@ def change_entry(change: lineage.Change) -> Change:
         init=init[0] if len(init) == 1 else init,
         parameters=change.parameters,
     )
-
-
-def teacher_sha256(training: Training, inputs: Mapping[str, Checkpoint]) -> str:
-    """Read the teacher's weight files and return their hash; empty where there is no teacher."""
-    if training.teacher is None:
-        return ""
-    return sha256_of(inputs[training.teacher.model].weight_files)

@@ -285,39 +285,6 @@ class Manifest:
     ]
     path: Annotated[Path, Key("")] = Path()
 
-    def with_checksums(
-        self,
-        tensors: Mapping[str, str],
-        *,
-        checkpoint: CheckpointEntry | None = None,
-        teacher: str = "",
-        optimizer_state: str = "",
-    ) -> Manifest:
-        """Return the manifest of what was written, from the one that was planned.
-
-        `tensors` are checksums such as "crc32:0badcafe" by name, for tied names of the owner;
-        `teacher` and `optimizer_state` the SHA-256 of those files, `checkpoint` the entry of the
-        weight files where their headers were not known before.
-        """
-        stated = {name: checksum.partition(":") for name, checksum in tensors.items()}
-        entries = dict(self.tensors)
-        for name, entry in entries.items():
-            algorithm, _, digest = stated.get(self.ties.get(name, name), ("", "", ""))
-            if algorithm == "crc32":
-                entries[name] = replace(entry, crc32=digest)
-            elif algorithm == "sha256":
-                entries[name] = replace(entry, sha256=digest)
-        own, state = self.teacher, self.optimizer_state
-        return replace(
-            self,
-            checkpoint=checkpoint or self.checkpoint,
-            tensors=entries,
-            teacher=replace(own, sha256=teacher) if own and teacher else own,
-            optimizer_state=(
-                replace(state, sha256=optimizer_state) if state and optimizer_state else state
-            ),
-        )
-
 
 AnyManifest = TypeVar("AnyManifest", bound=Manifest)
 

@@ -95,10 +95,10 @@ class OptimizerState:
             METADATA: json.dumps(described, ensure_ascii=False),
         }
 
-    def entry(self, file: str) -> StateFile:
-        """Return what the manifest says of the file, but for its hash."""
+    def entry(self, file: str, sha256: str) -> StateFile:
+        """Return what the manifest says of the file."""
         return StateFile(
-            file=file, sha256="", matched_by=self.matched_by, parameters=self.parameters
+            file=file, sha256=sha256, matched_by=self.matched_by, parameters=self.parameters
         )
 
     @property

@@ -124,6 +124,8 @@ class Parameters:
 
         Nothing else tells whether a stage is to leave the statistics of such a layer alone.
         """
+        if not self.statistics:
+            return self
         alone = self.statistics - {name.rpartition(".")[0] for name in self.names}
         means = {f"{module}.running_mean".lstrip(".") for module in alone}
         return Parameters(self._tensors, means) if means else self

@@ -126,11 +126,11 @@ def _maker(method: Method) -> Callable[..., Arithmetic]:
     """Return the function that `@merge` makes an op of."""
     pruning, adding = _keywords(method.prune), _keywords(method.add)
     required = [parameter for parameter in pruning if parameter.default is parameter.empty]
+    words = [parameter.name for parameter in pruning]
     at = inspect.Parameter("at", inspect.Parameter.KEYWORD_ONLY, annotation=TensorContext)
 
     def make(*, at: TensorContext, **given: Any) -> Arithmetic:
-        words = {p.name for p in pruning} & given.keys()
-        kept = method.prune(at, **{word: given.pop(word) for word in words})
+        kept = method.prune(at, **{word: given.pop(word) for word in words if word in given})
         return method.add(at, kept, **given)
 
     # As a recipe's author thinks of them: what is kept, how it is added, and details.

@@ -115,6 +115,8 @@ def _address(array: Array | None) -> int | None:
     flags = array.flags
     assert flags.c_contiguous
     assert flags.aligned
+    if flags.writeable and array.size:  # takes a sixth of the time
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
     found: int = array.__array_interface__["data"][0]
     return found
 

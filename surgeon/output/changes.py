@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from surgeon.base.screen import screen
 from surgeon.base.tables import plural, table
@@ -42,21 +42,21 @@ def lost(plan: Plan, before: Iterable[str]) -> list[str]:
     ]
 
 
-def specs_before(opened: Opened) -> dict[str, TensorSpec]:
-    """Return what the input's tensors were that are changed, or dropped."""
+def specs_before(opened: Opened, gone: Sequence[str]) -> dict[str, TensorSpec]:
+    """Return what the input's tensors were that are changed, or `gone`."""
     plan, tensors = opened.plan, opened.input.tensors
     named = [earlier_name(name, changes) for name, changes in plan.lineage.items() if changes]
-    gone = lost(plan, tensors)
     return {name: tensors[name].spec for name in (*named, *gone) if name in tensors}
 
 
 def _fates(opened: Opened, *, is_short: bool) -> list[Fate]:
     plan = opened.plan
+    gone = lost(plan, opened.input.tensors)
     told = Told(
         {name: tensor.spec for name, tensor in plan.tensors.items()},
         plan.lineage,
-        specs_before(opened),
-        lost(plan, opened.input.tensors),
+        specs_before(opened, gone),
+        gone,
         ties(plan.tensors),
     )
     return fates(told, is_short=is_short)

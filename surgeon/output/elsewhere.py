@@ -159,7 +159,7 @@ class _Run:
             self._made += [self._final(name) for name, _ in self._small]
         for name in sorted(self._waiting):
             self._call(name, client.copy, self._target(name), self._final(name))
-        last = (self._plan.manifest.checkpoint.file, manifest_of(self._path).name)
+        last = (self._plan.checkpoint, manifest_of(self._path).name)
         first = [one for one in self._small if one[0] not in last]
         self._put_all(first, workers)
         for one in self._small:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,8 +13,6 @@ from surgeon.base.errors import SurgeonError, UsageError, WriteError
 from surgeon.base.units import parse_size
 from surgeon.draft import ADAPTER_WEIGHTS
 from surgeon.formats.checkpoint import Record
-from surgeon.manifest import build
-from surgeon.manifest.model import Manifest, WeightFile, checkpoint_of
 from surgeon.manifest.names import FOLDER_MANIFEST, FOLDER_OPTIMIZER, optimizer_of
 from surgeon.model_folder.files import MODEL_CONFIG
 from surgeon.output.free import is_input, manifest_at, require_apart, require_replaceable
@@ -38,8 +36,9 @@ class OutputPlan:
     """What will be there, file by file, and what has to hold before it is.
 
     `folder` is where the files go, each by its name; `is_folder` says that they are a model folder,
-    which appears as one. `weights` are the model's tensor files; `manifest` lacks checksums alone.
-    `texts` are whole small files, `carried` the input's own.
+    which appears as one. `weights` are the model's tensor files, and `checkpoint` the one of them,
+    or the index of several, that the manifest is of. `texts` are whole small files, `carried` the
+    input's own; `brought` are those that a folder has from surgeon.
     `obsolete` is a state that an earlier run left at the place where this one has none.
     `replaced` are the names that may go from a folder that is there; what else it holds stays.
     """
@@ -49,10 +48,11 @@ class OutputPlan:
     folder: Path
     is_folder: bool
     weights: tuple[OutputFile, ...]
-    manifest: Manifest
+    checkpoint: str
     state: OutputFile | None = None
     texts: Mapping[str, str] | None = None
     carried: Mapping[str, Path] | None = None
+    brought: frozenset[str] = frozenset()
     obsolete: Path | None = None
     replaced: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
@@ -153,7 +153,7 @@ class FileOutput:
             folder=path.parent,
             is_folder=False,
             weights=weights,
-            manifest=_manifest(opened, path.name, weights, state.name),
+            checkpoint=path.name,
             state=_state_file(opened, state.name),
             obsolete=None if opened.state else state,
             notes=notes,
@@ -196,16 +196,11 @@ class FolderOutput:
             folder=self.path,
             is_folder=True,
             weights=tuple(files),
-            manifest=_manifest(
-                opened,
-                checkpoint,
-                files,
-                FOLDER_OPTIMIZER,
-                {*_brought(self.path, opened, carried), *texts} - {checkpoint},
-            ),
+            checkpoint=checkpoint,
             state=_state_file(opened, FOLDER_OPTIMIZER),
             texts=texts,
             carried=carried,
+            brought=frozenset({*_brought(self.path, opened, carried), *texts} - {checkpoint}),
             notes=(*beside.notes, *said),
         )
 
@@ -225,28 +220,6 @@ def _held_to_class(opened: Opened) -> tuple[str, ...]:
         )
     except SurgeonError as error:
         raise error.at(place) from None
-
-
-def _manifest(
-    opened: Opened,
-    checkpoint: str,
-    files: Sequence[OutputFile],
-    state: str,
-    carried: Collection[str] = (),
-) -> Manifest:
-    """Return the manifest but for what only writing tells; `checkpoint` is a file or an index."""
-    parts = [
-        WeightFile(file=file.name, size_bytes=file.size_bytes, header_sha256="") for file in files
-    ]
-    return build.build(
-        opened.recipe,
-        opened.plan,
-        opened.checkpoints,
-        opened.stages,
-        checkpoint=checkpoint_of(checkpoint, parts),
-        optimizer_state=opened.state.entry(state) if opened.state else None,
-        carried=carried,
-    )
 
 
 def _brought(path: Path, opened: Opened, carried: Collection[str]) -> set[str]:

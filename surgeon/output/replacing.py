@@ -50,7 +50,7 @@ def _ours(plan: OutputPlan, root: Path, *, force_any: bool) -> frozenset[str]:
     weights = {file.name for file in plan.weights}
     ours = {*_SIDECARS, *(plan.carried or ()), *(plan.texts or ())} - weights
     if len(plan.weights) > 1:
-        ours.discard(plan.manifest.checkpoint.file)  # the index, which is the weights' too
+        ours.discard(plan.checkpoint)  # the index, which is the weights' too
     if manifest := manifest_at(plan.path):
         ours |= {FOLDER_MANIFEST, FOLDER_OPTIMIZER, manifest.checkpoint.file}
         ours |= {part.file for part in manifest.checkpoint.parts} | {*manifest.carried}

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from surgeon.base.collection import collection_paused
 from surgeon.base.documents import as_json
 from surgeon.base.errors import listed
 from surgeon.base.regions import count, parsed, remainder, split_block
@@ -13,7 +14,7 @@ from surgeon.base.tables import number, plural, shown, table
 from surgeon.base.units import spoken_size
 from surgeon.draft import Tensors, is_wholly_new, ties
 from surgeon.lazy import ByteRange, LazyTensor
-from surgeon.manifest.build import change_entry
+from surgeon.manifest.build import change_as_json
 from surgeon.manifest.model import Stage, TorchClass
 from surgeon.manifest.stages import is_parameter
 from surgeon.model_folder.carried import carried_line
@@ -196,6 +197,7 @@ def applied_as_json(result: Result) -> Json:
 # plan
 
 
+@collection_paused()
 def planned(output: OutputPlan, *, as_tree: bool = False) -> str:
     """Return what a recipe would do: changed tensors, checks, training stages."""
     opened = output.opened
@@ -274,18 +276,17 @@ def _elements(params: Iterable[str], plan: Plan) -> int:
     return sum(map(of_one, params))
 
 
+@collection_paused()
 def planned_as_json(output: OutputPlan) -> Json:
     """Return a plan as a document for CI."""
     opened = output.opened
     plan, stages = opened.plan, opened.stages
     tensors: Json = {}
     for name, tensor in plan.tensors.items():
-        lineage = [as_json(change_entry(change)) for change in plan.lineage[name]]
-        tensors[name] = {
-            "dtype": tensor.spec.dtype,
-            "shape": list(tensor.spec.shape),
-            "lineage": lineage,
-        }
+        spec = tensor.spec
+        lineage = [change_as_json(change) for change in plan.lineage[name]]
+        tensors[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "lineage": lineage}
+    gone = lost(plan, opened.input.tensors)
     return {
         "recipe": opened.recipe.as_json(),
         "inputs": {
@@ -297,15 +298,15 @@ def planned_as_json(output: OutputPlan) -> Json:
         "ties": ties(plan.tensors),
         "before": {
             name: {"dtype": spec.dtype, "shape": list(spec.shape)}
-            for name, spec in specs_before(opened).items()
+            for name, spec in specs_before(opened, gone).items()
         },
-        "dropped": lost(plan, opened.input.tensors),
+        "dropped": gone,
         "files": _files_as_json(output.weights),
+        "carried": sorted(output.carried or ()),
         "checks": [place for place, _ in plan.checks],
         "optimizer": as_json(stages.optimizer) if stages.optimizer else None,
         "optimizer_state": _state_as_json(opened),
         "config": valid(opened.folder_files.changes),
-        "carried": sorted(output.carried or ()),
         "teacher": as_json(stages.teacher) if stages.teacher else None,
         "stages": [as_json(stage) for stage in stages.stages],
         "notes": [*opened.notes, *opened.folder_files.notes],

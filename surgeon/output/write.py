@@ -11,8 +11,8 @@ from typing import Protocol
 from surgeon.base.errors import listed
 from surgeon.draft import Check
 from surgeon.formats.checkpoint import Record
-from surgeon.manifest.build import teacher_sha256
-from surgeon.manifest.model import Manifest, checkpoint_of, text
+from surgeon.manifest import build
+from surgeon.manifest.model import Manifest, WeightFile, checkpoint_of, text
 from surgeon.manifest.names import manifest_of
 from surgeon.numeric.decompositions import on_device
 from surgeon.output.execute import Executor, Options, Written
@@ -103,18 +103,30 @@ def _write(plan: OutputPlan, executor: Crew, completed: Callable[[Written], Mani
 
 
 def _completed(plan: OutputPlan, device: str, written: Written) -> Manifest:
-    """Return the manifest with what was found out while writing."""
-    opened, state = plan.opened, plan.state
+    """Return the manifest, with what was found out while writing."""
+    opened, files = plan.opened, written.files
+    parts = [
+        WeightFile(
+            file=file.name,
+            size_bytes=file.size_bytes,
+            header_sha256=files[file.name].header_sha256,
+        )
+        for file in plan.weights
+    ]
     checksums: dict[str, str] = {}
-    hashes = {file.name: written.files[file.name].header_sha256 for file in plan.weights}
-    checkpoint = plan.manifest.checkpoint
-    parts = [replace(part, header_sha256=hashes[file.name], size_bytes=file.size_bytes)
-             for part, file in zip(checkpoint.parts, plan.weights, strict=True)]  # fmt: skip
     for file in plan.weights:
-        checksums |= written.files[file.name].checksums
-    return replace(plan.manifest, device=device).with_checksums(
-        checksums,
-        checkpoint=checkpoint_of(checkpoint.file, parts),
-        teacher=teacher_sha256(opened.stages, opened.checkpoints),
-        optimizer_state=written.files[state.name].sha256 if state else "",
+        checksums |= files[file.name].checksums
+    state = None
+    if opened.state and plan.state:
+        state = opened.state.entry(plan.state.name, files[plan.state.name].sha256)
+    return build.build(
+        opened.recipe,
+        opened.plan,
+        opened.checkpoints,
+        opened.stages,
+        checkpoint=checkpoint_of(plan.checkpoint, parts),
+        checksums=checksums,
+        optimizer_state=state,
+        carried=plan.brought,
+        device=device,
     )

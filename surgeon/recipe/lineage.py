@@ -82,8 +82,11 @@ class Tracer:
 
     def finished(self, tensors: Tensors) -> Lineage:
         """Return the lineage with everything new where it is in the result, after later steps."""
-        return {name: _in_result(name, tensors[name], changes)
-                for name, changes in self.lineage.items()}  # fmt: skip
+        # What one step alone did is where it was then.
+        return {
+            name: changes if len(changes) < 2 else _in_result(name, tensors[name], changes)
+            for name, changes in self.lineage.items()
+        }
 
     def in_order(self, changes: Iterable[Change]) -> Changes:
         """Return changes as the steps made them, each once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from surgeon.draft import Check, Draft, Outside, Tensors
 from surgeon.draft.codes_guard import CodesGuard
 from surgeon.draft.registry import OPS
 from surgeon.formats.checkpoint import spec_of
-from surgeon.lazy import moved_from
+from surgeon.lazy import TensorSpec, moved_from
 from surgeon.recipe import Recipe, order
 from surgeon.recipe.lineage import Lineage, Tracer
 from surgeon.tokens.moves import TokenMoves
@@ -168,8 +168,10 @@ def _differences(before: Tensors, after: Tensors) -> tuple[tuple[str, ...], ...]
     return tuple(added), tuple(changed), tuple(removed)
 
 
-def _check_names(created: Iterable[str]) -> None:
+def _check_names(created: Collection[str]) -> None:
     """Raise PlanError for names that a safetensors file cannot hold, or nobody can type."""
+    if "".join(created).isprintable() and "" not in created and "__metadata__" not in created:
+        return
     bad = [n for n in created if not n or n == "__metadata__" or not n.isprintable()]
     if bad:
         raise PlanError(*(f"{name!r} cannot be a tensor's name" for name in sorted(bad)))
@@ -191,17 +193,21 @@ def _check_placeholders(before: Tensors, after: Tensors, changed: Iterable[str])
         )
 
 
-def _check_sizes(tensors: Tensors, names: Iterable[str]) -> None:
+def _check_sizes(tensors: Tensors, names: Collection[str]) -> None:
     """Raise PlanError for tensors that no file can hold, or that nobody could read again."""
-    bad = []
-    for name in names:
-        spec = tensors[name].spec
-        if spec.size_bytes > _LARGEST:
-            bad.append(f"'{name}' would be {spec}, more bytes than a file can have")
-            continue
-        try:
-            spec_of(spec.dtype, spec.shape)
-        except ValueError as error:
-            bad.append(f"'{name}' could not be read again: {error}")
-    if bad:
-        raise PlanError(*bad)
+    # Many tensors share a spec.
+    specs = {id(spec): spec for name in names if (spec := tensors[name].spec)}
+    problems = {key: problem for key, spec in specs.items() if (problem := _problem_of(spec))}
+    if problems:
+        found = ((name, problems.get(id(tensors[name].spec))) for name in names)
+        raise PlanError(*(f"'{name}' {problem}" for name, problem in found if problem))
+
+
+def _problem_of(spec: TensorSpec) -> str:
+    if spec.size_bytes > _LARGEST:
+        return f"would be {spec}, more bytes than a file can have"
+    try:
+        spec_of(spec.dtype, spec.shape)
+    except ValueError as error:
+        return f"could not be read again: {error}"
+    return ""

@@ -8,7 +8,7 @@ import torch
 from surgeon.base.documents import as_json
 from surgeon.base.errors import CheckFailedError, PlanError
 from surgeon.lazy import Stored
-from surgeon.manifest.build import change_entry
+from surgeon.manifest.build import change_as_json, change_entry
 from tests.network import TIES, example_tensors
 
 FC = {"fc.weight": torch.randn(3, 2), "fc.bias": torch.randn(3)}
@@ -17,7 +17,9 @@ WIDEN = {"op": "widen", "target": "fc", "rows": 1}
 
 
 def changes(plan, name):
-    return [as_json(change_entry(change)) for change in plan.lineage[name]]
+    found = [change_as_json(change) for change in plan.lineage[name]]
+    assert found == [as_json(change_entry(change)) for change in plan.lineage[name]]
+    return found
 
 
 # --- Lineage --------------------------------------------------------------------------------------

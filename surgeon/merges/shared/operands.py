@@ -85,7 +85,9 @@ def common_names(
         for name in names:
             if name not in tensors:
                 lacking.append((name, f"'{name}' is not in model '{other}'"))
-            elif not _alike(here := draft.spec(name), there := tensors[name].spec):
+            elif (there := tensors[name].spec) is not (here := draft.spec(name)) and not _alike(
+                here, there
+            ):
                 wrong.append(f"'{name}' is {here} here but {there} in model '{other}'")
         special = {"@vectors": vectors(tensors), "@new": ()}
         found = patterns.select(target, tensors, special=special, optional=True)
@@ -111,7 +113,7 @@ def _alike(here: Any, there: Any) -> bool:
     return bool(here.shape == there.shape and (floats or here.dtype == there.dtype))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Merged:
     """The operands of one name, their models (None: the state), what to do about oddities."""
 

@@ -30,6 +30,7 @@ from surgeon.numeric.dtypes import DTYPES, Array, upcast
 _HELD = 1 << 21
 _FEW = 1 << 18
 _BINS = 1 << 16
+_FLOAT64 = np.dtype(np.float64)
 # A sample tells nearly where a threshold lies: runs of so many elements, of one element in 64.
 _RUN, _SAMPLED = 512, 64
 _FEWEST_RUNS, _MOST_RUNS, _LEAST_SPREAD = 32, 128, 32
@@ -117,18 +118,38 @@ def _partition(
     operands: Operands, measures: Sequence[Measure], counts: Sequence[Sequence[int]]
 ) -> list[list[Cut]]:
     """Return the cuts of a tensor of which all magnitudes are held."""
-    parts: list[list[Array]] = [[] for _ in measures]
-    with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are the largest
-        for blocks in operands.blocks(np.dtype(np.float64)):
-            for part, measure in zip(parts, measures, strict=True):
-                part.append(np.abs(measure(blocks)))
     size = operands.tensors[0].spec.count
     positions = np.arange(size)
-    found = []
-    for part, wanteds in zip(parts, counts, strict=True):
-        magnitudes = np.concatenate(part) if part else np.empty(0)
-        cuts_of = [_all_or_none(n, size) or _cut(positions, magnitudes, n) for n in wanteds]
-        found.append(cuts_of)
+    return [
+        [_all_or_none(n, size) or _cut(positions, found, n) for n in wanteds]
+        for found, wanteds in zip(_magnitudes(operands, measures), counts, strict=True)
+    ]
+
+
+def _magnitudes(operands: Operands, measures: Sequence[Measure]) -> list[Array]:
+    """Return all magnitudes of each measure, as float64."""
+    if operands.are_compiled and all(isinstance(m, Difference) for m in measures):
+        return _differences(operands, [m for m in measures if isinstance(m, Difference)])
+    parts: list[list[Array]] = [[] for _ in measures]
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are the largest
+        for blocks in operands.blocks(_FLOAT64):
+            for part, measure in zip(parts, measures, strict=True):
+                part.append(np.abs(measure(blocks)))
+    return [np.concatenate(part) if part else np.empty(0) for part in parts]
+
+
+def _differences(operands: Operands, measures: Sequence[Difference]) -> list[Array]:
+    """Return all magnitudes of differences, as a compiled loop finds them."""
+    size = operands.tensors[0].spec.count
+    found = [np.empty(size) for _ in measures]
+    places, counts = np.empty(size, np.int64), np.zeros(2, np.uint64)
+    most = _largest_key(_FLOAT64)
+    for blocks in operands.stored_blocks(wide=True):
+        start = blocks.start
+        for measure, values in zip(measures, found, strict=True):
+            block = blocks[measure.model + 1]
+            room = places[start:], values[start:]
+            compiled.within(block, blocks[0], 0, most, start, *room, counts)
     return found
 
 
@@ -148,7 +169,7 @@ def _pass(operands: Operands, searches: Sequence[_Search], dtype: np.dtype[Any])
             for search in searches:
                 search.look_at_stored(stored)
         return
-    for blocks in operands.blocks(np.dtype(np.float64) if _needs_float64(operands) else dtype):
+    for blocks in operands.blocks(_FLOAT64 if _needs_float64(operands) else dtype):
         for group in by_measure.values():
             with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are the largest
                 keys = _keys(group[0].measure(blocks), dtype)
@@ -180,7 +201,7 @@ def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]
     """Begin each search with the window that a sample of the tensor suggests."""
     size = operands.tensors[0].spec.count
     starts = range(0, size - _RUN + 1, size // _runs(size))
-    working = np.dtype(np.float64) if _needs_float64(operands) else dtype
+    working = _FLOAT64 if _needs_float64(operands) else dtype
     blocks = Blocks((_sampled(tensor, starts, working) for tensor in operands.tensors), 0)
     samples: dict[int, Array] = {}
     with np.errstate(over="ignore", invalid="ignore"):
@@ -359,7 +380,7 @@ class _Search:
             self.cut = Cut(least, self._end_of_equals(missing))
         else:
             # Equal in float32 alone.
-            self.keys = np.dtype(np.float64)
+            self.keys = _FLOAT64
             low, high = _keys(np.array([least, most]), self.keys)
             self._look_between(int(low), int(high), self.inside)
 

@@ -71,9 +71,10 @@ def changes_of(
     blocks: StoredBlocks, pruning: Pruning, weights: Sequence[float], statistics: Any
 ) -> list[Change]:
     """Return what becomes of each model's task vector, for a compiled loop."""
+    found = [pruning.change(model, blocks, statistics) for model in range(len(weights))]
     return [
-        replace(pruning.change(model, blocks, statistics), weight=float(weight))
-        for model, weight in enumerate(weights)
+        change if change.weight == weight else replace(change, weight=float(weight))
+        for change, weight in zip(found, weights, strict=True)
     ]
 
 
