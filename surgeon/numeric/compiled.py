@@ -33,7 +33,7 @@ CODES = {name: code for code, name in enumerate(_NAMES)}
 # As in kernels.h: what a loop works on at once, and how many sums it keeps side by side.
 CHUNK, LANES = 512, 128
 # What is built says which calls it answers; a library that was left behind by others is no use.
-_INTERFACE = 4
+_INTERFACE = 5
 
 
 class Block(NamedTuple):
@@ -359,10 +359,10 @@ def magnitudes(block: Block, base: Block, change: Change) -> tuple[float, float]
 def by_rank(block: Block, base: Block | None, row: int, table: Array) -> Array:
     """Return, for each element of whole rows, what `table` has for the rank of its magnitude."""
     out = np.empty(len(block.elements))
-    keys, items = np.empty(row + CHUNK, np.uint64), np.empty(2 * row, np.uint64)
+    spare = np.empty(3 * row + CHUNK, np.uint64)
     _loops().by_rank(
-        len(out) // row, row, _operand(base), _operand(block), _address(table), _address(keys),
-        _address(items), _address(out),
+        len(out) // row, row, _operand(base), _operand(block), _address(table), _address(spare),
+        _address(out),
     )  # fmt: skip
     return out
 

@@ -1,122 +1,233 @@
-/* Ranks of magnitudes in their rows: by sorting into buckets, or digit after digit. */
+/* Ranks of magnitudes in their rows; of equal ones the first has the lowest.
+ *
+ * Magnitudes go into buckets by the multiples of a power of two: into one bucket where they are such
+ * a multiple, into the next one where they are between two. Those in a bucket of the first kind are
+ * all equal, so the order of the row is theirs; nearly all differences of bfloat16 are there. Only
+ * those that are crowded in a bucket of the other kind are compared. */
 #include "kernels.h"
 
-/* Sort numbers by their upper 32 bits, leaving equal ones in their order; returns where they are:
- * in `items` or in `spare`. */
-static uint64_t *sorted(size_t count, uint64_t *items, uint64_t *spare)
+/* A mark leaves 15 bits for ranks, so that longer rows are sorted. Counts of neighbouring buckets
+ * are `WIDTH` apart, those of a share of all buckets side by side, so that as many are summed at
+ * once; and buckets of the second kind are those with this bit. */
+enum { WIDTH = 32, MARK = 1 << 15, MOST_BITS = 15, FEW = 24 };
+
+struct row {
+    size_t size;
+    const double *table;
+    double *to;
+    uint64_t *keys;
+    uint32_t *items, *spare, *crowded;
+    uint16_t *places, *columns;
+    uint16_t bins[1 << MOST_BITS];
+};
+
+/* Rank elements, whose columns are `items`, by sorting: from a rank on. */
+static void rank_sorted(const struct row *row, size_t first, size_t count)
 {
-    enum { MOST = 11 };
-    uint64_t varying = 0;
-    uint32_t bins[1 << MOST];
-    int low = 32, high = 64;
+    uint32_t *items = row->items, *spare = row->spare, bins[1 << 11];
+    const uint64_t *keys = row->keys;
+    uint64_t varying = 0, mask = count < 1024 ? 0x7f : 0x7ff;
     for (size_t i = 0; i < count; i++)
-        varying |= items[i] ^ items[0];
-    /* Only bits that are not the same in all: differences of bfloat16 have few. */
-    while (low < 64 && !(varying >> low & 1))
-        low++;
-    while (high > low && !(varying >> (high - 1) & 1))
-        high--;
-    /* Longer digits take fewer passes, but as many steps for each row as a digit has values. */
-    int most = count < 1024 ? 8 : MOST, passes = (high - low + most - 1) / most;
-    for (int left = passes; left > 0; left--) {
-        int digit = (high - low + left - 1) / left;
-        uint32_t mask = (1u << digit) - 1;
-        memset(bins, 0, (size_t)(mask + 1) * sizeof *bins);
+        varying |= keys[items[i]] ^ keys[items[0]];
+    /* Only by bits that are not the same in all: differences of bfloat16 have few. */
+    for (int low = 0; varying; varying &= ~(mask << low)) {
+        while (!(varying >> low & 1))
+            low++;
+        memset(bins, 0, (mask + 1) * sizeof *bins);
         for (size_t i = 0; i < count; i++)
-            bins[items[i] >> low & mask]++;
+            bins[keys[items[i]] >> low & mask]++;
         for (uint32_t bin = 0, sum = 0, here; bin <= mask; bin++, sum += here) {
             here = bins[bin];
             bins[bin] = sum;
         }
         for (size_t i = 0; i < count; i++)
-            spare[bins[items[i] >> low & mask]++] = items[i];
-        uint64_t *other = items;
+            spare[bins[keys[items[i]] >> low & mask]++] = items[i];
+        uint32_t *other = items;
         items = spare;
         spare = other;
-        low += digit;
     }
-    return items;
+    for (size_t i = 0; i < count; i++)
+        row->to[items[i]] = row->table[first + i];
 }
 
-enum { BUCKETS = 1 << 13, CROWDED = 24 };
-
-/* Sort numbers by their upper 32 bits, which are a float32 that is no negative number, and by the
- * lower ones; returns whether that is done, in `to`. Values of about one size go into buckets of one
- * width, a few into each; where many go into one, they are to be sorted otherwise. */
-CLONES static int sorted_by_width(size_t count, const uint64_t *restrict items,
-                                  uint64_t *restrict to)
+/* Rank the elements from one rank to another, whose columns are known, in ascending order. */
+static void rank_crowd(const struct row *row, size_t first, size_t end)
 {
-    uint32_t starts[BUCKETS + 1], places[BUCKETS], most = 0, crowd = 0;
-    size_t buckets = BUCKETS;
-    if (count > BUCKETS)
-        return 0;
-    while (buckets / 4 >= count && buckets > 64)
-        buckets /= 2;
+    const uint16_t *columns = row->columns;
+    if (end - first > FEW) {
+        for (size_t i = first; i < end; i++)
+            row->items[i - first] = columns[i];
+        rank_sorted(row, first, end - first);
+        return;
+    }
+    for (size_t i = first; i < end; i++) {
+        uint64_t key = row->keys[columns[i]];
+        size_t rank = first;
+        for (size_t j = first; j < end; j++)
+            rank += row->keys[columns[j]] < key + (j < i);
+        row->to[columns[i]] = row->table[rank];
+    }
+}
+
+/* Rank elements that share their buckets with others: numbers are ranks so far, and columns. */
+static void rank_crowds(struct row *row, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        row->columns[row->crowded[i] >> 16] = (uint16_t)row->crowded[i];
     for (size_t i = 0; i < count; i++) {
-        uint32_t key = (uint32_t)(items[i] >> 32);
-        most = key > most ? key : most;
+        uint16_t *end = row->bins + row->places[row->crowded[i] & 0xffff];
+        if (*end) /* the first of them; it sees to all */
+            rank_crowd(row, row->crowded[i] >> 16, *end & (MARK - 1));
+        *end = 0;
     }
-    float scale = (float)(buckets - 1) / float_of(most);
-    if (!(scale > 0 && scale <= 0x1.fffffep127f))
-        return 0;
-    memset(starts, 0, (buckets + 1) * sizeof *starts);
-    /* A product that is rounded is in the order of what it is made of. It may end one too far. */
-    for (size_t i = 0; i < count; i++)
-        places[i] = (uint32_t)(int32_t)(float_of((uint32_t)(items[i] >> 32)) * scale);
-    for (size_t i = 0; i < count; i++)
-        starts[places[i]]++;
-    for (size_t bucket = 0; bucket <= buckets; bucket++)
-        crowd = starts[bucket] > crowd ? starts[bucket] : crowd;
-    if (crowd > CROWDED)
-        return 0;
-    uint32_t sum = 0;
-    for (size_t bucket = 0; bucket <= buckets; bucket++) {
-        uint32_t here = starts[bucket];
-        starts[bucket] = sum;
-        sum += here;
-    }
-    for (size_t i = 0; i < count; i++)
-        to[starts[places[i]]++] = items[i];
-    for (size_t i = 1; i < count; i++) {
-        uint64_t item = to[i];
-        size_t at = i;
-        for (; at && to[at - 1] > item; at--)
-            to[at] = to[at - 1];
-        to[at] = item;
-    }
-    return 1;
 }
 
-/* For each row of magnitudes |x - base| the number that `table` has for the rank of each, from 0,
- * ascending, of equal ones the first being the lowest. `keys` has CHUNK more than a row, `items` two
- * rows. Rows have less than 2^32 elements. */
-CLONES EXPORT void surgeon_by_rank(size_t rows, size_t row, struct operand base, struct operand x,
-                                   const double *table, uint64_t *keys, uint64_t *items, double *to)
+/* Write what the table has for ranks, and return how many are marked; these are noted. Where there
+ * are `many`, looking takes longer than noting all. */
+INLINE size_t rank_some(struct row *row, int many)
 {
-    for (size_t r = 0; r < rows; r++, to += row) {
-        uint64_t inexact = 0;
-        for (size_t start = 0; start < row; start += CHUNK)
-            surgeon_magnitude_keys(base, x, r * row + start, least_of(CHUNK, row - start), keys + start);
-        for (size_t i = 0; i < row; i++) {
-            float narrow = (float)double_of(keys[i]);
-            inexact |= long_bits_of(narrow) ^ keys[i];
-            items[i] = (uint64_t)bits_of(narrow) << 32 | i;
+    const uint16_t *restrict places = row->places;
+    const double *restrict table = row->table;
+    uint16_t *restrict bins = row->bins;
+    uint32_t *restrict crowded = row->crowded;
+    double *restrict to = row->to;
+    size_t i = 0, noted = 0;
+    /* Two at once, since equal ones that follow one another would wait for what was written. */
+    for (; i + 2 <= row->size; i += 2) {
+        uint32_t one = places[i], two = places[i + 1];
+        uint32_t first = bins[one], second = bins[two] + (one == two);
+        bins[one] = (uint16_t)(first + 1);
+        bins[two] = (uint16_t)(second + 1);
+        to[i] = table[first & (MARK - 1)];
+        to[i + 1] = table[second & (MARK - 1)];
+        if (many || ((first | second) & MARK)) {
+            crowded[noted] = (first & (MARK - 1)) << 16 | (uint32_t)i;
+            noted += first >> 15;
+            crowded[noted] = (second & (MARK - 1)) << 16 | (uint32_t)(i + 1);
+            noted += second >> 15;
         }
-        uint64_t *found = items;
-        if (!inexact && sorted_by_width(row, items, items + row)) {
-            for (size_t rank = 0; rank < row; rank++)
-                to[(uint32_t)items[row + rank]] = table[rank];
+    }
+    if (i < row->size) {
+        uint32_t last = bins[places[i]]++;
+        to[i] = table[last & (MARK - 1)];
+        crowded[noted] = (last & (MARK - 1)) << 16 | (uint32_t)i;
+        noted += last >> 15;
+    }
+    return noted;
+}
+
+/* Make counts into ranks: each bucket's lowest, marked where it is crowded. Returns how many
+ * elements are in these, or somewhat less. */
+CLONES static size_t begin(size_t buckets, uint16_t *restrict bins)
+{
+    uint16_t sums[WIDTH] = {0}, pairs[WIDTH] = {0}, sum = 0;
+    size_t crowd = 0;
+    for (size_t i = 0; i < buckets; i += 2 * WIDTH)
+        for (size_t k = 0; k < WIDTH; k++) {
+            sums[k] += bins[i + k] + bins[i + WIDTH + k];
+            pairs[k] += bins[i + WIDTH + k] >> 1;
+        }
+    for (size_t k = 0; k < WIDTH; k++) {
+        uint16_t here = sums[k];
+        sums[k] = sum;
+        sum += here;
+        crowd += 2 * pairs[k];
+    }
+    for (size_t i = 0; i < buckets; i += 2 * WIDTH)
+        for (size_t k = 0; k < WIDTH; k++) {
+            uint16_t equal = bins[i + k], other = bins[i + WIDTH + k];
+            bins[i + k] = sums[k];
+            sums[k] += equal;
+            bins[i + WIDTH + k] = sums[k] | (uint16_t)((other > 1) << 15);
+            sums[k] += other;
+        }
+    return crowd;
+}
+
+/* Note where the count of each element's bucket is, by multiples of 2 to the power `-shift`. */
+CLONES static void place(size_t size, const uint64_t *restrict keys, int bits, int shift,
+                         uint16_t *restrict places)
+{
+    double scale = double_of((uint64_t)(1023 + shift) << 52);
+    double width = double_of((uint64_t)(1023 - shift) << 52);
+    double most = (double)((1 << (bits - 1)) - 1);
+    for (size_t i = 0; i < size; i++) {
+        double value = double_of(keys[i]), scaled = value * scale;
+        int32_t whole = (int32_t)(scaled < most ? scaled : most); /* the last one for NaN */
+        uint32_t bucket = 2 * (uint32_t)whole + ((double)whole * width != value);
+        places[i] = (uint16_t)((bucket * WIDTH & ((1u << bits) - 1)) | bucket * WIDTH >> bits);
+    }
+}
+
+/* The binary exponent of a mean of some magnitudes; 0 where all are zero, and so are all others. */
+CLONES static int exponent_of(size_t size, const uint64_t *restrict keys)
+{
+    double lanes[LANES] = {0};
+    uint64_t all = 0;
+    size_t count = 0;
+    for (size_t i = 0; i < size; i += CHUNK, count += LANES)
+        for (size_t k = 0; k < least_of(LANES, size - i); k++)
+            lanes[k] += double_of(keys[i + k]);
+    double sum = folded(lanes);
+    for (size_t i = 0; i < size && sum == 0; i++)
+        all |= keys[i];
+    return sum == 0 && !all ? 0 :
+        1 + (int)(long_bits_of(sum / (double)least_of(count, size)) >> 52 & 2047);
+}
+
+static void rank_row(struct row *row, int most_bits)
+{
+    int bits = 7, exponent = exponent_of(row->size, row->keys);
+    if (!exponent) {
+        memcpy(row->to, row->table, row->size * sizeof *row->to);
+        return;
+    }
+    while (bits < most_bits && (size_t)1 << bits < 8 * row->size)
+        bits++;
+    /* There are multiples up to 4 to 8 times the mean. */
+    int shift = bits - 4 - (exponent - 1024);
+    shift = shift < -1000 ? -1000 : shift > 1000 ? 1000 : shift;
+    place(row->size, row->keys, bits, shift, row->places);
+    uint16_t *bins = row->bins;
+    memset(bins, 0, sizeof *bins << bits);
+    size_t i = 0;
+    for (; i + 2 <= row->size; i += 2) {
+        uint32_t one = row->places[i], two = row->places[i + 1];
+        uint16_t first = bins[one], second = bins[two] + (one == two);
+        bins[one] = first + 1;
+        bins[two] = second + 1;
+    }
+    if (i < row->size)
+        bins[row->places[i]]++;
+    size_t crowd = begin((size_t)1 << bits, bins);
+    rank_crowds(row, crowd * 16 < row->size ? rank_some(row, 0) : rank_some(row, 1));
+}
+
+/* For each row of magnitudes |x - base| the number that `table` has for the rank of each, from 0.
+ * `spare` has CHUNK more than three rows. Rows have less than 2^32 elements. */
+EXPORT void surgeon_by_rank(size_t rows, size_t size, struct operand base, struct operand x,
+                            const double *table, uint64_t *spare, double *to)
+{
+    struct row row;
+    row.size = size;
+    row.table = table;
+    row.keys = spare;
+    row.items = (uint32_t *)(spare + size + CHUNK);
+    row.spare = row.items + size;
+    row.crowded = row.spare + size;
+    row.places = (uint16_t *)(row.crowded + size);
+    row.columns = row.places + size;
+    for (size_t r = 0; r < rows; r++) {
+        row.to = to + r * size;
+        for (size_t start = 0; start < size; start += CHUNK)
+            surgeon_magnitude_keys(base, x, r * size + start, least_of(CHUNK, size - start),
+                                   row.keys + start);
+        if (size < MARK) {
+            rank_row(&row, x.dtype == F32 || x.dtype == F64 ? MOST_BITS : MOST_BITS - 1);
             continue;
         }
-        if (inexact) {
-            for (size_t i = 0; i < row; i++)
-                items[i] = keys[i] << 32 | i;
-            found = sorted(row, items, items + row);
-            for (size_t i = 0; i < row; i++)
-                found[i] = (keys[(uint32_t)found[i]] & 0xffffffff00000000) | (uint32_t)found[i];
-        }
-        found = sorted(row, found, found == items ? items + row : items);
-        for (size_t rank = 0; rank < row; rank++)
-            to[(uint32_t)found[rank]] = table[rank];
+        for (size_t i = 0; i < size; i++)
+            row.items[i] = (uint32_t)i;
+        rank_sorted(&row, 0, size);
     }
 }

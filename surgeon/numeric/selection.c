@@ -5,14 +5,22 @@ CLONES void surgeon_magnitude_keys(struct operand base, struct operand x, size_t
                                    size_t count, uint64_t *restrict keys)
 {
     double own[CHUNK], other[CHUNK];
-    load(x, start, count, own);
-    if (base.data) {
-        load(base, start, count, other);
+    float narrow[2][CHUNK];
+    if (x.dtype == F64 || base.dtype == F64 || !base.data) {
+        load(x, start, count, own);
+        if (base.data)
+            load(base, start, count, other);
+        else
+            memset(other, 0, sizeof other);
         for (size_t i = 0; i < count; i++)
-            own[i] -= other[i];
+            keys[i] = long_bits_of(fabs(own[i] - other[i]));
+        return;
     }
+    /* Float32 is half as much to write and to read. */
+    surgeon_upcast32(x.dtype, x.data, start, count, narrow[0]);
+    surgeon_upcast32(base.dtype, base.data, start, count, narrow[1]);
     for (size_t i = 0; i < count; i++)
-        keys[i] = long_bits_of(own[i]) & 0x7fffffffffffffff;
+        keys[i] = long_bits_of(fabs((double)narrow[0][i] - (double)narrow[1][i]));
 }
 
 /* What is looked for: magnitudes from `low` to `high`, by their bits. And what was looked at: a

@@ -77,7 +77,7 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "magnitudes": (None, (_COUNT, Operand, POINTER(ChangeFields), _POINTER)),
     "by_rank": (
         None,
-        (_COUNT, _COUNT, Operand, Operand, _POINTER, _POINTER, _POINTER, _POINTER),
+        (_COUNT, _COUNT, Operand, Operand, _POINTER, _POINTER, _POINTER),
     ),
     "extremes": (_FLAG, (_COUNT, Operand, _POINTER)),
     "philox": (None, (_POINTER, _UINT64, _UINT64, _COUNT, _POINTER)),

@@ -118,14 +118,23 @@ def test_philox_is_numpys(key: int, chunk: int, skipped: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])
-@given(seed=st.integers(0, 10**6), row=st.sampled_from([1, 2, 5, 40, 700, 1100]))
-def test_by_rank_is_a_stable_sort(dtype: str, seed: int, row: int) -> None:
-    base, block = (Block(coarse(seed + i, 3 * row, dtype), dtype) for i in range(2))
-    values = (upcast(b.elements, dtype, np.empty(3 * row)) for b in (block, base))
-    magnitudes = np.abs(np.subtract(*values)).reshape(3, row)
+@given(
+    seed=st.integers(0, 10**6),
+    row=st.sampled_from([1, 2, 5, 40, 700, 1101, 33000]),
+    odd=st.booleans(),
+)
+def test_by_rank_is_a_stable_sort(dtype: str, seed: int, row: int, odd: bool) -> None:
+    rows = 3 if row < 2000 else 1
+    made = random_bits if odd else (coarse, fine, heavy)[seed % 3]
+    base, block = (Block(made(seed + i, rows * row, dtype), dtype) for i in range(2))
+    values = (upcast(b.elements, dtype, np.empty(rows * row)) for b in (block, base))
+    with np.errstate(all="ignore"):
+        magnitudes = np.abs(np.subtract(*values)).reshape(rows, row)
     expected = np.argsort(np.argsort(magnitudes, axis=1, kind="stable"), axis=1)
-    found = compiled.by_rank(block, base, row, np.arange(row, dtype=np.float64))
-    np.testing.assert_array_equal(found, expected.reshape(-1))
+    found = compiled.by_rank(block, base, row, np.arange(row, dtype=np.float64)).reshape(rows, row)
+    numbers = ~np.isnan(magnitudes)
+    np.testing.assert_array_equal(found[numbers], expected[numbers])
+    np.testing.assert_array_equal(np.sort(found), np.tile(np.arange(row), (rows, 1)))
 
 
 def coarse(seed: int, count: int, dtype: str) -> np.ndarray:
@@ -134,6 +143,20 @@ def coarse(seed: int, count: int, dtype: str) -> np.ndarray:
     fine = 2.0 ** -random.integers(2, 60)
     values = random.integers(-9, 9, count) / 8 + random.integers(0, 3, count) * fine
     return downcast_numpy(values, dtype)[0]
+
+
+def fine(seed: int, count: int, dtype: str) -> np.ndarray:
+    """Normal values of any size, most of them different."""
+    random = np.random.default_rng(seed)
+    values = random.standard_normal(count) * 10.0 ** (seed % 90 - 45)
+    return downcast_numpy(values, dtype)[0]
+
+
+def heavy(seed: int, count: int, dtype: str) -> np.ndarray:
+    """Values of very different sizes, and zeros."""
+    random = np.random.default_rng(seed)
+    values = random.standard_normal(count) * 2.0 ** random.integers(-20, 9, count)
+    return downcast_numpy(values * (random.random(count) < seed % 5 / 4), dtype)[0]
 
 
 @pytest.mark.parametrize("dtype", CODES)
