@@ -30,7 +30,9 @@ def _heads(case: Case, known: Architecture, name: str) -> FusedHeads | None:
     count = case.value(case.old, entry["heads"])
     if len(shape) != 2 or not count:
         return None
-    width = case.value(case.old, "head_dim") or shape[1 - dim] / count
+    beside = entry["heads"].rpartition(".")[0]
+    named = entry.get("size") or (f"{beside}.head_dim" if beside else "head_dim")
+    width = case.value(case.old, named) or shape[1 - dim] / count
     apart = sum(part in "qg" for part in entry["order"])
     keys = (shape[dim] / width - apart * count) / (len(entry["order"]) - apart)
     if width.denominator != 1 or keys.denominator != 1 or keys < 1 or count % keys:

@@ -58,6 +58,14 @@ NEEDED: dict[str, Json] = {
     "cohere_compass_text": {"rope_parameters": _ROPE},
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
+    "granite4_vision": {"downsample_rate": "4/8", "deepstack_layer_map": [[-1, 0], [-2, 3]]},
+    "qwen3_omni_moe": {
+        "talker_config": {
+            "spatial_merge_size": 2,
+            "text_config": {"shared_expert_intermediate_size": 768},
+        }
+    },
+    "t5gemma2_encoder": {"text_config": {"dropout_rate": 0.0}},
     "led": {"attention_window": [512] * 12},
     "longformer": {"attention_window": [512] * 12},
     "moonshine_streaming": {"num_key_value_heads": 8},

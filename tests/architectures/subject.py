@@ -12,6 +12,7 @@ from tests.architectures.arguments import NEEDED
 from tests.architectures.build import (
     Built,
     NoBuildError,
+    Shapes,
     asked_of,
     build,
     config_of,
@@ -30,6 +31,8 @@ STACK = "@"
 LABELS = 5
 # What a class may ask for that its config need not have: the size of a head, most of all.
 _UNSAID = re.compile(r"(.*\.)?[a-z]\w*(dim|size|heads|channels|width)")
+# What the size of a head may follow from.
+_SIZES = re.compile(r"heads?|hidden|dim|size|model|embd|width|channels")
 # Other than most defaults.
 UNUSUAL = 96
 
@@ -169,10 +172,48 @@ def _add_unsaid(subject: Subject, primary: str) -> None:
                 after = subject.build(primary, {path: number}).shapes
             except NoBuildError:
                 continue
-            if after != before and after.keys() == before.keys():
+            if after == before or after.keys() != before.keys():
+                continue
+            # What nothing reads, as in DeBERTa, is bound to another number where the model runs.
+            changed = {dim > 0 for name, shape in before.items() for dim, size in enumerate(shape)
+                       if after[name][dim] != size}  # fmt: skip
+            if len(changed) == 2 and _is_one_number(subject, primary, path, number):
                 configs.put(subject.base, path, number)
                 subject.unsaid.add(path)
-                break
+                before = after
+            break
+
+
+def _is_one_number(subject: Subject, primary: str, path: str, number: int) -> bool:
+    """Return whether some one value of a number that is not there gives what its absence does.
+
+    An encoder and a decoder may each have a size of heads of their own where none is said.
+    """
+    outer = path.rpartition(".")[0]
+    beside = [
+        (other, n * 2)
+        for other, n in configs.numbers(subject.base).items()
+        if other.rpartition(".")[0] == outer and _SIZES.search(other.rpartition(".")[2])
+    ]
+    for changes in ({}, *({other: n} for other, n in beside)):
+        try:
+            without = subject.build(primary, changes).shapes
+            given = subject.build(primary, {**changes, path: number}).shapes
+        except NoBuildError:
+            continue
+        pairs = {(size, other) for name, shape in without.items()
+                 for size, other in zip(shape, given[name], strict=True)}  # fmt: skip
+        values = {number * size // other for size, other in pairs if size != other} or {number}
+        if not any(_has_shapes(subject, primary, {**changes, path: n}, without) for n in values):
+            return False
+    return True
+
+
+def _has_shapes(subject: Subject, primary: str, changes: Json, wanted: Shapes) -> bool:
+    try:
+        return subject.build(primary, changes).shapes == wanted
+    except NoBuildError:
+        return False
 
 
 def optional_paths(model_type: str, base: Json, prefix: str = "") -> Iterator[str]:

@@ -74,19 +74,34 @@ _ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", 
              "roberta-prelayernorm")  # fmt: skip
 
 
-def tiny(model_type: str, seed: int, settings: Mapping[str, Any] | None = None) -> Any:
-    """Return a random model with small numbers, and these settings."""
-    values = CONFIG_MAPPING[model_type]().to_dict()
-    layers = {values.get(key) for key in _SMALL if key.endswith(("layers", "layer"))}
-    for key, value in list(values.items()):
+def small(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with small numbers, in nested ones too."""
+    values = dict(config)
+    numbers = {key: one for key, one in values.items() if type(one) is int}
+    layers = {numbers.get(key) for key in _SMALL if key.endswith(("layers", "layer"))}
+    for key, value in config.items():
         if isinstance(value, list) and len(value) in layers and "layer" in key:
             values[key] = value[:LAYERS]
         elif key in _SMALL and (type(value) is int or (value is None and key.endswith("dim"))):
             values[key] = _SMALL[key]
+        elif isinstance(value, dict) and "model_type" in value:
+            values[key] = small(value)
+    return values
+
+
+def tiny_config(model_type: str, settings: Mapping[str, Any] | None = None) -> Any:
+    """Return the config of a model with small numbers, and these settings."""
+    values = small(CONFIG_MAPPING[model_type]().to_dict())
     values |= _OWN.get(model_type, {}) | dict(settings or {})
-    torch.manual_seed(seed)
     config = CONFIG_MAPPING[model_type].from_dict(values)
     config._attn_implementation = "eager"
+    return config
+
+
+def tiny(model_type: str, seed: int, settings: Mapping[str, Any] | None = None) -> Any:
+    """Return a random model with small numbers, and these settings."""
+    torch.manual_seed(seed)
+    config = tiny_config(model_type, settings)
     model = getattr(transformers, str(class_of(model_type)))(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

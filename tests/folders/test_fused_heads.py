@@ -22,11 +22,12 @@ SMALL = {"vocab_size": 32, "hidden_size": 24, "intermediate_size": 16, "num_hidd
          "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 
 
-def made(folder: Path, name: str, **settings: Any) -> Any:
+def made(folder: Path, name: str, *, kind: str = "CausalLM", **settings: Any) -> Any:
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**SMALL | settings)
+    given = settings if kind == "ConditionalGeneration" else SMALL | settings
+    config = getattr(transformers, f"{name}Config")(**given)
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{name}For{kind}")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
@@ -96,6 +97,63 @@ def test_phi_3_without_heads_computes_what_it_did_without_their_outputs(
             for head in drop:
                 layer.self_attn.o_proj.weight[:, head * 4 : head * 4 + 4] = 0
         torch.testing.assert_close(loaded(model, tmp_path)(IDS).logits, model(IDS).logits)
+
+
+def without_heads(model: Any, heads: tuple[int, ...], size: int) -> Any:
+    """Return logits where the outputs of heads are taken as zeros."""
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            for head in heads if name.endswith("self_attn.o_proj") and "vision" not in name else ():
+                module.weight[:, head * size : head * size + size] = 0
+        return model(IDS).logits
+
+
+def test_gates_queries_keys_and_values_of_hrm_go_together(tmp_path: Path) -> None:
+    """One projection on disk, four modules of transformers."""
+    model = made(tmp_path, "HrmText", num_attention_heads=4, head_dim=6)
+    step = {"op": "narrow", "target": "**.gqkv_proj", "block": 6, "drop": [1, 5, 9]}
+    said = run(tmp_path, str(write_recipe(tmp_path, step)), "out")
+    assert said.exit_code == 4
+    assert "holds gates, then queries, then keys, then values" in said.output
+    said = run(tmp_path, "prune-heads", "out", qkv="**.gqkv_proj", out="**.o_proj", head_size=6,
+               heads=1, parts=4)  # fmt: skip
+    assert said.exit_code == 0, said.output
+    assert "not known" not in said.output
+    gone = without_heads(model, (1,), 6)
+    torch.testing.assert_close(loaded(model, tmp_path)(IDS).logits, gone)
+
+
+@pytest.mark.parametrize("drop", [[1, 4], [3, 4, 5]])
+def test_molmo_2_without_heads_computes_what_it_did_without_their_outputs(
+    drop: list[int], tmp_path: Path
+) -> None:
+    """The text model's queries, keys and values are one projection on disk: 6 heads over 2."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "head_dim": 8}  # fmt: skip
+    vision = sizes | {"num_hidden_layers": 2, "image_default_input_size": [28, 28]}
+    between = sizes | {"vision_feature_layer": [1, 0], "text_hidden_size": 24}
+    text = SMALL | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4}
+    model = made(tmp_path, "Molmo2", kind="ConditionalGeneration", text_config=text,
+                 vision_config=vision, adapter_config=between)  # fmt: skip
+    gone = {*drop, *({7, 9} if len(drop) == 3 else ())}
+    step = {"op": "narrow", "target": "**.att_proj", "block": 4, "drop": sorted(gone)}
+    rest = {"op": "narrow", "target": "**.attn_out.weight", "dim": 1, "block": 4, "drop": drop}
+    said = run(tmp_path, str(write_recipe(tmp_path, step, rest)), "out")
+    assert said.exit_code == 0, said.output
+    assert "not known" not in said.output
+    expected = without_heads(model, tuple(drop), 4)
+    torch.testing.assert_close(loaded(model, tmp_path)(IDS).logits, expected)
+
+
+def test_keys_of_jetmoe_go_with_their_values(tmp_path: Path) -> None:
+    """Experts hold the queries of as many heads as there are keys, of kv_channels each."""
+    made(tmp_path, "JetMoe", num_key_value_heads=3, num_experts_per_tok=2, num_local_experts=4,
+         kv_channels=6)  # fmt: skip
+    for drop, code in (([1, 4], 0), ([1, 5], 4)):
+        step = {"op": "narrow", "target": "**.kv_proj", "block": 6, "drop": drop}
+        said = run(tmp_path, str(write_recipe(tmp_path, step)), f"{code}.safetensors")
+        assert said.exit_code == code, said.output
+    assert "holds keys, then values" in said.output
 
 
 @pytest.mark.parametrize("kind", ["Qwen2", "Starcoder2"])
