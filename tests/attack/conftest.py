@@ -56,8 +56,9 @@ def attack(request: pytest.FixtureRequest) -> Iterator[Attack]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark everything in this folder, before `-m` selects."""
+    here = f"{Path(__file__).parent}{os.sep}"
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if str(item.path).startswith(here):
             item.add_marker(pytest.mark.attack)
             item.add_marker(pytest.mark.slow)
 

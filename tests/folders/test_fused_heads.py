@@ -12,9 +12,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from surgeon.cli.commands import commands
+from tests.late import Late
 from tests.network import write_recipe
 
-transformers = pytest.importorskip("transformers")
+transformers: Any = Late("transformers", is_optional=True)
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 IDS = torch.arange(3, 12)[None]

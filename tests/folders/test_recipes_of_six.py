@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from surgeon.cli.commands import commands
+from tests.late import Late
 
-transformers = pytest.importorskip("transformers")
+transformers: Any = Late("transformers", is_optional=True)
 
 pytestmark = pytest.mark.slow
 TOKENS = torch.arange(1, 25).reshape(2, 12)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.distributed.tensor
 
 from surgeon.formats import open_checkpoint, open_contents
 from tests.formats.test_torch import assert_same, error_of
@@ -114,10 +113,10 @@ def test_tensors_inside_an_object_among_weights_are_not_lost_in_silence(tmp_path
 
 class _Distributed:
     def __reduce__(self):
+        from torch.distributed.tensor import DTensor  # takes seconds
+
         function = torch._utils._rebuild_tensor_v2
-        return torch._tensor._rebuild_from_type_v2, (
-            function, torch.distributed.tensor.DTensor, (torch.ones(3),), {}
-        )  # fmt: skip
+        return torch._tensor._rebuild_from_type_v2, (function, DTensor, (torch.ones(3),), {})
 
 
 def test_distributed_tensors_are_named_as_what_they_are(tmp_path):

@@ -16,18 +16,20 @@ from shutil import copy
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.distributed.checkpoint import metadata as names
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from surgeon.base.errors import CheckpointError, SurgeonError
 from surgeon.formats import open_checkpoint, open_optimizer
 from surgeon.output.execute import Options
 from surgeon.recipe import OPS
+from tests.late import Late
 from tests.network import Bench, assert_identical, example_tensors, write
+
+dcp, names, files, format_utils = (
+    Late(f"torch.distributed.checkpoint{name}")
+    for name in ("", ".metadata", ".filesystem", ".format_utils")
+)
 
 DTYPES = (
     torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int64,
@@ -89,7 +91,7 @@ class Handmade:
     def _store(self, index, data, number):
         number %= len(self.blobs)
         blob = self.blobs[number]
-        self.metadata.storage_data[index] = _StorageInfo(
+        self.metadata.storage_data[index] = files._StorageInfo(
             f"__{number}_0.distcp", len(blob), len(data)
         )
         blob += data
@@ -112,7 +114,7 @@ def read(folder, output, inner=""):
 def by_torch(folder, output):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp_to_torch_save(folder, output)
+        format_utils.dcp_to_torch_save(folder, output)
     return torch.load(output, weights_only=True)
 
 
@@ -376,6 +378,10 @@ def _info(**values):
     return change
 
 
+def _set_dtype(name, dtype):
+    return lambda made: _set(name, properties=names.TensorProperties(dtype=dtype))(made)
+
+
 def _planned(*path):
     def change(made):
         made.metadata.planner_data["w"] = path
@@ -391,11 +397,11 @@ WRONG = {
     "a larger tensor": (_set("w", size=torch.Size([5, 3])), "chunks up to 4 in dimension 0, expec"),
     "another rank": (_set("w", size=torch.Size([12])), r"found a chunk \(2, 3\) at \(0, 0\) of a"),
     "another dtype": (
-        _set("w", properties=names.TensorProperties(dtype=torch.float16)),
+        _set_dtype("w", torch.float16),
         r"found F32 \(2, 3\) at \(0, 0\), expected F16 \(2, 3\)",
     ),
     "a dtype of torch's own": (
-        _set("b", properties=names.TensorProperties(dtype=torch.complex128)),
+        _set_dtype("b", torch.complex128),
         "'b': found dtype 'torch.complex128'",
     ),
     "sizes that are no numbers": (_set("w", size=(4, "x")), "that are no whole numbers"),

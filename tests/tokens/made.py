@@ -6,20 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from tests.late import Late
 
-class _Transformers:
-    """transformers, where a test asks for something of it: what needs none runs without."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(pytest.importorskip("transformers"), name)
-
-
-transformers: Any = _Transformers()
+transformers: Any = Late("transformers", is_optional=True)
 CORPUS = [
     "the quick brown fox jumps over the lazy dog, and the dog sleeps on",
     "pack my box with five dozen liquor jugs; how vexingly quick daft zebras jump",
