@@ -203,6 +203,31 @@ def _setting(case: Case, config: Json, path: str) -> Any:
 # --- What goes by the numbers of layers -----------------------------------------------------------
 
 
+def kinds_by_number(case: Case, count: str) -> tuple[list[Any], list[Any]] | None:
+    """Return what the config makes of each layer by its number, before and now.
+
+    None where it cannot be told; layers that move are then refused.
+    """
+
+    def kinds(config: Json) -> list[Any]:
+        layers = _count(case, config, count)
+        lists = [some for path in _lists_of(case, count)
+                 if _is_long(some := get(config, path), layers)]  # fmt: skip
+        rules = [rule for one in _kinds_of(case, count) for rule in one.get("rules", ())]
+        return [
+            [[some[number] for some in lists],
+             [_holds(case, config, rule, number, layers) for rule in rules]]
+            for number in range(layers)
+        ]  # fmt: skip
+
+    stated = (key for one in _kinds_of(case, count) for unknown in one.get("unknown", {}).values()
+              for key in unknown["keys"])  # fmt: skip
+    try:
+        return None if any(map(case.states, stated)) else (kinds(case.old), kinds(case.new))
+    except UnknownRuleError:
+        return None
+
+
 def _follow_numbers_of_layers(case: Case, count: str, sources: Sources) -> None:
     """Renumber lists of layers' numbers, and objects by layers' numbers."""
     outer = count.rpartition(".")[0]

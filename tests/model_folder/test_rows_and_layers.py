@@ -240,6 +240,28 @@ def test_layers_that_lack_something_are_refused(
         folder(LLAMA, *steps)
 
 
+BIASES = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+@pytest.mark.parametrize(
+    ("take", "problem"),
+    [(["1"], "'encoder.block.0.layer.0.*bias.weight' is missing, which a class has in layers of"),
+     (["0", "1", "0"], "'encoder.block.2.layer.0.*bias.weight' is in a layer that has none by")],
+)  # fmt: skip
+def test_what_one_layer_alone_has_by_its_number_is_held_there(
+    bench: Bench, take: list[str], problem: str
+) -> None:
+    bench.input = bench.folder / "in"
+    bench.input.mkdir()
+    norms = {f"encoder.block.{n}.layer.1.layer_norm.weight": torch.ones(8) for n in range(2)}
+    write(bench.input / "model.safetensors", norms | {BIASES.format(0): torch.ones(32, 2)})
+    config = {"model_type": "t5", "num_layers": 2, "num_heads": 2, "d_model": 8}
+    (bench.input / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PlanError, match=problem):
+        bench.operate({"op": "layers", "container": "encoder.block", "take": take},
+                      to=bench.folder / "out")  # fmt: skip
+
+
 def test_what_a_stated_setting_leaves_out_is_a_note(folder: Any, bench: Bench) -> None:
     folder(LLAMA)
     step = {"op": "delete", "target": "**.input_layernorm"}
