@@ -123,12 +123,14 @@ def terminal() -> Iterator[tuple[str, str]]:
 
 
 def _tree(deep: str) -> str:
-    from surgeon.library.running import Job, planned
+    from surgeon.library.running import Job, output_plan
+    from surgeon.output.report import planned
 
     job = Job("drop-layers", deep, (), {}, {"keep": ["0:2", "5:32"]}, None, None,
               allow_code=False, carry="small")  # fmt: skip
     with job.opened() as opened:
-        return planned(opened, None, force=False, force_any=False, link=False, as_tree=True).text
+        made = output_plan(opened, None, force=False, force_any=False, link=False)
+        return planned(made, as_tree=True)
 
 
 def pages() -> Iterator[tuple[str, str]]:
