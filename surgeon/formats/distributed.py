@@ -31,6 +31,7 @@ from surgeon.formats.checkpoint import (
 )
 from surgeon.formats.fetched import open_input
 from surgeon.formats.files import InMemory, InputFile, Window
+from surgeon.formats.pickle_machine import World
 from surgeon.lazy import Joined, LazyTensor, Sharded, Stored, TensorSpec
 from surgeon.numeric.dtypes import DTYPES
 
@@ -83,8 +84,8 @@ class _Built:
         return value
 
 
-class _MetadataWorld:
-    """What a metadata pickle may refer to; see opcodes.World."""
+class _MetadataWorld(World):
+    """What a metadata pickle may refer to."""
 
     def find(self, module: str, name: str) -> object:
         full = f"{module}.{name}"
@@ -115,15 +116,6 @@ class _MetadataWorld:
             value.state = state
         elif value.name == "TensorProperties" and isinstance(state, tuple) and state:
             value.state = {"dtype": state[0]}
-
-    def extend(self, value: object, items: Sequence[object]) -> None:
-        raise TypeError
-
-    def update(self, value: object, items: Sequence[tuple[object, object]]) -> None:
-        raise TypeError
-
-    def storage(self, identity: object) -> object:
-        raise TypeError
 
 
 def open_distributed(folder: Path, read: ReadPickle, archives: ReadArchive) -> Contents:

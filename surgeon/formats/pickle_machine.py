@@ -14,31 +14,34 @@ _IN_ORDER, _OUT_OF_ORDER = 10, 100
 
 
 class World(Protocol):
-    """What a pickle may refer to; each method raises ValueError to refuse."""
+    """What a pickle may refer to; each method raises ValueError or TypeError to refuse.
+
+    So does each that a world says nothing about.
+    """
 
     def find(self, module: str, name: str) -> object:
         """Return what stands for a global."""
-        ...
+        raise TypeError
 
     def call(self, function: object, arguments: tuple[object, ...]) -> object:
         """Return what stands for the result of a call."""
-        ...
+        raise TypeError
 
     def build(self, value: object, state: object) -> None:
         """Take note of the state of an object."""
-        ...
+        raise TypeError
 
     def extend(self, value: object, items: Sequence[object]) -> None:
         """Take note of the items of an object that is no plain container."""
-        ...
+        raise TypeError
 
     def update(self, value: object, items: Sequence[tuple[object, object]]) -> None:
         """Take note of keys and values of an object that is no plain dict."""
-        ...
+        raise TypeError
 
     def storage(self, identity: object) -> object:
         """Return what stands for a persistent id."""
-        ...
+        raise TypeError
 
 
 class EndsEarlyError(ValueError):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from surgeon.formats.checkpoint import LONGEST_PICKLE, Contents, Record
 from surgeon.formats.files import InputFile
 from surgeon.formats.opcodes import read_first
-from surgeon.formats.pickle_machine import EndsEarlyError
+from surgeon.formats.pickle_machine import EndsEarlyError, World
 from surgeon.formats.torch_globals import left_unbuilt, storage_bytes
 from surgeon.formats.torch_values import TorchWorld
 
@@ -58,26 +58,11 @@ def read_legacy(file: InputFile) -> Contents:
     )
 
 
-class _Nothing:
-    """The world of pickles that hold plain values alone; see opcodes.World."""
+class _Nothing(World):
+    """The world of pickles that hold plain values alone."""
 
     def find(self, module: str, name: str) -> object:
         raise ValueError(f"found {f'{module}.{name}'!r:.200} where a plain value should be")
-
-    def call(self, function: object, arguments: tuple[object, ...]) -> object:
-        raise TypeError
-
-    def build(self, value: object, state: object) -> None:
-        raise TypeError
-
-    def extend(self, value: object, items: Sequence[object]) -> None:
-        raise TypeError
-
-    def update(self, value: object, items: Sequence[tuple[object, object]]) -> None:
-        raise TypeError
-
-    def storage(self, identity: object) -> object:
-        raise TypeError
 
 
 _NOTHING = _Nothing()

@@ -37,7 +37,7 @@ class _Storage:
 
 
 class TorchWorld:
-    """The globals and storages of one torch archive; see opcodes.World.
+    """The globals and storages of one torch archive; see pickle_machine.World.
 
     `origins` holds the record of the storage that each tensor lies in.
     """
