@@ -186,8 +186,7 @@ def by_rank(
 
     def change(model: int, blocks: StoredBlocks, statistics: None) -> Change:
         base, block = blocks[0], blocks[model + 1]
-        table = chances[model].of(np.arange(row, dtype=np.float64))
-        found = compiled.by_rank(block, base, row, table)
+        found = compiled.by_rank(block, base, row, chances[model].table())
         return Change(words=words(model, blocks.start, len(found)), chances=found)
 
     step = min(count, step_of(row))
