@@ -190,14 +190,7 @@ static void rank_row(struct row *row, int most_bits)
     place(row->size, row->keys, bits, shift, row->places);
     uint16_t *bins = row->bins;
     memset(bins, 0, sizeof *bins << bits);
-    size_t i = 0;
-    for (; i + 2 <= row->size; i += 2) {
-        uint32_t one = row->places[i], two = row->places[i + 1];
-        uint16_t first = bins[one], second = bins[two] + (one == two);
-        bins[one] = first + 1;
-        bins[two] = second + 1;
-    }
-    if (i < row->size)
+    for (size_t i = 0; i < row->size; i++)
         bins[row->places[i]]++;
     size_t crowd = begin((size_t)1 << bits, bins);
     rank_crowds(row, crowd * 16 < row->size ? rank_some(row, 0) : rank_some(row, 1));
