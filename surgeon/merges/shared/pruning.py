@@ -176,7 +176,13 @@ def by_rank(
         return drawn_words(at.streams[model], start, start + size)
 
     def choose(model: int, start: int, size: int, magnitudes: Magnitudes) -> Array:
-        return chances[model].kept(magnitudes(), words(model, start, size))
+        found = magnitudes()
+        if found.dtype != np.float64 or not compiled.knows("F64"):
+            return chances[model].kept(found, words(model, start, size))
+        table = chances[model].table()
+        probabilities = compiled.by_rank(compiled.Block(found, "F64"), None, row, table)
+        probabilities *= NUMBERS
+        return numbers_of(words(model, start, size)) < probabilities
 
     def prune(model: int, change: Array, start: int, statistics: None) -> None:
         probabilities = chances[model].by_rank(np.abs(change))
