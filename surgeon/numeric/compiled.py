@@ -374,10 +374,7 @@ def extremes(block: Block, so_far: Array) -> bool:
 
 
 def philox(key: int, chunk: int, first: int, out: Array) -> Array:
-    """Fill `out` with what Philox(key, counter=chunk << 128) gives after so many steps.
-
-    A step gives four uint64, or their bytes.
-    """
+    """Fill `out` with what Philox(key, counter=chunk << 128) gives after steps of 32 bytes."""
     keys = np.array([key & (1 << 64) - 1, key >> 64], np.uint64)
     steps, rest = divmod(out.nbytes, 32)
     assert not rest
