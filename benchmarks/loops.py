@@ -57,7 +57,7 @@ def main() -> None:
     threshold = float(np.quantile(magnitudes, 0.8))
     window = [int(v) for v in np.quantile(magnitudes, [0.78, 0.82]).view(np.uint64)]
     places, values, counts = np.empty(COUNT, np.int64), np.empty(COUNT), np.zeros(2, np.uint64)
-    bins = np.zeros(1 << 16, np.int64)
+    bins, words = np.zeros(1 << 16, np.int64), np.empty(COUNT, np.uint32)
     changes = [Change(cut=(threshold, 0))] * 3
     divisors = np.array([-1.0, 1, 1, 2, 1, 2, 2, 3])
     chances = Chances(0.5, 0.1, ROW)
@@ -95,7 +95,7 @@ def main() -> None:
         "ranks in rows of 4096": (best_ns(lambda: chances.by_rank(magnitudes)), best_ns(
             lambda: compiled.by_rank(blocks[1], blocks[0], ROW, table))),
         "random words": (best_ns(lambda: np.random.Philox(key=1).random_raw(COUNT // 2)), best_ns(
-            lambda: compiled.philox(1, 0, 0, COUNT // 8))),
+            lambda: compiled.philox(1, 0, 0, words))),
         "CRC-32 of 2 bytes": (best_ns(lambda: zlib.crc32(data)), best_ns(
             lambda: compiled.crc32(data))),
     }  # fmt: skip

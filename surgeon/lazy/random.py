@@ -52,26 +52,24 @@ def drawn_words(stream: Stream, start: int, stop: int) -> Array:
 
     They are those that each element's number in float32 would be made of. Only these are drawn.
     """
-    words = np.empty(stop - start, np.uint32)
-    for chunk in range(start // CHUNK, -(-stop // CHUNK)):
+    begin, end = start // _STEP * _STEP, -(-stop // _STEP) * _STEP
+    words = np.empty(end - begin, np.uint32)
+    for chunk in range(begin // CHUNK, -(-end // CHUNK)):
         first = chunk * CHUNK
-        low, high = max(start, first), min(stop, first + CHUNK)
-        skipped = (low - first) // _STEP
-        before = low - first - skipped * _STEP
-        found = _words(stream, chunk, skipped, before + high - low)
-        words[low - start : high - start] = found[before:]
-    return words
+        low, high = max(begin, first), min(end, first + CHUNK)
+        _draw_words(stream, chunk, (low - first) // _STEP, words[low - begin : high - begin])
+    return words[start - begin : stop - begin]
 
 
-def _words(stream: Stream, chunk: int, skipped: int, count: int) -> Array:
-    """Return uint32 of one chunk, after so many steps of its counter."""
+def _draw_words(stream: Stream, chunk: int, skipped: int, out: Array) -> None:
+    """Fill whole steps with uint32 of one chunk, after so many steps of its counter."""
     if compiled.loops() and sys.byteorder == "little":
-        steps = -(-count // _STEP)
-        return compiled.philox(stream.key, chunk, skipped, steps).view(np.uint32)[:count]
+        compiled.philox(stream.key, chunk, skipped, out)
+        return
     generator = stream.generator(chunk).bit_generator
     assert isinstance(generator, np.random.Philox)
     generator.advance(skipped)
-    return bits(generator, count, np.uint32)
+    out[:] = bits(generator, len(out), np.uint32)
 
 
 def bits(generator: np.random.BitGenerator, count: int, dtype: type[np.unsignedinteger]) -> Array:

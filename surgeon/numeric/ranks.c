@@ -13,6 +13,7 @@ enum { WIDTH = 32, MARK = 1 << 15, MOST_BITS = 15, FEW = 24 };
 
 struct row {
     size_t size;
+    int most_bits;
     const double *table;
     double *to;
     uint64_t *keys;
@@ -175,14 +176,14 @@ CLONES static int exponent_of(size_t size, const uint64_t *restrict keys)
         1 + (int)(long_bits_of(sum / (double)least_of(count, size)) >> 52 & 2047);
 }
 
-static void rank_row(struct row *row, int most_bits)
+static void rank_row(struct row *row)
 {
     int bits = 7, exponent = exponent_of(row->size, row->keys);
     if (!exponent) {
         memcpy(row->to, row->table, row->size * sizeof *row->to);
         return;
     }
-    while (bits < most_bits && (size_t)1 << bits < 8 * row->size)
+    while (bits < row->most_bits && (size_t)1 << bits < 8 * row->size)
         bits++;
     /* There are multiples up to 4 to 8 times the mean. */
     int shift = bits - 4 - (exponent - 1024);
@@ -190,16 +191,11 @@ static void rank_row(struct row *row, int most_bits)
     place(row->size, row->keys, bits, shift, row->places);
     uint16_t *bins = row->bins;
     memset(bins, 0, sizeof *bins << bits);
-    size_t i = 0;
-    for (; i + 2 <= row->size; i += 2) {
-        uint32_t one = row->places[i], two = row->places[i + 1];
-        uint16_t first = bins[one], second = bins[two] + (one == two);
-        bins[one] = first + 1;
-        bins[two] = second + 1;
-    }
-    if (i < row->size)
+    for (size_t i = 0; i < row->size; i++)
         bins[row->places[i]]++;
     size_t crowd = begin((size_t)1 << bits, bins);
+    if (crowd * 4 > row->size) /* so are the next rows, it seems */
+        row->most_bits = MOST_BITS;
     rank_crowds(row, crowd * 16 < row->size ? rank_some(row, 0) : rank_some(row, 1));
 }
 
@@ -210,6 +206,7 @@ EXPORT void surgeon_by_rank(size_t rows, size_t size, struct operand base, struc
 {
     struct row row;
     row.size = size;
+    row.most_bits = MOST_BITS - 1; /* what the fastest cache has room for */
     row.table = table;
     row.keys = spare;
     row.items = (uint32_t *)(spare + size + CHUNK);
@@ -223,7 +220,7 @@ EXPORT void surgeon_by_rank(size_t rows, size_t size, struct operand base, struc
             surgeon_magnitude_keys(base, x, r * size + start, least_of(CHUNK, size - start),
                                    row.keys + start);
         if (size < MARK) {
-            rank_row(&row, x.dtype == F32 || x.dtype == F64 ? MOST_BITS : MOST_BITS - 1);
+            rank_row(&row);
             continue;
         }
         for (size_t i = 0; i < size; i++)

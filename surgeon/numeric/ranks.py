@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from surgeon.numeric.dtypes import Array
 NUMBERS = 1 << 24
 # Ranks are counted where that reads at most so many times what there is: sorting takes as long.
 _COUNTED = 8
+# Of rows that are no longer than this, probabilities are remembered.
+_TABLE = 1 << 16
 # Per element of whole rows, besides a magnitude and a few arrays that any kernel may have; as
 # measured with tracemalloc where float32 tells no magnitude from another.
 BY_RANK_BYTES, KEPT_BYTES = 40, 124
@@ -39,13 +42,16 @@ class Chances:
         """Return the probabilities that ranks have."""
         return self.density - self.epsilon + 2 * self.epsilon * ranks / max(1, self.row - 1)
 
+    def table(self) -> Array:
+        """Return the probabilities of all ranks of a row, which are not to be changed."""
+        return _table(self) if self.row <= _TABLE else self.of(np.arange(self.row))
+
     def by_rank(self, magnitudes: Array) -> Array:
         """Return the probability of each magnitude of whole rows."""
         found = np.empty(len(magnitudes))
         rows = len(magnitudes) // self.row
-        found[_ascending(magnitudes.reshape(rows, self.row))] = np.tile(
-            self.of(np.arange(self.row)), rows
-        )
+        order = _ascending(magnitudes.reshape(rows, self.row))
+        found[order] = np.tile(self.table(), rows)
         return found
 
     def kept(self, magnitudes: Array, words: Array) -> Array:
@@ -113,6 +119,14 @@ class Chances:
         ranks: Array = np.empty(len(order), np.int64)
         ranks[order] = np.tile(np.arange(self.row), len(needed))
         return np.take(ranks, found * self.row + columns)
+
+
+@lru_cache(maxsize=4)
+def _table(chances: Chances) -> Array:
+    """Remember the probabilities of ranks: all blocks of many tensors have the same ones."""
+    table: Array = chances.of(np.arange(chances.row))
+    table.flags.writeable = False
+    return table
 
 
 def _counted(rows: Array, columns: Array, values: Array) -> Array:

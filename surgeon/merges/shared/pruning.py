@@ -176,7 +176,13 @@ def by_rank(
         return drawn_words(at.streams[model], start, start + size)
 
     def choose(model: int, start: int, size: int, magnitudes: Magnitudes) -> Array:
-        return chances[model].kept(magnitudes(), words(model, start, size))
+        found = magnitudes()
+        if found.dtype != np.float64 or not compiled.knows("F64"):
+            return chances[model].kept(found, words(model, start, size))
+        table = chances[model].table()
+        probabilities = compiled.by_rank(compiled.Block(found, "F64"), None, row, table)
+        probabilities *= NUMBERS
+        return numbers_of(words(model, start, size)) < probabilities
 
     def prune(model: int, change: Array, start: int, statistics: None) -> None:
         probabilities = chances[model].by_rank(np.abs(change))
@@ -186,8 +192,7 @@ def by_rank(
 
     def change(model: int, blocks: StoredBlocks, statistics: None) -> Change:
         base, block = blocks[0], blocks[model + 1]
-        table = chances[model].of(np.arange(row, dtype=np.float64))
-        found = compiled.by_rank(block, base, row, table)
+        found = compiled.by_rank(block, base, row, chances[model].table())
         return Change(words=words(model, blocks.start, len(found)), chances=found)
 
     step = min(count, step_of(row))
