@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from surgeon.base.errors import listed
 from surgeon.draft import Tensors
@@ -60,7 +60,7 @@ def _require_untied(case: Case) -> None:
         )
 
 
-def tied_names(config: Json, tensors: Tensors) -> dict[str, str]:
+def tied_names(config: Json, tensors: Collection[str]) -> dict[str, str]:
     """Return {name that a config ties: the name that the folder stores in its place}."""
     known = architecture_of(config, tensors)
     if known is None or not _ties(known, config):

@@ -474,3 +474,19 @@ def test_tensors_that_the_class_keeps_in_float32_are_named(
     (bench.input / "config.json").write_text(json.dumps({"model_type": kind, "dtype": "float32"}))
     notes = notes_of(bench, {"op": "cast", "target": "**", "dtype": dtype})
     assert any(f"'{name}' lost digits" in note for note in notes) is is_told
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_order_of_a_head_that_only_the_config_ties(bench: Bench, is_tied: bool) -> None:
+    """Llama's class ties nothing by default; Trainer's state goes by the model's own order."""
+    from surgeon.model_folder.parameters import parameter_order
+    from tests.folders.models import saved, tiny
+
+    model = tiny("llama", 0, {"tie_word_embeddings": is_tied})
+    source = saved(model, bench.folder / "in")
+    stored = sorted(load_file(source / "model.safetensors"))
+    order = parameter_order(json.loads((source / "config.json").read_text()), stored)
+    assert order is not None
+    assert list(order.names) == [name for name, _ in model.named_parameters()]
