@@ -213,6 +213,13 @@ def nothing_matches(
     for pattern in patterns:
         if pattern in SPECIAL:
             yield f"'{pattern}' matches nothing: {empty[pattern]}"
+        elif pattern.startswith("re:") and (found := min(
+            filter(compiled(pattern), modules(names)), default=None
+        )):  # fmt: skip
+            yield (
+                f"no tensor matches '{pattern}', which is held to whole names of tensors, and "
+                rf"'{found}' is a module; '\..*' at the end matches what is under it"
+            )
         else:
             yield f"no tensor matches '{pattern}'{hint(pattern)}"
 

@@ -90,34 +90,61 @@ class Draft:
     def spec(self, name: str) -> TensorSpec:
         return self.tensors[name].spec
 
-    def select(self, target: str | Sequence[str]) -> list[str]:
-        """Return the names that a target selects; raises PlanError where that is nothing."""
-        special = _Special(self.tensors)
-        if self.optional:  # what matches nothing is no error then, and may still be a tied name
-            return patterns.select(
-                self._as_stored(target), self.tensors, special=special, optional=True
-            )
-        try:
-            return patterns.select(target, self.tensors, special=special)
-        except PlanError:
-            if (stored := self._as_stored(target)) == [target] or stored == target:
-                raise
-            return patterns.select(stored, self.tensors, special=special)
+    def select(self, target: str | Sequence[str], *, itself: bool = False) -> list[str]:
+        """Return the names that a target selects; raises PlanError where that is nothing.
 
-    def _as_stored(self, target: str | Sequence[str]) -> list[str]:
-        """Return patterns with a stored name in the place of one that the config ties to it."""
+        A name that the config ties to one that is stored selects that, unless it has to be there
+        itself.
+        """
+        chosen = as_list(target) if itself else self.as_stored(target)
+        special = _Special(self.tensors)
+        try:
+            return patterns.select(chosen, self.tensors, special=special, optional=self.optional)
+        except PlanError as error:
+            if itself and (stored := self._stored_hint(chosen)):
+                raise PlanError(stored) from error
+            raise
+
+    def as_stored(self, target: str | Sequence[str]) -> list[str]:
+        """Return patterns with what is stored in the place of what the config ties to it."""
         chosen = as_list(target)
         for place, pattern in enumerate(chosen):
-            if pattern[:1] in ("!", "@") or any(
-                map(matches := patterns.compiled(pattern), self.tensors)
-            ):
-                continue
-            for name, owner in self.outside.tied_names(None).items():
-                if matches(name) and owner in self.tensors:
-                    chosen[place] = owner
-                    self.notes.append(f"'{name}' is tied to '{owner}': both are this one tensor")
-                    break
+            if (found := self._tied_to_stored(pattern)) is not None:
+                name, owner = found
+                rest = (patterns.match(pattern, name) or {}).get(patterns.UNDER)
+                # A module stands for a module: what acts on layers changes a layer as a whole.
+                is_module = rest is not None and owner.endswith(f".{rest}")
+                chosen[place] = owner.removesuffix(f".{rest}") if is_module else owner
+                self.notes.append(f"'{name}' is tied to '{owner}': both are this one tensor")
         return chosen
+
+    def tied_by_config(self) -> dict[str, str]:
+        """Return {name that is not stored: the stored tensor that the config ties it to}."""
+        tied = self.outside.tied_names(None)
+        return {
+            name: owner
+            for name, owner in tied.items()
+            if owner in self.tensors and name not in self.tensors
+        }
+
+    def _tied_to_stored(self, pattern: str) -> tuple[str, str] | None:
+        """Return what a pattern matches that the config ties, and to what, where nothing else."""
+        if pattern[:1] in ("!", "@"):
+            return None
+        if any(map(matches := patterns.compiled(pattern), self.tensors)):
+            return None
+        return next((pair for pair in self.tied_by_config().items() if matches(pair[0])), None)
+
+    def _stored_hint(self, chosen: Sequence[str]) -> str:
+        """Return why patterns match nothing, where it is that the config ties what they name."""
+        for pattern in chosen:
+            if (found := self._tied_to_stored(pattern)) is not None:
+                name, owner = found
+                return (
+                    f"no tensor matches '{pattern}': the config ties '{name}' to '{owner}', which "
+                    "is stored; untie gives it a tensor of its own"
+                )
+        return ""
 
     def modules(self, target: str | Sequence[str]) -> dict[str, list[str]]:
         """Return what a target selects as {module: the selected tensors directly in it}."""
@@ -133,6 +160,8 @@ class Draft:
         names = self.tensors if among is None else among
         found = patterns.captured(pattern, names)
         if not found and not self.optional:
+            if names is self.tensors and (stored := self._stored_hint([pattern])):
+                raise PlanError(stored)
             raise PlanError(*patterns.nothing_matches([pattern], names))
         return found
 

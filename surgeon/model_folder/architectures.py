@@ -122,13 +122,14 @@ def architecture_of(config: Json, names: Iterable[str]) -> Architecture | None:
         aliases[name] = (*aliases.get(name, ()), other)
     apart = [record["rows"][index] for index in indices]
     bases = [one["base"] for one in order if one.get("base")]
-    apart += _of_other_bases([record["rows"][i] for i in record.get("further", [])], bases)
+    own = [record["rows"][i][0] for one in chosen for i in _indices(one["rows"])]
+    apart += _of_other_bases([record["rows"][i] for i in record.get("further", [])], bases, own)
     fused = list(fused_rows({tuple(name.split(".")): kinds for name, _, *kinds in apart},
                             record.get("counts", {})))  # fmt: skip
     rows = _by_name([*apart, *([".".join(row.parts), "", *row.kinds] for row in fused)])
     return Architecture(
         rows=rows,
-        prefix=_prefix(rows, names, bases),
+        prefix=_prefix(rows, names, bases, own),
         counts=record.get("counts", {}),
         lists=record.get("lists", {}),
         kinds=tuple(record.get("kinds", ())),
@@ -141,7 +142,7 @@ def architecture_of(config: Json, names: Iterable[str]) -> Architecture | None:
         float32_of_float16=tuple(
             dict.fromkeys(p for one in chosen or order for p in one.get("float32_of_float16", ()))
         ),
-        own=frozenset(record["rows"][i][0] for one in chosen for i in _indices(one["rows"])),
+        own=frozenset(own),
         fused={
             _normal(parts): one
             for name, one in record.get("fused", {}).items()
@@ -171,30 +172,41 @@ def _by_name(rows: Iterable[Sequence[Any]]) -> dict[str, tuple[Row, ...]]:
     return {normal: tuple(some) for normal, some in found.items()}
 
 
-def _of_other_bases(rows: Iterable[Sequence[Any]], bases: Sequence[str]) -> list[Sequence[Any]]:
-    """Return rows that were found in one class as those name them that call the base otherwise."""
+def _of_other_bases(
+    rows: Iterable[Sequence[Any]], bases: Sequence[str], own: Iterable[str]
+) -> list[Sequence[Any]]:
+    """Return rows that were found in one class as those name them that call the base otherwise.
+
+    `own` are names of the class of the folder, which may have the base's parts for itself.
+    """
+    outermost = {name.partition(".")[0] for name in own}
     found: list[Sequence[Any]] = []
     for name, *rest in rows:
-        own, _, inside = name.partition(".")
-        others = [base for base in dict.fromkeys(bases) if base != own and own in bases]
-        found += [[f"{base}.{inside}", *rest] for base in others]
+        base, _, inside = name.partition(".")
+        others = [other for other in dict.fromkeys(bases) if other != base and base in bases]
+        found += [[f"{other}.{inside}", *rest] for other in others]
+        if base in bases and base not in outermost and inside.partition(".")[0] in outermost:
+            found.append([inside, *rest])
     return found
 
 
 def _prefix(
-    rows: Mapping[str, object], names: Iterable[str], bases: Iterable[str]
+    rows: Mapping[str, object], names: Iterable[str], bases: Iterable[str], own: Iterable[str]
 ) -> tuple[str, str]:
     """Return what to remove from names and what to add, so that most of them are known.
 
-    transformers loads a base model into a class with a head, and the other way round.
+    transformers loads a base model into a class with a head, and the other way round. Names of the
+    class of the folder count before those of others.
     """
+    of_class = {_normal(name.split(".")) for name in own}
     normal = {_normal(name.split(".")) for name in names}
     ways = [("", "")]
     for base in dict.fromkeys(bases):
         ways += [("", f"{base}."), (f"{base}.", "")]
 
-    def known(way: tuple[str, str]) -> int:
+    def known(way: tuple[str, str]) -> tuple[int, int]:
         removed, added = way
-        return sum(added + name.removeprefix(removed) in rows for name in normal)
+        named = [added + name.removeprefix(removed) for name in normal]
+        return sum(name in of_class for name in named), sum(name in rows for name in named)
 
     return max(ways, key=known)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.model_folder.architectures import record_of
+from surgeon.model_folder.ties import tied_names
 
 Json = dict[str, Any]
 _ANY = "{}"
@@ -40,7 +41,10 @@ def parameter_order(config: Json, names: Iterable[str]) -> ParameterOrder | None
     known = record["classes"].get(class_name) if record else None
     if not record or not known or not known.get("order") or known.get("names") == "memory":
         return None
-    one = _Class(record["rows"], known)
+    names = list(names)
+    # A class that ties nothing by default does so where the config says it.
+    ties = known.get("ties") or tied_names(config, names)
+    one = _Class(record["rows"], known, ties)
     placed: dict[str, str] = {}
     undecayed: set[str] = set()
     for name in names:
@@ -62,7 +66,7 @@ def parameter_order(config: Json, names: Iterable[str]) -> ParameterOrder | None
 class _Class:
     """What is known of the parameters of a class; patterns have {} for each number."""
 
-    def __init__(self, rows: Sequence[Sequence[Any]], known: Json) -> None:
+    def __init__(self, rows: Sequence[Sequence[Any]], known: Json, ties: Mapping[str, str]) -> None:
         self._rows: dict[str, list[Sequence[Any]]] = {}
         for start, stop in known["rows"]:
             for row in rows[start:stop]:
@@ -75,7 +79,7 @@ class _Class:
                 self._in_memory.setdefault(_normal(pattern), set()).add(_normal(first))
                 self._on_disk.setdefault(_normal(first), set()).add(_normal(pattern))
         self._rank = _ranks(self._on_disk)
-        self._ties = {_normal(a): _normal(b) for a, b in known.get("ties", {}).items()}
+        self._ties = {_normal(a): _normal(b) for a, b in ties.items()}
 
     def flags(self, name: str) -> set[str]:
         """Return what rows say that may be of a tensor: `b` for buffers, `n` for no decay."""

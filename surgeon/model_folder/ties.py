@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
+from surgeon.base.errors import listed
 from surgeon.draft import Tensors
 from surgeon.model_folder.architectures import Architecture, architecture_of
 from surgeon.model_folder.case import Case, Json, get, matching, put
@@ -25,6 +26,7 @@ def follow_ties(case: Case) -> None:
         return
     if is_tied is not was:
         case.follow(_KEY, is_tied)
+        _require_untied(case)
     elif not is_tied and _KEY not in case.stated and _says_tied(case):
         # Loaders differ in what they make of two tensors that a config ties.
         for place in _PLACES:
@@ -41,7 +43,24 @@ def follow_ties(case: Case) -> None:
         )
 
 
-def tied_names(config: Json, tensors: Tensors) -> dict[str, str]:
+def _require_untied(case: Case) -> None:
+    """Refuse what is not stored where the config no longer ties it to what is."""
+    known = case.architecture
+    if known is None or _ties(known, case.new) or not _ties(known, case.old):
+        return
+    stored = {known.inside(name) for name in case.after}
+    missing = {name: source for name, source in known.ties.items()
+               if name not in stored and source in stored}  # fmt: skip
+    if missing:
+        name, source = next(iter(missing.items()))
+        case.contradiction(
+            f"{listed(list(missing))} is not stored, and {_KEY}, which becomes false, ties it no "
+            f"longer: a class would fill it with random values; copy '{source}' to '{name}' too, "
+            "or use untie"
+        )
+
+
+def tied_names(config: Json, tensors: Collection[str]) -> dict[str, str]:
     """Return {name that a config ties: the name that the folder stores in its place}."""
     known = architecture_of(config, tensors)
     if known is None or not _ties(known, config):
@@ -50,7 +69,7 @@ def tied_names(config: Json, tensors: Tensors) -> dict[str, str]:
     return {
         target: inside[source]
         for target, source in _pairs(known, inside)
-        if target not in inside and source in inside and _is_head(target)
+        if target not in inside and source in inside
     }
 
 

@@ -9,6 +9,9 @@ from surgeon.draft.registry import op
 
 @op(group="structure", example={"target": "encoder.0.norm"})
 def delete(draft: Draft, *, target: Target) -> None:
-    """Leave tensors out of the result."""
-    for name in draft.select(target):
+    """Leave tensors out of the result.
+
+    Of tied names that are stored once, the one that is stored takes the others along.
+    """
+    for name in draft.select(target, itself=True):
         del draft.tensors[name]

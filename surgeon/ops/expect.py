@@ -87,7 +87,7 @@ def expect(
         )
     if count is not None and len(names) != count:
         problems.append(f"expected {count} tensors to match {target!r}, found {len(names)}")
-    shared = draft.shared() if tied is not None else set()
+    shared = draft.shared() | {*draft.tied_by_config().values()} if tied is not None else set()
     for name in names:
         spec = draft.spec(name)
         problems += _differences(name, spec, shape, dtype)

@@ -31,11 +31,13 @@ def replace(
     """
     changes: dict[str, LazyTensor] = {}
     shared = draft.shared()
+    heads = {owner: head for head, owner in draft.tied_by_config().items()}
     for layer in layers(draft, target):
         old = weight_of(draft, layer.module) if layer.is_module else draft.spec(layer.names[0])
         weight = _resize(old, old, rows, columns) if old else None
         for name in layer.names:
             others = [n for n in draft.tied(name) if n not in layer.names] if name in shared else []
+            others += [heads[name]] if name in heads else []
             if others:
                 raise PlanError(f"'{name}' is tied to '{others[0]}'; untie it first")
             spec = _resize(draft.spec(name), old or draft.spec(name), rows, columns)

@@ -158,6 +158,7 @@ def test_every_pattern_without_a_match_is_listed():
         ("head.biass", "; did you mean 'head.bias'"),
         ("embd", "'embed'"),
         ("logscale", "; did you mean 'log_scale'?"),
+        ("re:emb.d", r"and 'embed' is a module; '\..*' at the end matches what is under it"),
     ],
 )
 def test_nothing_matched_names_the_nearest(pattern, hint):

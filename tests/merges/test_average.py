@@ -496,3 +496,13 @@ def test_rules_are_for_names(bench, target):
     bench.given({"w": torch.ones(2)}, b={"w": torch.ones(2)})
     with pytest.raises(UsageError, match=r"weights\[0\].target.* is not of type"):
         bench.plan(step("b", weights=[{"target": target, "value": 1}]))
+
+
+def test_model_of_another_architecture_is_one_line(bench):
+    bench.given({f"layers.{n}.w": torch.ones(2) for n in range(30)})
+    path = bench.folder / "other.safetensors"
+    write(path, {f"h.{n}.w": torch.ones(2) for n in range(30)})
+    bench.models["other"] = str(path)
+    with pytest.raises(PlanError, match=r"has none of these 30 tensors, but 'h\.0\.w'") as caught:
+        bench.plan({"op": "average", "models": ["other"]})
+    assert len(caught.value.problems) == 1

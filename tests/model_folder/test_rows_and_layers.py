@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from surgeon import surgery
-from surgeon.base.errors import PlanError
+from surgeon.base.errors import PlanError, SurgeonError
 from tests.model_folder.test_follow import EMBED, LLAMA, Json, llama, take, widen
 from tests.network import Bench, write, write_tokenizer
 from tests.tokens.made import transformers
@@ -382,6 +382,58 @@ def test_head_of_a_pair_that_is_stored_once_is_the_pair(tied: Any, bench: Bench)
         assert any("'lm_head.weight' is tied to 'model.embed" in note for note in opened.notes)
 
 
+@pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens.weight"])
+def test_untied_head_is_stored_and_changes_alone(tied: Any, bench: Bench, name: str) -> None:
+    made = tied({"op": "untie", "target": name}, {"op": "scale", "target": name, "by": 3.0})
+    other = {"lm_head": "model.embed_tokens.weight"}.get(name, "lm_head.weight")
+    assert torch.equal(made[other], torch.ones(10, 8))
+    assert sum(float(made[n][0, 0]) for n in ("lm_head.weight", f"{EMBED}.weight")) == 4.0
+    assert (
+        json.loads((bench.folder / "out" / "config.json").read_text())["tie_word_embeddings"]
+        is False
+    )
+
+
+def test_module_of_a_pair_that_is_stored_once_is_the_pairs(tied: Any) -> None:
+    made = tied(widen("lm_head", rows=2, init="zeros"))
+    assert made[f"{EMBED}.weight"].sum(1).tolist() == [8.0] * 10 + [0.0] * 2
+
+
+@pytest.mark.parametrize(("step", "problem"), [
+    ({"op": "delete", "target": "lm_head"},
+     "no tensor matches 'lm_head': the config ties 'lm_head.weight' to 'model.embed_tokens.weig"),
+    ({"op": "rename", "from": "lm_head", "to": "head"}, "untie gives it a tensor of its own"),
+    ({"op": "replace", "target": EMBED, "rows": 4},
+     "'model.embed_tokens.weight' is tied to 'lm_head.weight'; untie it first"),
+    ({"op": "expect", "target": f"{EMBED}.weight", "tied": False}, "not to be tied"),
+])  # fmt: skip
+def test_what_would_take_only_one_of_a_pair_is_refused(tied: Any, step: Json, problem: str) -> None:
+    with pytest.raises(SurgeonError, match=problem):
+        tied(step)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "head"), [("bert", "cls.predictions.decoder"),
+                                            ("bart", "lm_head"), ("t5", "lm_head")])  # fmt: skip
+def test_all_that_one_setting_ties_is_untied_with_the_head(
+    bench: Bench, kind: str, head: str
+) -> None:
+    """A class would fill what is missing with random values: biases, and other embeddings."""
+    from tests.folders.models import loaded, logits, saved, tiny
+
+    # T5's gated layers are known by the names of a class that calls the base otherwise.
+    model = tiny(kind, 0, {"feed_forward_proj": "gated-gelu"} if kind == "t5" else None)
+    bench.input = saved(model, bench.folder / "in")
+    bench.operate({"op": "untie", "target": head}, to=bench.folder / "out")
+    assert torch.equal(logits(loaded(bench.folder / "out", model)), logits(model))
+    source = {"bert": "bert.embeddings.word_embeddings.weight", "bart": "model.shared.weight"}
+    if kind in source:
+        copied = {"op": "copy", "from": source[kind], "to": f"{head}.weight"}
+        with pytest.raises(PlanError, match="is not stored, and tie_word_embeddings"):
+            bench.operate(copied, to=bench.folder / "out")
+
+
 @pytest.mark.parametrize(
     ("stated", "problem"),
     [
@@ -422,3 +474,19 @@ def test_tensors_that_the_class_keeps_in_float32_are_named(
     (bench.input / "config.json").write_text(json.dumps({"model_type": kind, "dtype": "float32"}))
     notes = notes_of(bench, {"op": "cast", "target": "**", "dtype": dtype})
     assert any(f"'{name}' lost digits" in note for note in notes) is is_told
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_order_of_a_head_that_only_the_config_ties(bench: Bench, is_tied: bool) -> None:
+    """Llama's class ties nothing by default; Trainer's state goes by the model's own order."""
+    from surgeon.model_folder.parameters import parameter_order
+    from tests.folders.models import saved, tiny
+
+    model = tiny("llama", 0, {"tie_word_embeddings": is_tied})
+    source = saved(model, bench.folder / "in")
+    stored = sorted(load_file(source / "model.safetensors"))
+    order = parameter_order(json.loads((source / "config.json").read_text()), stored)
+    assert order is not None
+    assert list(order.names) == [name for name, _ in model.named_parameters()]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from surgeon.base import patterns
-from surgeon.base.errors import PlanError
+from surgeon.base.errors import PlanError, listed
 from surgeon.draft import Draft, vectors
 from surgeon.lazy import (
     Blocks,
@@ -72,6 +72,10 @@ class WholeArithmetic:
     spare_bytes: int = 0
 
 
+# Of models that share fewer than one in so many names, names are of another architecture.
+_MOST_OTHERS = 10
+
+
 def common_names(
     draft: Draft, others: list[str], target: str | list[str], missing: Missing
 ) -> list[str]:
@@ -82,6 +86,16 @@ def common_names(
     extra: list[str] = []
     for other in others:
         tensors = draft.model(other)
+        shared = sum(name in tensors for name in names)
+        if missing == "error" and len(names) > 1 and _MOST_OTHERS * shared < len(names):
+            ours, theirs = ([n for n in some if n not in there] for some, there in (
+                (names, tensors), (tensors, draft.tensors)))  # fmt: skip
+            wrong.append(
+                f"model '{other}' has {shared or 'none'} of these {len(names)} tensors, but "
+                f"{listed(theirs, 2)} for {listed(ours, 2)}; rename those of one side, or take "
+                "models of one architecture"
+            )
+            continue
         for name in names:
             if name not in tensors:
                 lacking.append((name, f"'{name}' is not in model '{other}'"))

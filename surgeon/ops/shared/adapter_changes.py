@@ -38,7 +38,7 @@ def require(draft: Draft, adapter: Adapter, name: str, *shapes: tuple[int, ...])
         if owner := draft.outside.tied_names(None).get(name):
             raise PlanError(
                 f"{adapter.label}: changes '{name}', which is tied to '{owner}', and would change "
-                f'that too; {{"op": "copy", "from": "{owner}", "to": "{name}"}} first parts them'
+                f'that too; {{"op": "untie", "target": "{name}"}} first parts them'
             )
         hint = did_you_mean(name, draft.tensors)
         raise PlanError(f"{adapter.label}: changes '{name}', which the state does not have{hint}")

@@ -29,6 +29,7 @@ def layers(draft: Draft, target: str | Sequence[str]) -> list[Layer]:
     own: dict[str, list[str]] = {}
     deeper: dict[str, set[str]] = {}
     found: list[Layer] = []
+    target = draft.as_stored(target)
     for name in draft.select(target):
         rest = patterns.under(target, name)
         module = name.rpartition(".")[0]
