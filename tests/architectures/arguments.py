@@ -15,6 +15,24 @@ _INDEXER: Json = {
     "indexer_budget": 512,
     "indexer_compress_ratio": 4,
 }
+# Convolutions of the models of PaddleOCR that find text: kernels, strides, paddings.
+_TEXT_FINDER: Json = {
+    "kernel_list": [3, 2, 2],
+    "scale_factor_list": [1, 2, 4, 8],
+    "intraclass_block_config": {
+        "reduce_channel": [1, 1, 0],
+        "return_channel": [1, 1, 0],
+        **{
+            f"{name}_{ratio}ratio": [[high, wide], [1, 1], [high // 2, wide // 2]]
+            for ratio, size in (("long", 7), ("mid", 5), ("short", 3))
+            for name, high, wide in (
+                ("vertical_long_to_small_conv", size, 1),
+                ("horizontal_small_to_long_conv", 1, size),
+                ("symmetric_conv_long", size, size),
+            )
+        },
+    },
+}
 
 # The defaults of these config classes build no model.
 NEEDED: dict[str, Json] = {
@@ -58,7 +76,7 @@ NEEDED: dict[str, Json] = {
     "cohere_compass_text": {"rope_parameters": _ROPE},
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
-    "granite4_vision": {"downsample_rate": "4/8", "deepstack_layer_map": [[-1, 0], [-2, 3]]},
+    # Not Granite 4 Vision: its lists of layers of another part of the model follow no rule here.
     "qwen3_omni_moe": {
         "talker_config": {
             "spatial_merge_size": 2,
@@ -66,6 +84,25 @@ NEEDED: dict[str, Json] = {
         }
     },
     "t5gemma2_encoder": {"text_config": {"dropout_rate": 0.0}},
+    "pp_ocrv5_server_det": _TEXT_FINDER,
+    "pp_ocrv6_medium_det": _TEXT_FINDER,
+    "gemma3n_vision": {"num_classes": 5},
+    "perception_lm": {
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "vit_pe_core_large_patch14_336",
+            "num_classes": 5,
+            "model_args": {
+                "depth": 23,
+                "embed_dim": 1024,
+                "global_pool": "",
+                "img_size": [448, 448],
+                "init_values": 0.1,
+                "ref_feat_shape": [32, 32],
+                "use_post_transformer_norm": False,
+            },
+        }
+    },
     "led": {"attention_window": [512] * 12},
     "longformer": {"attention_window": [512] * 12},
     "moonshine_streaming": {"num_key_value_heads": 8},

@@ -58,8 +58,9 @@ def _is_the_number(values: Sequence[Any]) -> bool:
     return len(steps) == 1
 
 
-def _features(layer: nn.Module) -> Iterator[tuple[tuple[str, str], Any]]:
-    for name, module in layer.named_modules():
+def _features(layer: nn.Module | None) -> Iterator[tuple[tuple[str, str], Any]]:
+    # Informer has no module in the last place of its list.
+    for name, module in () if layer is None else layer.named_modules():
         if name.count(".") >= _MOST_DEPTH or any(part.isdigit() for part in name.split(".")):
             continue
         yield (name, "class"), type(module).__name__

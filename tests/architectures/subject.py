@@ -195,25 +195,28 @@ def _is_one_number(subject: Subject, primary: str, path: str, number: int) -> bo
         for other, n in configs.numbers(subject.base).items()
         if other.rpartition(".")[0] == outer and _SIZES.search(other.rpartition(".")[2])
     ]
+    is_seen = False
     for changes in ({}, *({other: n} for other, n in beside)):
-        try:
-            without = subject.build(primary, changes).shapes
-            given = subject.build(primary, {**changes, path: number}).shapes
-        except NoBuildError:
+        without = _shapes(subject, primary, changes)
+        given = _shapes(subject, primary, {**changes, path: number})
+        if without is None or given is None:
             continue
         pairs = {(size, other) for name, shape in without.items()
                  for size, other in zip(shape, given[name], strict=True)}  # fmt: skip
         values = {number * size // other for size, other in pairs if size != other} or {number}
-        if not any(_has_shapes(subject, primary, {**changes, path: n}, without) for n in values):
+        made = [_shapes(subject, primary, {**changes, path: value}) for value in values]
+        # A default may be what cannot be said: an odd size of heads that positions rotate.
+        if without not in made and any(shapes is not None for shapes in made):
             return False
-    return True
+        is_seen |= without in made
+    return is_seen
 
 
-def _has_shapes(subject: Subject, primary: str, changes: Json, wanted: Shapes) -> bool:
+def _shapes(subject: Subject, primary: str, changes: Json) -> Shapes | None:
     try:
-        return subject.build(primary, changes).shapes == wanted
+        return subject.build(primary, changes).shapes
     except NoBuildError:
-        return False
+        return None
 
 
 def optional_paths(model_type: str, base: Json, prefix: str = "") -> Iterator[str]:

@@ -11,7 +11,7 @@ from surgeon.model_folder.architectures import record_of
 TYPES = (
     "llama", "qwen3", "gpt2", "bert", "t5", "bart", "mixtral", "gemma3_text", "gemma2", "whisper",
     "vit", "phi3", "deepseek_v3", "marian", "falcon", "bloom", "gpt_neox", "olmo2", "opt",
-    "distilbert", "roberta", "qwen2_moe", "mamba", "clip", "gpt_oss",
+    "distilbert", "roberta", "qwen2_moe", "mamba", "clip", "gpt_oss", "vit_mae", "deit", "jetmoe",
 )  # fmt: skip
 
 
