@@ -17,7 +17,7 @@ HASHES = """
 import hashlib, numpy as np
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.matrices import coefficients, product, right_singular
-a = np.random.default_rng(0).standard_normal((700, 500))
+a = np.random.default_rng(0).standard_normal((400, 300))
 def digest():
     arrays = [product(a, a.T), right_singular(a, 9), coefficients(a, a[:40]), np.linalg.qr(a)[0]]
     return hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()
