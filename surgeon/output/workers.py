@@ -163,6 +163,7 @@ def _shared(
 
 # What a worker process is to do; set in workers alone.
 _task: tuple[Callable[[Any], Any], Sequence[Any]]
+_is_working = False
 
 
 def _begin(work: Callable[[Any], Any], items: Sequence[Any], parent: int, hears: bool) -> None:
@@ -179,13 +180,20 @@ def _begin(work: Callable[[Any], Any], items: Sequence[Any], parent: int, hears:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
+    if not _is_working:  # nothing to clean up, and the pool would go on with the next item
+        os._exit(128 + number)
     signal.signal(number, signal.SIG_IGN)  # it is told again, while it cleans up
     raise SystemExit(128 + number)
 
 
 def _run(index: int) -> Any:
+    global _is_working
     work, items = _task
     try:
-        return work(items[index])
+        _is_working = True
+        try:
+            return work(items[index])
+        finally:
+            _is_working = False
     except SystemExit:  # the pool would go on with the next item
         os._exit(1)

@@ -17,7 +17,7 @@ HASHES = """
 import hashlib, numpy as np
 from surgeon.numeric.blas import one_thread
 from surgeon.numeric.matrices import coefficients, product, right_singular
-a = np.random.default_rng(0).standard_normal((400, 300))
+a = np.random.default_rng(0).standard_normal((700, 500))
 def digest():
     arrays = [product(a, a.T), right_singular(a, 9), coefficients(a, a[:40]), np.linalg.qr(a)[0]]
     return hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()
@@ -34,6 +34,7 @@ def hashes(count: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_bits_are_those_of_one_thread_whatever_the_library_was_told() -> None:
     if threads() is None:
         pytest.skip("NumPy's linear algebra is of a library that takes no number of threads")
