@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from surgeon.numeric import blas
 from tests.network import Bench, example_bench
 
 # Machines are busy: how long an example takes says nothing of it.
@@ -17,6 +19,17 @@ settings.load_profile("untimed")
 
 # The runs beside this one have the other cores; threads that wait for each other take the most.
 torch.set_num_threads(1)
+if found := blas.threads():
+    found.set(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: nobody looks again and again for what is to be freed of it.
+
+    It would be copied by each worker that a test forks, too.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

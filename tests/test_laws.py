@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib
 import json
 import os
@@ -274,74 +273,68 @@ def without_fingerprint(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("op", EVERY_OP)
-def test_bytes_do_not_depend_on_workers_and_checksums(op, example, monkeypatch):
+def test_bytes_do_not_depend_on_threads_and_checksums(op, example, monkeypatch):
     expected = run_of(op.name)
     monkeypatch.setattr("surgeon.output.workers._SHARED_FROM", 0)
     monkeypatch.setattr(units, "UNIT", 1 << 10)
-    processes, threads = "linux", "darwin"
-    for platform, workers, checksums in [(processes, 8, "none"), (threads, 2, "sha256")]:
-        monkeypatch.setattr("surgeon.output.workers.sys.platform", platform)
-        options = Options(workers=workers, checksums=checksums)
-        made = example.operate(step(op), options=options)
-        is_bare = checksums == "none"
-        content = without_fingerprint(expected.content) if is_bare else expected.content
-        assert made.path.read_bytes() == content
-    monkeypatch.setattr("surgeon.output.workers.sys.platform", threads)
+    # Threads; processes are forked where there is less to copy than here, below.
+    monkeypatch.setattr("surgeon.output.workers.sys.platform", "darwin")
+    made = example.operate(step(op), options=Options(workers=2, checksums="sha256"))
+    assert made.path.read_bytes() == expected.content
     made = example.operate(step(op), options=Options(workers=8))
     assert made.path.read_bytes() == expected.content
     assert but_for_inputs(made.manifest) == but_for_inputs(expected.manifest)
 
 
+# With each recipe as other processes would have it made: as it is, and by workers that are forked.
 OTHER_PROCESS = """
-import hashlib, json, sys
+import json, sys
 from pathlib import Path
 from surgeon import recipe, surgery
+from surgeon.output import units, workers
 from surgeon.output.execute import Options
-source, models, *paths = sys.argv[1:]
-models = json.loads(models)
-hashes = {}
-for path in map(Path, paths):
-    with surgery.opened(recipe.load(str(path), {}), source, models) as opened:
-        target = path.with_suffix(".other.safetensors")
-        result = surgery.write(opened, target, Options(), force=True)
-    digest = hashlib.sha256(target.read_bytes()).hexdigest()
-    hashes[path.stem] = [digest, result.manifest.read_text()]
-json.dump(hashes, sys.stdout)
+workers.sys = type(sys)("sys")
+workers.sys.platform = "linux"
+kinds = {"alone": (workers._SHARED_FROM, units.UNIT, Options()),
+         "forked": (0, 1 << 10, Options(workers=8, checksums="none"))}
+for folder in map(Path, sys.argv[1:]):
+    source, models = json.loads((folder / "operands.json").read_text())
+    for kind, (workers._SHARED_FROM, units.UNIT, options) in kinds.items():
+        with surgery.opened(recipe.load(str(folder / "recipe.json"), {}), source, models) as opened:
+            surgery.write(opened, folder / f"{kind}.safetensors", options, force=True)
+    assert "torch" not in sys.modules or folder.name == "match"
 """
 
 
-def test_bytes_do_not_depend_on_the_process(example):
-    expected, recipes = {}, []
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder for each op, in which another process has written what its example makes."""
+    folder = tmp_path
+    usual = example_bench(folder)
     for name, op in OPS.items():
-        if name in {*SPECIAL, *ANOTHER_INPUT}:
-            continue
-        recipes.append(example.folder / f"{name}.json")
-        recipes[-1].write_text(json.dumps({"surgeon": 1, "steps": [step(op)]}))
-        run = run_of(name)
-        expected[name] = [hashlib.sha256(run.content).hexdigest(), but_for_inputs(run.manifest)]
-    found = in_another_process(example, recipes).items()
-    made = {name: [digest, but_for_inputs(json.loads(text))] for name, (digest, text) in found}
-    for name, (digest, manifest) in made.items():
-        manifest["checkpoint"]["file"] = expected[name][1]["checkpoint"]["file"]
-        assert [digest, manifest] == expected[name], name
-
-
-def in_another_process(example, recipes):
+        (folder / name).mkdir()
+        is_usual = name not in {*SPECIAL, *ANOTHER_INPUT}
+        bench = usual if is_usual else example_bench(folder / name, name)
+        (folder / name / "recipe.json").write_text(json.dumps({"surgeon": 1, "steps": [step(op)]}))
+        operands = json.dumps([str(bench.input), bench.models])
+        (folder / name / "operands.json").write_text(operands)
+    # One op alone may import torch, and comes last.
+    names = sorted(OPS, key="match".__eq__)
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", OTHER_PROCESS, example.input, json.dumps(example.models)]
-    done = subprocess.run(
-        [*map(str, command), *map(str, recipes)],
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return json.loads(done.stdout)
+    command = [sys.executable, "-c", OTHER_PROCESS, *(str(folder / name) for name in names)]
+    subprocess.run(command, env=environment, cwd=folder, check=True)
+    return folder
 
 
-def test_no_step_imports_torch(example):
-    code = OTHER_PROCESS + "\nassert 'torch' not in sys.modules\n"
-    path = example.folder / "average.json"
-    path.write_text(json.dumps({"surgeon": 1, "steps": [{"op": "average", "models": ["other"]}]}))
-    command = [sys.executable, "-c", code, example.input, json.dumps(example.models), path]
-    subprocess.run([*map(str, command)], check=True, capture_output=True)
+def test_bytes_do_not_depend_on_the_process_or_on_how_many(elsewhere):
+    for name, expected in zip(OPS, runs(), strict=True):
+        made = elsewhere / name / "alone.safetensors"
+        assert made.read_bytes() == expected.content, name
+        manifest = json.loads(made.with_name("alone.manifest.json").read_text())
+        manifest["checkpoint"]["file"] = expected.manifest["checkpoint"]["file"]
+        assert but_for_inputs(manifest) == but_for_inputs(expected.manifest), name
+        forked = (elsewhere / name / "forked.safetensors").read_bytes()
+        assert forked == without_fingerprint(expected.content), name
 
 
 # --- Kernels --------------------------------------------------------------------------------------

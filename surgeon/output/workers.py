@@ -180,8 +180,8 @@ def _begin(work: Callable[[Any], Any], items: Sequence[Any], parent: int, hears:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    if not _is_working:  # where the pool would take SystemExit for an item's failure
-        os._exit(1)
+    if not _is_working:  # nothing to clean up, and the pool would go on with the next item
+        os._exit(128 + number)
     signal.signal(number, signal.SIG_IGN)  # it is told again, while it cleans up
     raise SystemExit(128 + number)
 
@@ -191,8 +191,9 @@ def _run(index: int) -> Any:
     work, items = _task
     try:
         _is_working = True
-        return work(items[index])
+        try:
+            return work(items[index])
+        finally:
+            _is_working = False
     except SystemExit:  # the pool would go on with the next item
         os._exit(1)
-    finally:
-        _is_working = False

@@ -34,6 +34,7 @@ def hashes(count: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_bits_are_those_of_one_thread_whatever_the_library_was_told() -> None:
     if threads() is None:
         pytest.skip("NumPy's linear algebra is of a library that takes no number of threads")

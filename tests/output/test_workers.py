@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -159,6 +160,28 @@ def test_with_patience_a_worker_cleans_up_once(tmp_path: Path) -> None:
     assert "began-1" in found
     assert found[-1] == "cleaned"
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the workers are threads")
+def test_a_worker_that_hands_back_a_result_goes_on_with_nothing(tmp_path: Path) -> None:
+    class Slow:
+        def __reduce__(self) -> Any:
+            (tmp_path / "pickled").touch()
+            time.sleep(60)
+
+    def work(item: int) -> Any:
+        if item == 1:
+            return Slow()
+        while not item and not (tmp_path / "pickled").exists():
+            time.sleep(0.01)
+        if not item:
+            raise PlanError("no")
+        return time.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(PlanError):
+        list(parallel_map(work, range(5), 2, patience=30))
+    assert time.monotonic() - began < 25
 
 
 def test_a_killed_worker_is_an_error_that_says_so() -> None:
