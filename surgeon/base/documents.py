@@ -184,13 +184,28 @@ def as_json(value: Any) -> dict[str, Any]:
     """Return a dataclass as the object that is written, its keys in the order of its fields."""
     found: dict[str, Any] = {}
     kind: Any = type(value)
-    for field in _fields(kind):
-        item = getattr(value, field.name)
-        if field.is_rest:
+    for name, key, default, write in _written(kind):
+        item = getattr(value, name)
+        if not key:
             found |= item
-        elif field.is_always_written or field.default is MISSING or item != field.default:
-            found[field.key] = field.write(item) if field.write else item
+        elif item != default:
+            found[key] = write(item) if write else item
     return found
+
+
+@cache
+def _written(kind: Any) -> tuple[tuple[str, str, Any, Write | None], ...]:
+    """Return of each field its name, its key, the default that is left out, and its writer."""
+    return tuple(
+        (
+            field.name,
+            field.key,
+            # Nothing is equal to MISSING.
+            MISSING if field.is_always_written else field.default,
+            field.write,
+        )
+        for field in _fields(kind)
+    )
 
 
 def _writer(hint: Any) -> Write | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -105,7 +104,7 @@ def _head(path: Path) -> bytes:
 
 def put_whole(path: Path, content: bytes) -> None:
     """Write a small file beside its place, and have it appear whole; raises OSError."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -12,7 +12,7 @@ from functools import cache
 from itertools import repeat
 
 from surgeon.formats.checkpoint import LONGEST_PICKLE, plain_key
-from surgeon.formats.pickle_machine import EndsEarlyError, Machine, World
+from surgeon.formats.pickle_machine import IN_ORDER, EndsEarlyError, Machine, World
 
 # Real pickles hold small integers; a long one costs quadratic time to print.
 _LONGEST_INTEGER = 255
@@ -187,13 +187,17 @@ def _put_long(machine: Machine, position: int) -> int:
 
 @_on(b"\x94")
 def _memoize(machine: Machine, position: int) -> int:
-    machine.remember(len(machine.memo))
+    # Nothing is as frequent, so `remember` is not asked.
+    machine.spend(IN_ORDER)
+    machine.memo.append(machine.stack[-1])
     return position
 
 
 @_on(b"h")  # BINGET
 def _get(machine: Machine, position: int) -> int:
-    machine.stack.append(machine.remembered(machine.data[position]))
+    number = machine.data[position]
+    memo = machine.memo
+    machine.stack.append(memo[number] if number < len(memo) else machine.remembered(number))
     return position + 1
 
 

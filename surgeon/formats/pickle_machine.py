@@ -10,7 +10,7 @@ _LONGEST_LINE = 4096
 # becomes ten times as large, with all that it keeps in its memo.
 _MEMORY_FLOOR, _MEMORY_PER_BYTE, _MEMORY_CEILING = 80_000_000, 24, 350_000_000
 # What an entry of the memo takes, in a list and in a dict.
-_IN_ORDER, _OUT_OF_ORDER = 10, 100
+IN_ORDER, _OUT_OF_ORDER = 10, 100
 
 
 class World(Protocol):
@@ -75,7 +75,7 @@ class Machine:
     def remember(self, number: int) -> None:
         """Keep the value on top of the stack under a number."""
         if number == len(self.memo):
-            self.spend(_IN_ORDER)
+            self.spend(IN_ORDER)
             self.memo.append(self.stack[-1])
         elif 0 <= number < len(self.memo):
             self.memo[number] = self.stack[-1]

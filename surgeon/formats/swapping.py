@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -47,7 +46,7 @@ def token_in(folder: Path) -> str:
 
 @cache
 def _own_token() -> str:
-    return f"-{secrets.token_hex(8)}"
+    return f"-{os.urandom(8).hex()}"
 
 
 def _is_shared(folder: Path) -> bool:

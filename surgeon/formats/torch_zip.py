@@ -110,14 +110,14 @@ def open_archive(file: InputFile | Window) -> Archive:
             "the zip archive is cut off or damaged: its directory ends early"
         ) from None
     # First what the archive is: of another's the members are of no interest.
-    folder = _folder({entry.name.decode("utf-8", "backslashreplace") for entry in entries})
+    entries.sort()
+    names = [entry.name.decode("utf-8", "backslashreplace") for entry in entries]
+    folder = _folder(set(names))
     records: dict[str, Record] = {}
     code: dict[str, _Code] = {}
-    entries.sort()
     file.gather([_local(entry) for entry in entries])
-    for place, entry in enumerate(entries):
-        following = entries[place + 1][0] if place + 1 < len(entries) else directory_offset
-        name = entry.name.decode("utf-8", "backslashreplace")
+    ends = [*(entry.header_offset for entry in entries[1:]), directory_offset]
+    for name, entry, following in zip(names, entries, ends, strict=True):
         if name in records or name in code:
             raise ValueError(f"member {name!r} is there twice")
         try:

@@ -233,8 +233,12 @@ class Blockwise(ComputedForm):
     @cached_property
     def _is_wide(self) -> bool:
         """Whether a compiled loop takes it as it lies in files, rows that belong together aside."""
-        known = self.run == 1 and self.compiled and are_compiled((self.spec.dtype,), self.operands)
-        return bool(known and all(map(is_stored, self.operands)))
+        return self.run == 1 and self._is_compiled and all(map(is_stored, self.operands))
+
+    @cached_property
+    def _is_compiled(self) -> bool:
+        """Whether a compiled loop does it, of operands as they are stored."""
+        return bool(self.compiled) and are_compiled((self.spec.dtype,), self.operands)
 
     @property
     def scratch_bytes(self) -> ScratchBytes:
@@ -276,7 +280,7 @@ class Blockwise(ComputedForm):
         self, start: int, stop: int, scratch: Scratch, out: Array
     ) -> Generator[Request, Array, None]:
         """Write the values as they are stored: in one compiled loop, or else by the kernel."""
-        if self.compiled and are_compiled((self.spec.dtype,), self.operands):
+        if self._is_compiled:
             statistics = scratch.known(self, self._known) if self.statistics else None
             with scratch.scope():
                 if self._is_read_twice and stop - start == self.spec.count:

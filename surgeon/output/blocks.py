@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.formats.fetched import is_any_fetched, is_fetched, will_read
 from surgeon.lazy import ByteRange, ByteSource, LazyTensor, Scratch, walk
 from surgeon.lazy.base import Piece

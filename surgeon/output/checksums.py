@@ -7,8 +7,7 @@ import zlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
+from surgeon.base.deferred import np
 from surgeon.numeric import compiled
 
 if TYPE_CHECKING:

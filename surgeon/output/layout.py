@@ -139,8 +139,11 @@ def _units(
     for name in tensors:
         if name in units or name in aliases:
             continue
+        if name not in parts:
+            units[name] = tensors[name].spec.size_bytes
+            continue
         units[name] = None
-        beside = [other for other in (parts[name].parts.values() if name in parts else ())
+        beside = [other for other in parts[name].parts.values()
                   if other not in units and other not in aliases
                   and (not homes or homes.get(other) == homes.get(name))]  # fmt: skip
         for other in beside:

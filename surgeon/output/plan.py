@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,6 +93,8 @@ class Output(Protocol):
 
 def output_at(path: Path) -> Output:
     """Return the kind of output that a path asks for; raises UsageError for another format's."""
+    from difflib import get_close_matches  # where there is an output: it takes as long as a header
+
     require_writable(path)
     suffix = path.suffix.lower()
     if suffix in _OTHER_FORMATS or (

@@ -174,17 +174,14 @@ class _Step:
             return (*self._tracer.lineage[name], self._shared(change))
         here, others, inits = self._origins(tensor, name, own)
         parent = name if own and (name in here or not here) else next(iter(here), None)
-        new = self._over_old(tensor).new_regions() if inits is not None else ()
+        sources = tuple([one for one in (*here, *others) if one != name or model])
+        new: tuple[str, ...] = ()
+        if inits is not None:
+            regions = self._over_old(tensor).new_regions()
+            new = tuple(spelled(name, region, tensor.spec.shape) for region in regions)
+        init = tuple(dict.fromkeys(inits)) if inits else ()
         change = self._shared(
-            Change(
-                self._draft.step,
-                self._op,
-                from_=tuple(source for source in [*here, *others] if source != name or model),
-                new=tuple(spelled(name, region, tensor.spec.shape) for region in new),
-                init=tuple(dict.fromkeys(inits or ())),
-                parameters=tensor.about,
-                into=model,
-            )
+            Change(self._draft.step, self._op, sources, new, init, tensor.about, model)
         )
         earlier = self._tracer.lineage[parent] if parent else ()
         kept = [made for other in others for made in self._tracer.of_model(other)]
@@ -220,19 +217,19 @@ class _Step:
         here: dict[str, None] = {}
         others: dict[str, None] = {}
         inits: list[str] | None = None
+        names, elsewhere = self._names, self._elsewhere
         pending, seen = [tensor], set()
-        while pending:
-            form = pending.pop(0)
-            if id(form) in seen:
+        for form in pending:  # which grows
+            key = id(form)
+            if key in seen:
                 continue
-            seen.add(id(form))
-            if id(form) in self._names:
-                here[name if form is own else self._names[id(form)]] = None
-                continue
-            if id(form) in self._elsewhere:
-                others[self._elsewhere[id(form)]] = None
-                continue
-            if form.initialisers is not None:
-                inits = [*(inits or ()), *form.initialisers]
-            pending.extend(form.operands)
+            seen.add(key)
+            if key in names:
+                here[name if form is own else names[key]] = None
+            elif key in elsewhere:
+                others[elsewhere[key]] = None
+            else:
+                if form.initialisers is not None:
+                    inits = [*(inits or ()), *form.initialisers]
+                pending.extend(form.operands)
         return list(here), list(others), inits

@@ -26,7 +26,7 @@ from surgeon.lazy import (
 from surgeon.lazy.values import beyond, is_finite, require_finite, same_values
 from surgeon.numeric.dtypes import DTYPES, Array
 
-_FLOAT64 = np.dtype(np.float64)
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 Missing = Annotated[
     Literal["error", "keep"], "keep: what a model lacks stays as it is in the base model"
@@ -39,7 +39,8 @@ NonFinite = Annotated[Literal["error", "allow"], "what to do with NaN and Inf in
 _KEPT = "the base model keeps its own"
 
 
-@dataclass(frozen=True)
+# Not frozen, since there is one for each tensor.
+@dataclass(eq=False)
 class Arithmetic:
     """How the blocks of one tensor are combined, and what has to be known of it before.
 
@@ -97,11 +98,12 @@ def common_names(
             )
             continue
         for name in names:
-            if name not in tensors:
+            theirs = tensors.get(name)
+            if theirs is None:
                 lacking.append((name, f"'{name}' is not in model '{other}'"))
-            elif (there := tensors[name].spec) is not (here := draft.spec(name)) and not _alike(
-                here, there
-            ):
+                continue
+            here, there = draft.tensors[name].spec, theirs.spec
+            if here is not there and not _alike(here, there):
                 wrong.append(f"'{name}' is {here} here but {there} in model '{other}'")
         special = {"@vectors": vectors(tensors), "@new": ()}
         found = patterns.select(target, tensors, special=special, optional=True)
@@ -163,8 +165,9 @@ class Merged:
                 spec, combine, operands, found.spare_bytes, explain=explain, about=self.about
             )
         # Of values with more digits than the result's, float32 may end halfway between two results.
-        alike = all(tensor.spec.dtype == spec.dtype != "F64" for tensor in operands)
-        working = np.dtype(np.float32) if found.exact_in_float32 and alike else _FLOAT64
+        is_narrow = found.exact_in_float32 and spec.dtype != "F64"
+        alike = is_narrow and all(tensor.spec.dtype == spec.dtype for tensor in operands)
+        working = _FLOAT32 if alike else _FLOAT64
         kernel, compiled = found.combine, found.compiled
         # Halves of equal zeros have their sign by themselves.
         if not found.exact_in_float32:

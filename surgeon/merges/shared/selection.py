@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from math import isnan, sqrt
 from typing import Any
 
 import numpy as np
@@ -396,7 +396,7 @@ class _Search:
 def _cut(positions: Array, values: Array, wanted: int) -> Cut:
     """Return the cut that the `wanted` largest of these values are."""
     pivot, equals = nth_largest(values, wanted)
-    if np.isnan(pivot):
+    if isnan(pivot):
         return NOTHING
     return Cut(pivot, int(positions[values == pivot][equals - 1]) + 1)
 

@@ -87,11 +87,10 @@ def elect_and_add(
     normalize: NormalizeAgreeing = True,
 ) -> Arithmetic:
     """Return b + λ Σ wᵢ sᵢ over those that agree, divided by their Σ wᵢ where `normalize`."""
-    elect = election(at, weights, normalize=normalize)
 
     def combine(blocks: Blocks, statistics: Any, out: Array) -> Array:
         changes = weighted_changes(blocks, pruning, weights, statistics)
-        elect(changes, out)
+        election(at, weights, normalize=normalize)(changes, out)
         if lambda_ != 1:
             out *= lambda_
         return np.add(blocks[0], out, out=out)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from surgeon.base import patterns
-from surgeon.base.depth import all_positions, fraction
+from surgeon.base.depth import Positions, all_positions, fraction
 from surgeon.base.errors import PlanError
 from surgeon.base.schema import of_hint
 from surgeon.draft import Tensors, vectors
@@ -89,8 +90,11 @@ class Numbers:
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
-        self._layers = all_positions(tensors)
         self._selections: dict[str, set[str]] = {}
+
+    @cached_property
+    def _layers(self) -> dict[str, Positions]:
+        return all_positions(self._tensors)
 
     def value(self, given: Any, name: str) -> float:
         """Return what a number, a `by_layer` curve or a list of rules says for one tensor."""
