@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from surgeon.lazy import Operands, Scratch, Stored, TensorSpec
-from surgeon.merges.shared import selection
+from surgeon.merges.shared import sampling, selection
 from surgeon.merges.shared.selection import cuts
 
 STORAGE = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
@@ -63,7 +63,7 @@ def example(kind):
         case "equal in float32":
             return np.zeros(SIZE), 1 + 1e-12 * generator.integers(0, 1000, SIZE)
         case "misleading sample":  # which is of runs at the same distance
-            step = SIZE // selection._runs(SIZE)
+            step = sampling.run_starts(SIZE).step
             return np.zeros(SIZE), np.where(np.arange(SIZE) % step < step - 2, 1e-3 * base, base)
     raise AssertionError(kind)
 
@@ -76,7 +76,7 @@ KINDS = ["normal", "few levels", "half equal", "all equal", "equal in float32", 
 def test_cuts_are_those_of_a_sort(kind, held, few, monkeypatch):
     monkeypatch.setattr(selection, "_HELD", held)
     monkeypatch.setattr(selection, "_FEW", few)
-    monkeypatch.setattr(selection, "_RUN", 8)
+    monkeypatch.setattr(sampling, "_RUN", 8)
     wanted = [0, 1, 20, 4000, 10_000, 10_001, 19_999, SIZE]
     for dtype in STORAGE:
         base, model = (values.astype(STORAGE[dtype]) for values in example(kind))

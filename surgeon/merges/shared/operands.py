@@ -89,11 +89,11 @@ def common_names(
         tensors = draft.model(other)
         shared = sum(name in tensors for name in names)
         if missing == "error" and len(names) > 1 and _MOST_OTHERS * shared < len(names):
-            ours, theirs = ([n for n in some if n not in there] for some, there in (
+            ours, others_own = ([n for n in some if n not in there] for some, there in (
                 (names, tensors), (tensors, draft.tensors)))  # fmt: skip
             wrong.append(
                 f"model '{other}' has {shared or 'none'} of these {len(names)} tensors, but "
-                f"{listed(theirs, 2)} for {listed(ours, 2)}; rename those of one side, or take "
+                f"{listed(others_own, 2)} for {listed(ours, 2)}; rename those of one side, or take "
                 "models of one architecture"
             )
             continue

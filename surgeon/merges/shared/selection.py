@@ -9,31 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import isnan, sqrt
+from math import isnan
 from typing import Any
 
 import numpy as np
 
 from surgeon.lazy import (
     Blocks,
-    LazyTensor,
     Operands,
-    Scratch,
     StoredBlocks,
     is_computed_at_once,
-    is_stored,
 )
+from surgeon.merges.shared.sampling import sample, spread
 from surgeon.numeric import compiled
-from surgeon.numeric.dtypes import DTYPES, Array, upcast
+from surgeon.numeric.dtypes import Array, upcast
 
 # Values that are held at once for each threshold, 16 bytes each; so few that nothing is searched.
 _HELD = 1 << 21
 _FEW = 1 << 18
 _BINS = 1 << 16
 _FLOAT64 = np.dtype(np.float64)
-# A sample tells nearly where a threshold lies: runs of so many elements, of one element in 64.
-_RUN, _SAMPLED = 512, 64
-_FEWEST_RUNS, _MOST_RUNS, _LEAST_SPREAD = 32, 128, 32
 
 # A new array of signed values of which the magnitudes are compared.
 Measure = Callable[[Blocks], Array]
@@ -193,54 +188,15 @@ def _largest_key(dtype: np.dtype[Any]) -> int:
     return (1 << (8 * dtype.itemsize - 1)) - 1
 
 
-def _runs(size: int) -> int:
-    return min(_MOST_RUNS, max(_FEWEST_RUNS, size // (_RUN * _SAMPLED)))
-
-
 def _guess(operands: Operands, searches: Iterable[_Search], dtype: np.dtype[Any]) -> None:
     """Begin each search with the window that a sample of the tensor suggests."""
-    size = operands.tensors[0].spec.count
-    starts = range(0, size - _RUN + 1, size // _runs(size))
-    working = _FLOAT64 if _needs_float64(operands) else dtype
-    blocks = Blocks((_sampled(tensor, starts, working) for tensor in operands.tensors), 0)
+    blocks = sample(operands, _FLOAT64 if _needs_float64(operands) else dtype)
     samples: dict[int, Array] = {}
     with np.errstate(over="ignore", invalid="ignore"):
         for measure in {id(search.measure): search.measure for search in searches}.values():
             samples[id(measure)] = np.abs(measure(blocks).astype(np.float64, copy=False))
     for search in searches:
         search.guess(samples[id(search.measure)])
-
-
-def _spread(sample: Array, place: int) -> int:
-    """Return how far from a place in the sample the same share of the tensor may end.
-
-    Values in one run are often alike, and runs beside one another, so that the error is told by how
-    much the number of values above the place changes from run to run: three standard ones.
-    """
-    pivot = nth_largest(sample, place + 1)[0]
-    above = np.count_nonzero(sample.reshape(-1, _RUN) >= pivot, axis=1)
-    return _LEAST_SPREAD + int(3 * sqrt(np.square(np.diff(above)).sum() / 2))
-
-
-def _sampled(tensor: LazyTensor, starts: range, working: np.dtype[Any]) -> Array:
-    """Return the values of the runs that begin at these places."""
-    dtype = DTYPES[tensor.spec.dtype].storage if tensor.is_exact else working
-    found = np.empty((len(starts), _RUN), dtype)
-    if is_stored(tensor):  # many small reads: nothing is to be made for each
-        for row, start in zip(found, starts, strict=True):
-            place = tensor.offset + start * dtype.itemsize
-            tensor.file.read_into(place, row.view(np.uint8).data)
-    scratch = Scratch()
-    for row, start in zip(found, starts, strict=True) if not is_stored(tensor) else ():
-        with scratch.scope():
-            if tensor.is_exact:
-                row[:] = tensor.elements(start, start + _RUN, scratch)
-            else:
-                row[:] = tensor.values(start, start + _RUN, scratch, working)
-    flat = found.reshape(-1)
-    if flat.dtype == working:
-        return flat
-    return upcast(flat, tensor.spec.dtype, np.empty(len(flat), working))
 
 
 @dataclass
@@ -271,20 +227,20 @@ class _Search:
         self.cut = _all_or_none(self.wanted, self.size)
         self._look_between(0, _largest_key(self.keys), self.size)
 
-    def guess(self, sample: Array) -> None:
-        """Narrow the window to what a sample of magnitudes suggests, which has runs of them."""
-        place = int(len(sample) * self.wanted / self.size)
-        spread = _spread(sample, place)
-        first, last = place - spread, place + spread
+    def guess(self, some: Array) -> None:
+        """Narrow the window to what a sample of magnitudes suggests."""
+        place = int(len(some) * self.wanted / self.size)
+        reach = spread(some, nth_largest(some, place + 1)[0])
+        first, last = place - reach, place + reach
         low, high = 0.0, np.inf
-        if last < len(sample):
-            low = nth_largest(sample, last + 1)[0]
+        if last < len(some):
+            low = nth_largest(some, last + 1)[0]
         if first >= 0:
-            high = nth_largest(sample, first + 1)[0]
-        inside = np.count_nonzero((sample >= low) & (sample <= high))
+            high = nth_largest(some, first + 1)[0]
+        inside = np.count_nonzero((some >= low) & (some <= high))
         edges = _keys(np.array([low, high]), self.keys)
         top = int(edges[1]) if first >= 0 else _largest_key(self.keys)
-        self._look_between(int(edges[0]), top, int(1.25 * inside / len(sample) * self.size))
+        self._look_between(int(edges[0]), top, int(1.25 * inside / len(some) * self.size))
 
     def _look_between(self, low: int, high: int, expected: int) -> None:
         self.low, self.high, self.above, self.inside = low, high, 0, 0
