@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from pathlib import Path
 
@@ -21,15 +20,6 @@ settings.load_profile("untimed")
 torch.set_num_threads(1)
 if found := blas.threads():
     found.set(1)
-
-
-def pytest_collection_finish() -> None:
-    """What is imported by now stays: nobody looks again and again for what is to be freed of it.
-
-    It would be copied by each worker that a test forks, too.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
