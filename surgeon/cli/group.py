@@ -25,6 +25,7 @@ from surgeon.cli.process import UnwritableError, ending, word_of
 
 # Longer than the first sentence of any command, and of no meaning but that.
 _LONGEST_SENTENCE = 1000
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 class _Commands(click.Group):
@@ -130,7 +131,7 @@ def _misuse(error: click.UsageError) -> Located:
 
 @click.group(
     cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_SETTINGS,
     epilog="\b\nExample:\n  surgeon plan grow.json model.pt",
 )
 @click.option(
@@ -150,7 +151,8 @@ def _show_version(ctx: click.Context) -> None:
 
 
 def command(name: str, example: str) -> Callable[[Callable[..., None]], click.Command]:
-    return commands.command(name, epilog=f"\b\nExample:\n  {example}")
+    # Its own settings, too: a command is also asked alone, and remembers its option for help.
+    return commands.command(name, epilog=f"\b\nExample:\n  {example}", context_settings=_SETTINGS)
 
 
 def print_json(document: Any, *, indent: int | None = None) -> None:
