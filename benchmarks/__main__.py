@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,8 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole = Bench(options.folder.resolve(), options.size, options.repeat, options.repeat_mergekit)
     jobs = [job for job in JOBS if not options.only or job.name in options.only]
     tables: dict[type[Job], list[Row]] = {CopyJob: [], HeaderJob: [], PeerJob: []}
-    failed = False
+    failed, pace = False, []
     for number, job in enumerate(jobs):
+        pace.append(_pace())
         _say(f"{job.name} ({number + 1} of {len(jobs)})")
         bench = _bench_of(whole, job)
         bench.provide(data_of(job))
@@ -82,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             later = [one for one in jobs[number + 1 :] if _bench_of(whole, one) == bench]
             bench.discard(data_of(job) - set[str]().union(*map(data_of, later)))
     titled = [(_TITLES[kind], rows) for kind, rows in tables.items()]
-    text = report.document(titled, whole.size, whole.repeat, whole.repeat_peer, whole.folder)
+    repeats = whole.repeat, whole.repeat_peer
+    text = report.document(titled, whole.size, repeats, whole.folder, pace)
     print(text)
     # A partial run leaves the figures of the last full one alone.
     full = whole.size == 1 and not options.only
@@ -111,6 +114,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.size <= 0 or min(options.repeat, options.repeat_mergekit) < 1:
         parser.error("sizes and repetitions must be positive")
     return options
+
+
+def _pace() -> float:
+    """Return the seconds of a fixed loop, which tell how fast the machine is just now."""
+    began = time.perf_counter()
+    for _ in range(3_000_000):
+        pass
+    return time.perf_counter() - began
 
 
 def _bench_of(whole: Bench, job: Job) -> Bench:

@@ -109,10 +109,15 @@ def failed_row(title: str, reason: str) -> Row:
     return {"job": title, "reached": reason.replace("|", "/")}
 
 
-def document(tables: Sequence[tuple[str, Sequence[Row]]], size: float, repeat: int,
-             repeat_peer: int, folder: Path) -> str:  # fmt: skip
+def document(
+    tables: Sequence[tuple[str, Sequence[Row]]],
+    size: float,
+    repeats: tuple[int, int],
+    folder: Path,
+    pace: Sequence[float],
+) -> str:
     """Return the whole of RESULTS.md."""
-    parts = ["# Measurements", _METHOD, _circumstances(size, repeat, repeat_peer, folder)]
+    parts = ["# Measurements", _METHOD, _circumstances(size, repeats, folder, pace)]
     if size != 1:
         trial = f"**A trial at size {size:g}: targets and names of rows are those of size 1.**"
         parts.append(trial)
@@ -133,19 +138,21 @@ def table(rows: Sequence[Row]) -> str:
     return tabulate(cells, headers=columns, tablefmt="github", disable_numparse=True)
 
 
-def _circumstances(size: float, repeat: int, repeat_peer: int, folder: Path) -> str:
+def _circumstances(
+    size: float, repeats: tuple[int, int], folder: Path, pace: Sequence[float]
+) -> str:
     from benchmarks import mergekit
 
-    command = (
-        f"python -m benchmarks --size {size:g} --repeat {repeat} --repeat-mergekit {repeat_peer}"
-    )
+    own, peer = repeats
+    command = f"python -m benchmarks --size {size:g} --repeat {own} --repeat-mergekit {peer}"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     packages = ("numpy", "safetensors", "torch", "surgeon-checkpoints")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return "\n".join(
         [
             f"- command: `{command}` (`make bench` is size 1, 5 repetitions)",
-            f"- loops: {_loops()}",
+            f"- {_loops()}",
+            f"- a fixed loop, timed before each job, took {min(pace):.2f} to {max(pace):.2f} s",
             f"- {len(os.sched_getaffinity(0))} cores of {_processor()}; {memory:.0f} GiB",
             f"- Linux {_number(platform.release())}, {_file_system(folder)}",
             f"- Python {platform.python_version()}, {versions}; mergekit {mergekit.VERSION}",
