@@ -104,6 +104,7 @@ def flip(file: Path, value: bytes, name: str) -> None:
     file.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_the_pipeline_runs(folder: Path) -> None:
     assert run_until_it_fails(of_github(), folder, {}) == ("", 0)
     assert json.loads((folder / "verify.json").read_text())["verified"] is True

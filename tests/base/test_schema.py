@@ -93,6 +93,7 @@ def test_keywords_lose_their_underscore():
     assert arguments({"from": "a", "rows": 2}, example) == {"from_": "a", "rows": 2}
 
 
+@pytest.mark.slow
 def test_every_schema_is_a_valid_schema():
     for schema in (RECIPE_SCHEMA, *(op.step_schema for op in OPS.values())):
         Draft202012Validator.check_schema(schema)

@@ -109,6 +109,7 @@ def test_what_is_not_utf8_is_escaped(tmp_path: Path) -> None:
     assert "\\udcff" in process("verify", path).stderr
 
 
+@pytest.mark.slow
 def test_one_module_prints() -> None:
     names = {"echo", "print", "secho"}
     found = {

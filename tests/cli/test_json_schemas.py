@@ -73,6 +73,7 @@ def test_a_document_is_what_its_schema_says(
     assert isinstance(document, list) or document["$schema"] == schema["$id"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_schema_is_valid_and_has_a_name(kind: str) -> None:
     schema = run(f"schema {kind}")

@@ -235,6 +235,7 @@ def test_an_error_leaves_no_file_open(tmp_path):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_tensors_open_within_seconds(tmp_path):
     header = {
         f"model.layers.{n}.self_attn.q_proj.weight": {

@@ -206,6 +206,7 @@ def window(draw: st.DataObject, count: int) -> tuple[int, int]:
     return start, stop
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data(), TREES)
 def test_any_window_of_nested_forms_is_numpys(data: st.DataObject, pair: Pair) -> None:

@@ -85,6 +85,7 @@ def test_gamma_outside_of_its_range_is_an_error(bench, gamma):
         bench.plan({"op": "breadcrumbs", "models": models, "density": 0.5, "gamma": gamma})
 
 
+@pytest.mark.slow
 def test_tensor_of_many_blocks(bench):
     tensors = fine_tuned(1, torch.bfloat16, (600, 500))
     made = merged(bench, tensors, "breadcrumbs", density=0.5, gamma=0.1)

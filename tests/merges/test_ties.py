@@ -124,6 +124,7 @@ def test_density_must_be_given(bench):
         bench.plan({"op": "ties", "models": models})
 
 
+@pytest.mark.slow
 def test_tensor_of_many_blocks(bench):
     tensors = fine_tuned(2, torch.bfloat16, (600, 500))
     made = merged(bench, tensors, "ties", density=0.2)
