@@ -129,12 +129,16 @@ def ending(*, is_last: bool = False) -> Iterator[None]:
             sys.stdout.flush()
             if is_last:
                 _finish()
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # Python before 3.12 wraps what breaks in while a class gives names to what it holds.
+        signalled = error.__cause__ if isinstance(error, RuntimeError) else error
+        if not isinstance(signalled, KeyboardInterrupt):
+            raise
         # Where it came inside of an exec(), as of a dataclass that is being imported, python -m
         # ends with the signal instead of our code; another exec() clears that. See
         # run_eval_code_obj in https://github.com/python/cpython/blob/3.13/Python/pythonrun.c
         exec("")
-        word, code = word_of(error)
+        word, code = word_of(signalled)
         print(word, file=sys.stderr)
         _leave(code)
     except BrokenPipeError:
