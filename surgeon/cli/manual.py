@@ -55,7 +55,7 @@ def page(group: click.Command) -> str:
 
 
 def _command(name: str, command: click.Command) -> list[str]:
-    with click.Context(command, info_name=f"surgeon {name}") as context:
+    with click.Context(command, info_name=f"surgeon {name}", **command.context_settings) as context:
         usage = " ".join(command.collect_usage_pieces(context))
     lines = [f'.SS "surgeon {name} {_escaped(usage)}"']
     for number, paragraph in enumerate(inspect.cleandoc(command.help or "").split("\n\n")):
@@ -77,7 +77,7 @@ def _options(command: click.Command) -> list[str]:
     lines = []
     for option in command.params:
         if isinstance(option, click.Option) and not option.hidden:
-            with click.Context(command) as context:
+            with click.Context(command, **command.context_settings) as context:
                 spelling, help_text = option.get_help_record(context) or ("", "")
             lines += [".TP", f'.B "{_escaped(spelling)}"', _escaped(help_text)]
     return lines
