@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 
 class SurgeonError(Exception):
@@ -65,12 +65,14 @@ _LONGEST_LIKENED = 1000
 
 def listed(names: Sequence[str], most: int = _MOST_NAMED) -> str:
     """Return `'a', 'b' and 3 more`."""
-    return several([*map(short, names[:most]), *names[most:]], most)
+    return several(names, most, short)
 
 
-def several(texts: Sequence[str], most: int = _MOST_NAMED) -> str:
-    """Return `this, that and 3 more`."""
-    shown = ", ".join(texts[:most])
+def several(
+    texts: Sequence[str], most: int = _MOST_NAMED, spelling: Callable[[str], str] = str
+) -> str:
+    """Return `this, that and 3 more`, each in its spelling."""
+    shown = ", ".join(map(spelling, texts[:most]))
     return f"{shown} and {len(texts) - most} more" if len(texts) > most else shown
 
 
