@@ -72,6 +72,31 @@ def _draw_words(stream: Stream, chunk: int, skipped: int, out: Array) -> None:
     out[:] = bits(generator, len(out), np.uint32)
 
 
+def truths(stream: Stream, chance: float, count: int, start: int, stop: int) -> Array:
+    """Return truths start to stop of the `count` that a stream gives, each with this chance.
+
+    Eight random bits make each, and a float64 where they do not decide.
+    """
+    whole, rest = divmod(chance * 256, 1)
+    level = np.uint8(whole)
+
+    def sample(generator: np.random.Generator, size: int) -> Array:
+        drawn_bits = bits(generator.bit_generator, size, np.uint8)
+        kept: Array = drawn_bits < level
+        undecided = np.flatnonzero(drawn_bits == level)
+        kept[undecided] = generator.random(len(undecided)) < rest
+        return kept
+
+    if not compiled.loops():
+        return drawn(stream, count, start, stop, sample, np.bool_)
+    first = start // CHUNK
+    found = np.empty(min(-(-stop // CHUNK) * CHUNK, count) - first * CHUNK, bool)
+    for at in range(0, len(found), CHUNK):
+        part = found[at : at + CHUNK]
+        compiled.bernoulli(stream.key, first + at // CHUNK, int(whole), rest, part)
+    return found[start - first * CHUNK : stop - first * CHUNK]
+
+
 def bits(generator: np.random.BitGenerator, count: int, dtype: type[np.unsignedinteger]) -> Array:
     """Draw unsigned integers of all their values: those of Generator.integers, far sooner."""
     size_bytes = count * np.dtype(dtype).itemsize

@@ -230,21 +230,31 @@ CLONES EXPORT int surgeon_elect(size_t count, struct operand base, const struct 
     return flags;
 }
 
-/* Add Σ |x - base| and Σ |what is left of it| to two sums, by lanes. */
-CLONES EXPORT void surgeon_magnitudes(size_t count, struct operand base,
-                                      const struct change *change, double *to)
+INLINE void add_magnitudes(size_t count, const uint64_t *restrict keys, const uint8_t *restrict mask,
+                           double *restrict all, double *restrict kept)
 {
-    double own[CHUNK], left[CHUNK], lanes[2][LANES];
+    for (size_t i = 0; i < count; i++) {
+        double magnitude = double_of(keys[i]);
+        all[i] += magnitude;
+        kept[i] += magnitude * (mask[i] ? 1.0 : 0.0);
+    }
+}
+
+/* Write Σ |x - base| and the same of those that `mask` keeps, each by lanes. */
+CLONES EXPORT void surgeon_magnitudes(size_t count, struct operand base, struct operand x,
+                                      const uint8_t *mask, double *to)
+{
+    uint64_t keys[CHUNK];
+    double lanes[2][LANES];
     memset(lanes, 0, sizeof lanes);
-    struct change whole = {.x = change->x, .divide = 1, .multiply = 1, .weight = 1};
     for (size_t start = 0; start < count; start += CHUNK) {
         size_t size = least_of(CHUNK, count - start);
-        load(base, start, size, own);
-        for (size_t k = 0; k < 2; k++) {
-            change_of(k ? change : &whole, own, start, size, 0, left);
-            for (size_t i = 0; i < size; i += LANES)
-                for (size_t lane = 0; lane < LANES && i + lane < size; lane++)
-                    lanes[k][lane] += fabs(left[i + lane]);
+        surgeon_magnitude_keys(base, x, start, size, keys);
+        size_t whole = size - size % LANES;
+        for (size_t i = 0; i < size; i += i < whole ? LANES : 1) {
+            size_t lane = i < whole ? 0 : i - whole;
+            add_magnitudes(i < whole ? LANES : 1, keys + i, mask + start + i, lanes[0] + lane,
+                           lanes[1] + lane);
         }
     }
     to[0] = folded(lanes[0]);

@@ -33,7 +33,7 @@ CODES = {name: code for code, name in enumerate(_NAMES)}
 # As in kernels.h: what a loop works on at once, and how many sums it keeps side by side.
 CHUNK, LANES = 512, 128
 # What is built says which calls it answers; a library that was left behind by others is no use.
-_INTERFACE = 5
+_INTERFACE = 7
 
 
 class Block(NamedTuple):
@@ -348,11 +348,11 @@ def clamped(block: Block, low: float, high: float, dtype: str, out: Array) -> bo
     return not _loops().clamp(len(out), _operand(block), low, high, CODES[dtype], _address(out))
 
 
-def magnitudes(block: Block, base: Block, change: Change) -> tuple[float, float]:
-    """Return Σ |block - base|, and the same of what is left of it."""
+def magnitudes(block: Block, base: Block, mask: Array) -> tuple[float, float]:
+    """Return Σ |block - base|, and the same of what a mask keeps."""
     found = np.empty(2)
     _loops().magnitudes(
-        len(block.elements), _operand(base), ctypes.byref(_change(block, change)), _address(found)
+        len(block.elements), _operand(base), _operand(block), _address(mask), _address(found)
     )
     return float(found[0]), float(found[1])
 
@@ -360,12 +360,31 @@ def magnitudes(block: Block, base: Block, change: Change) -> tuple[float, float]
 def by_rank(block: Block, base: Block | None, row: int, table: Array) -> Array:
     """Return, for each element of whole rows, what `table` has for the rank of its magnitude."""
     out = np.empty(len(block.elements))
+    _by_rank(block, base, row, table, out, None, None)
+    return out
+
+
+def kept_by_rank(block: Block, base: Block | None, row: int, table: Array, words: Array) -> Array:
+    """Say which elements random uint32 keep, with the probabilities that `by_rank` returns."""
+    mask = np.empty(len(block.elements), bool)
+    _by_rank(block, base, row, table, np.empty(row), words, mask)
+    return mask
+
+
+def _by_rank(
+    block: Block,
+    base: Block | None,
+    row: int,
+    table: Array,
+    out: Array,
+    words: Array | None,
+    mask: Array | None,
+) -> None:
     spare = np.empty(3 * row + CHUNK, np.uint64)
     _loops().by_rank(
-        len(out) // row, row, _operand(base), _operand(block), _address(table), _address(spare),
-        _address(out),
+        len(block.elements) // row, row, _operand(base), _operand(block), _address(table),
+        _address(spare), _address(out), _address(words), _address(mask),
     )  # fmt: skip
-    return out
 
 
 def extremes(block: Block, so_far: Array) -> bool:
@@ -375,11 +394,24 @@ def extremes(block: Block, so_far: Array) -> bool:
 
 def philox(key: int, chunk: int, first: int, out: Array) -> Array:
     """Fill `out` with what Philox(key, counter=chunk << 128) gives after steps of 32 bytes."""
-    keys = np.array([key & (1 << 64) - 1, key >> 64], np.uint64)
     steps, rest = divmod(out.nbytes, 32)
     assert not rest
-    _loops().philox(_address(keys), chunk, first, steps, _address(out))
+    _loops().philox(_address(_key(key)), chunk, first, steps, _address(out))
     return out
+
+
+def bernoulli(key: int, chunk: int, level: int, rest: float, out: Array) -> Array:
+    """Fill `out` with truths: `level` of 256, and the share `rest` of one more, are true.
+
+    They are made of what `philox` gives of a chunk: eight bits each, and then a float64 in 0 to 1
+    for each of which the bits are `level`.
+    """
+    _loops().bernoulli(len(out), _address(_key(key)), chunk, level, rest, _address(out))
+    return out
+
+
+def _key(key: int) -> Array:
+    return np.array([key & (1 << 64) - 1, key >> 64], np.uint64)
 
 
 def crc32(data: Array, before: int = 0) -> int:

@@ -199,10 +199,20 @@ static void rank_row(struct row *row)
     rank_crowds(row, crowd * 16 < row->size ? rank_some(row, 0) : rank_some(row, 1));
 }
 
+/* Note where random words are below a probability. */
+CLONES static void keep(size_t count, const double *restrict chances, const uint32_t *restrict words,
+                        uint8_t *restrict mask)
+{
+    for (size_t i = 0; i < count; i++)
+        mask[i] = (double)(int32_t)(words[i] >> 8) < chances[i] * 16777216.0;
+}
+
 /* For each row of magnitudes |x - base| the number that `table` has for the rank of each, from 0.
+ * With `words`, these are noted in `mask` instead where they are below it, and `to` has one row.
  * `spare` has CHUNK more than three rows. Rows have less than 2^32 elements. */
 EXPORT void surgeon_by_rank(size_t rows, size_t size, struct operand base, struct operand x,
-                            const double *table, uint64_t *spare, double *to)
+                            const double *table, uint64_t *spare, double *to,
+                            const uint32_t *words, uint8_t *mask)
 {
     struct row row;
     row.size = size;
@@ -215,16 +225,18 @@ EXPORT void surgeon_by_rank(size_t rows, size_t size, struct operand base, struc
     row.places = (uint16_t *)(row.crowded + size);
     row.columns = row.places + size;
     for (size_t r = 0; r < rows; r++) {
-        row.to = to + r * size;
+        row.to = words ? to : to + r * size;
         for (size_t start = 0; start < size; start += CHUNK)
             surgeon_magnitude_keys(base, x, r * size + start, least_of(CHUNK, size - start),
                                    row.keys + start);
         if (size < MARK) {
             rank_row(&row);
-            continue;
+        } else {
+            for (size_t i = 0; i < size; i++)
+                row.items[i] = (uint32_t)i;
+            rank_sorted(&row, 0, size);
         }
-        for (size_t i = 0; i < size; i++)
-            row.items[i] = (uint32_t)i;
-        rank_sorted(&row, 0, size);
+        if (words)
+            keep(size, to, words + r * size, mask + r * size);
     }
 }

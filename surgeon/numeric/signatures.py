@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_double,
+    c_int,
+    c_int64,
+    c_size_t,
+    c_uint,
+    c_uint32,
+    c_void_p,
+)
 from typing import Any
 
 
@@ -74,13 +84,14 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     ),
     "near": (_FLAG, (_COUNT, POINTER(Operand), c_double, c_int64, _POINTER)),
     "clamp": (_FLAG, (_COUNT, Operand, c_double, c_double, c_int64, _POINTER)),
-    "magnitudes": (None, (_COUNT, Operand, POINTER(ChangeFields), _POINTER)),
+    "magnitudes": (None, (_COUNT, Operand, Operand, _POINTER, _POINTER)),
     "by_rank": (
         None,
-        (_COUNT, _COUNT, Operand, Operand, _POINTER, _POINTER, _POINTER),
+        (_COUNT, _COUNT, Operand, Operand, *[_POINTER] * 5),
     ),
     "extremes": (_FLAG, (_COUNT, Operand, _POINTER)),
     "philox": (None, (_POINTER, _UINT64, _UINT64, _COUNT, _POINTER)),
+    "bernoulli": (None, (_COUNT, _POINTER, _UINT64, c_uint, c_double, _POINTER)),
     "crc32_begin": (None, ()),
     "crc32": (c_uint32, (c_uint32, _POINTER, _COUNT)),
     "crc32_joined": (c_uint32, (c_uint32, c_uint32, _UINT64)),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -15,12 +14,12 @@ import numpy as np
 
 from surgeon.base.errors import PlanError
 from surgeon.lazy import Operands, StoredBlocks, step_of
-from surgeon.lazy.random import bits, drawn, drawn_words
+from surgeon.lazy.random import drawn_words, truths
 from surgeon.merges.shared import TensorContext, Varying
 from surgeon.merges.shared.selection import Cut, Difference, cuts, held_bytes, share
 from surgeon.numeric import compiled
-from surgeon.numeric.compiled import Change
-from surgeon.numeric.dtypes import Array, upcast
+from surgeon.numeric.compiled import Block, Change
+from surgeon.numeric.dtypes import Array
 from surgeon.numeric.ranks import BY_RANK_BYTES, KEPT_BYTES, NUMBERS, Chances, numbers_of
 from surgeon.numeric.sums import sum_of
 
@@ -129,25 +128,13 @@ def random(at: TensorContext, *, density: Densities, rescale: Rescale = "paper")
     """Keep each element with probability `density`, independently of all others."""
     count = prod(at.shape)
 
-    def choose(model: int, start: int, size: int, magnitudes: Magnitudes) -> Array:
-        chance, stop = density[model], start + size
+    def choose(model: int, start: int, change: Block, base: Block | None) -> Array:
+        chance, size = density[model], len(change.elements)
         if chance == 1:
             return np.ones(size, bool)
-        return drawn(at.streams[model], count, start, stop, partial(_bernoulli, chance), np.bool_)
+        return truths(at.streams[model], chance, count, start, start + size)
 
     return _chosen(at, choose, density, rescale)
-
-
-def _bernoulli(probability: float, generator: np.random.Generator, count: int) -> Array:
-    """Draw truths of this probability: of eight bits each, of more where they do not decide."""
-    # Random bits are what dropping at random costs most of all.
-    whole, rest = divmod(probability * 256, 1)
-    level = np.uint8(whole)
-    drawn_bits = bits(generator.bit_generator, count, np.uint8)
-    kept: Array = drawn_bits < level
-    undecided = np.flatnonzero(drawn_bits == level)
-    kept[undecided] = generator.random(len(undecided)) < rest
-    return kept
 
 
 def by_rank(
@@ -175,14 +162,11 @@ def by_rank(
     def words(model: int, start: int, size: int) -> Array:
         return drawn_words(at.streams[model], start, start + size)
 
-    def choose(model: int, start: int, size: int, magnitudes: Magnitudes) -> Array:
-        found = magnitudes()
-        if found.dtype != np.float64 or not compiled.knows("F64"):
-            return chances[model].kept(found, words(model, start, size))
-        table = chances[model].table()
-        probabilities = compiled.by_rank(compiled.Block(found, "F64"), None, row, table)
-        probabilities *= NUMBERS
-        return numbers_of(words(model, start, size)) < probabilities
+    def choose(model: int, start: int, change: Block, base: Block | None) -> Array:
+        drawn = words(model, start, len(change.elements))
+        if compiled.knows(change.dtype):
+            return compiled.kept_by_rank(change, base, row, chances[model].table(), drawn)
+        return chances[model].kept(np.abs(change.elements), drawn)
 
     def prune(model: int, change: Array, start: int, statistics: None) -> None:
         probabilities = chances[model].by_rank(np.abs(change))
@@ -201,10 +185,9 @@ def by_rank(
     return _chosen(at, choose, density, rescale, row, KEPT_BYTES * step)
 
 
-Magnitudes = Callable[[], Array]
-# Says which elements of a block are kept, of a model's number, where the block begins, how many
-# elements it has, and their magnitudes, where these are needed.
-Choose = Callable[[int, int, int, Magnitudes], Array]
+# Says which elements of a block are kept: of a model's number, where the block begins, and its task
+# vector, or else what is stored of the model and of the base.
+Choose = Callable[[int, int, Block, Block | None], Array]
 
 
 def _chosen(
@@ -221,12 +204,12 @@ def _chosen(
     """
 
     def prune(model: int, change: Array, start: int, statistics: None) -> None:
-        change *= choose(model, start, len(change), lambda: np.abs(change))
+        change *= choose(model, start, _block(change), None)
         if rescale == "paper":
             change /= densities[model]
 
     def change_of(model: int, blocks: StoredBlocks, statistics: None) -> Change:
-        mask = choose(model, blocks.start, *_magnitudes(blocks, model))
+        mask = choose(model, blocks.start, blocks[model + 1], blocks[0])
         return Change(mask, divide=densities[model] if rescale == "paper" else 1.0)
 
     def find(operands: Operands) -> _Restoring:
@@ -241,12 +224,11 @@ def _chosen(
         return _Restoring(ratios, choices)
 
     def restore(model: int, change: Array, start: int, statistics: _Restoring) -> None:
-        size = len(change)
-        change *= statistics.choices.kept(model, start, size, lambda: np.abs(change))
+        change *= statistics.choices.kept(model, start, _block(change), None)
         change *= statistics.ratios[model]
 
     def restored(model: int, blocks: StoredBlocks, statistics: _Restoring) -> Change:
-        mask = statistics.choices.kept(model, blocks.start, *_magnitudes(blocks, model))
+        mask = statistics.choices.kept(model, blocks.start, blocks[model + 1], blocks[0])
         return Change(mask, multiply=statistics.ratios[model])
 
     if rescale != "l1":
@@ -267,11 +249,12 @@ class _Choices:
     left_bytes: int
     bits: dict[tuple[int, int, int], Array] = field(default_factory=dict)
 
-    def kept(self, model: int, start: int, size: int, magnitudes: Magnitudes) -> Array:
+    def kept(self, model: int, start: int, change: Block, base: Block | None) -> Array:
         """Return what is remembered, or choose, and remember it."""
+        size = len(change.elements)
         if (packed := self.bits.get((model, start, size))) is not None:
             return np.unpackbits(packed, count=size).view(bool)
-        mask = self.choose(model, start, size, magnitudes)
+        mask = self.choose(model, start, change, base)
         packed = np.packbits(mask)
         if self.left_bytes >= len(packed):
             self.left_bytes -= len(packed)
@@ -279,16 +262,8 @@ class _Choices:
         return mask
 
 
-def _magnitudes(blocks: StoredBlocks, model: int) -> tuple[int, Magnitudes]:
-    """Return how many elements there are, and a function for the magnitudes of their changes."""
-    pair, size = (blocks[0], blocks[model + 1]), len(blocks[0].elements)
-
-    def magnitudes() -> Array:
-        base, block = (upcast(b.elements, b.dtype, np.empty(size, np.float64)) for b in pair)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.abs(np.subtract(block, base, out=block), out=block)
-
-    return size, magnitudes
+def _block(change: Array) -> Block:
+    return Block(change, "F64" if change.dtype == np.float64 else "F32")
 
 
 def _summed(
@@ -298,12 +273,12 @@ def _summed(
     if operands.are_compiled:
         for stored in operands.stored_blocks(wide=True):
             for model in range(models):
-                mask = choices.kept(model, stored.start, *_magnitudes(stored, model))
+                pair = stored[model + 1], stored[0]
+                mask = choices.kept(model, stored.start, *pair)
                 for start in range(0, len(mask), operands.step):
                     part = slice(start, start + operands.step)
-                    base, own = (b._replace(elements=b.elements[part])
-                                 for b in (stored[0], stored[model + 1]))  # fmt: skip
-                    yield model, compiled.magnitudes(own, base, Change(mask[part]))
+                    own, base = (block._replace(elements=block.elements[part]) for block in pair)
+                    yield model, compiled.magnitudes(own, base, mask[part])
         return
     for blocks in operands.blocks(np.dtype(np.float64)):
         for model in range(models):
@@ -311,8 +286,7 @@ def _summed(
                 magnitudes = np.subtract(blocks[model + 1], blocks[0])
                 np.abs(magnitudes, out=magnitudes)
                 before = sum_of(magnitudes)
-                size = len(magnitudes)
-                mask = choices.kept(model, blocks.start, size, partial(np.asarray, magnitudes))
+                mask = choices.kept(model, blocks.start, _block(magnitudes), None)
                 magnitudes *= mask
                 yield model, (before, sum_of(magnitudes))
 
