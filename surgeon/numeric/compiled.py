@@ -33,7 +33,7 @@ CODES = {name: code for code, name in enumerate(_NAMES)}
 # As in kernels.h: what a loop works on at once, and how many sums it keeps side by side.
 CHUNK, LANES = 512, 128
 # What is built says which calls it answers; a library that was left behind by others is no use.
-_INTERFACE = 5
+_INTERFACE = 6
 
 
 class Block(NamedTuple):
@@ -172,7 +172,9 @@ def linear(
     )  # fmt: skip
 
 
-def products(blocks: Sequence[Block], vectors: int, *, relative: bool) -> Array:
+def products(
+    blocks: Sequence[Block], vectors: int, *, relative: bool, mask: Array | None = None
+) -> Array:
     """Return the inner products of blocks of so many vectors: (vectors, points, points)."""
     length = len(blocks[0].elements) // vectors
     points = len(blocks) - relative
@@ -180,8 +182,8 @@ def products(blocks: Sequence[Block], vectors: int, *, relative: bool) -> Array:
     spare, lanes = np.empty(len(blocks) * CHUNK), np.empty(len(rows) * LANES)
     found = np.empty((vectors, len(rows)))
     _loops().products(
-        vectors, length, _operands(blocks), len(blocks), int(relative), _address(spare),
-        _address(lanes), _address(found),
+        vectors, length, _operands(blocks), len(blocks), int(relative), _address(mask),
+        _address(spare), _address(lanes), _address(found),
     )  # fmt: skip
     square = np.empty((vectors, points, points))
     square[:, rows, columns] = square[:, columns, rows] = found

@@ -8,7 +8,7 @@
 #include "kernels.h"
 
 /* To be changed with any function's arguments; compiled.py knows the same number. */
-EXPORT int surgeon_interface(void) { return 5; }
+EXPORT int surgeon_interface(void) { return 6; }
 
 EXPORT const char *surgeon_processor(void)
 {
@@ -243,11 +243,11 @@ CLONES static void add_products(size_t count, const double *restrict a, const do
 
 /* For each vector of `length` elements: the products of all points with one another, as the lower
  * triangle of a matrix. Element i of a vector is added to lane i % LANES. With `relative`, points
- * are what operands add to the first. `spare` has CHUNK for each operand, `lanes` LANES for each
- * product. */
+ * are what operands add to the first, times what `mask` says where there is one. `spare` has CHUNK
+ * for each operand, `lanes` LANES for each product. */
 CLONES EXPORT void surgeon_products(size_t vectors, size_t length, const struct operand *from,
-                                    size_t operands, int relative, double *spare, double *lanes,
-                                    double *to)
+                                    size_t operands, int relative, const uint8_t *mask,
+                                    double *spare, double *lanes, double *to)
 {
     size_t first = relative ? 1 : 0, points = operands - first;
     size_t products = points * (points + 1) / 2;
@@ -258,8 +258,10 @@ CLONES EXPORT void surgeon_products(size_t vectors, size_t length, const struct 
             for (size_t k = 0; k < operands; k++)
                 load(from[k], v * length + start, size, spare + k * CHUNK);
             for (size_t k = first; k < operands && relative; k++)
-                for (size_t i = 0; i < size; i++)
-                    spare[k * CHUNK + i] -= spare[i];
+                for (size_t i = 0; i < size; i++) {
+                    double kept = !mask || mask[v * length + start + i] ? 1.0 : 0.0;
+                    spare[k * CHUNK + i] = (spare[k * CHUNK + i] - spare[i]) * kept;
+                }
             double *lane = lanes;
             for (size_t j = first; j < operands; j++)
                 for (size_t k = first; k <= j; k++, lane += LANES)

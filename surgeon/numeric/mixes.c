@@ -1,4 +1,5 @@
-/* Loops of single merges and ops: of changes that act, of values that are near, of limits. */
+/* Loops of single merges and ops: of changes that act, of values that are near, of limits,
+ * of variances. */
 #include "kernels.h"
 
 /* base + the mean of those changes that are larger than their limits; one that is alone is
@@ -74,4 +75,29 @@ CLONES EXPORT int surgeon_clamp(size_t count, struct operand from, double low, d
         beyond |= surgeon_downcast64(dtype, values, start, size, to, 1);
     }
     return beyond;
+}
+
+/* The variance of what the other operands add to the first, times their number: zero where all add
+ * the same (Welford 1962). */
+CLONES EXPORT void surgeon_variance(size_t count, const struct operand *from, size_t operands,
+                                    double *restrict to)
+{
+    double own[CHUNK], mean[CHUNK], other[CHUNK];
+    for (size_t start = 0; start < count; start += CHUNK) {
+        size_t size = least_of(CHUNK, count - start);
+        load(from[0], start, size, own);
+        load(from[1], start, size, mean);
+        for (size_t i = 0; i < size; i++) {
+            mean[i] -= own[i];
+            to[start + i] = 0;
+        }
+        for (size_t k = 2; k < operands; k++) {
+            load(from[k], start, size, other);
+            for (size_t i = 0; i < size; i++) {
+                double change = other[i] - own[i], before = change - mean[i];
+                mean[i] += before / (double)k;
+                to[start + i] += before * (change - mean[i]);
+            }
+        }
+    }
 }

@@ -46,7 +46,7 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     },
     "products": (
         None,
-        (_COUNT, _COUNT, POINTER(Operand), _COUNT, _FLAG, _POINTER, _POINTER, _POINTER),
+        (_COUNT, _COUNT, POINTER(Operand), _COUNT, _FLAG, *[_POINTER] * 4),
     ),
     "within": (_COUNT, (_COUNT, Operand, Operand, _UINT64, _UINT64, c_int64, *[_POINTER] * 3)),
     "nth": (_COUNT, (_COUNT, _POINTER, _COUNT, _POINTER, _POINTER)),
@@ -74,6 +74,7 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     ),
     "near": (_FLAG, (_COUNT, POINTER(Operand), c_double, c_int64, _POINTER)),
     "clamp": (_FLAG, (_COUNT, Operand, c_double, c_double, c_int64, _POINTER)),
+    "variance": (None, (_COUNT, POINTER(Operand), _COUNT, _POINTER)),
     "magnitudes": (None, (_COUNT, Operand, POINTER(ChangeFields), _POINTER)),
     "by_rank": (
         None,

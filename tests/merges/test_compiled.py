@@ -50,6 +50,7 @@ STEPS = [
         "scale": 0.7,
     },
     {"op": "nearswap", "models": ["b"], "t": 0.1},
+    {"op": "sce"},
     {"op": "sce", "select_topk": 0.3},
     {"op": "ram"},
     {"op": "ram", "epsilon": 0.4},

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.numeric import compiled
+from surgeon.lazy import Blocks
+from surgeon.merges import sce
+from surgeon.numeric import compiled, weighing
 from surgeon.numeric.compiled import CODES, Block
 from surgeon.numeric.dtypes import DTYPES, SPARE, downcast_fits, upcast
 from surgeon.numeric.sums import sums
@@ -229,3 +231,22 @@ def test_extremes_leave_nan_out(seed: int, count: int) -> None:
     numbers = values[~np.isnan(values)]
     expected = [numbers.min(initial=np.inf), numbers.max(initial=-np.inf)]
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", CODES)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 1500), models=st.integers(1, 5))
+def test_variance_is_numpys(dtype: str, seed: int, count: int, models: int) -> None:
+    blocks = [Block(random_bits(seed + i, count, dtype), dtype) for i in range(models + 1)]
+    values = Blocks((upcast(block.elements, dtype, np.empty(count)) for block in blocks), 0)
+    with np.errstate(all="ignore"):
+        expected = sce._variance(values)
+    np.testing.assert_array_equal(weighing.variance(blocks), expected)
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 1500))
+def test_products_of_what_is_kept(seed: int, count: int) -> None:
+    random = np.random.default_rng(seed)
+    base, block = (Block(random.standard_normal(count), "F64") for _ in range(2))
+    mask = random.random(count) < 0.5
+    found = compiled.products([base, block], 1, relative=True, mask=mask)
+    assert found == sums(np.square((block.elements - base.elements) * mask))
