@@ -85,7 +85,7 @@ def sce(
 def _changes(blocks: Blocks, selected: Cut | None) -> list[Array]:
     found = changes(blocks)
     if selected:
-        mask = selected.kept(_variance(blocks), blocks.start)
+        mask = selected.kept(variance_of(blocks), blocks.start)
         for change in found:
             change *= mask  # a product, so that NaN and Inf stay visible
     return found
@@ -99,13 +99,13 @@ class _Variance:
     """The measure that is the variance."""
 
     def __call__(self, blocks: Blocks) -> Array:
-        return _variance(blocks)
+        return variance_of(blocks)
 
     def stored(self, blocks: StoredBlocks) -> tuple[Block | None, Block]:
         return None, Block(variance(blocks), "F64")
 
 
-def _variance(blocks: Blocks) -> Array:
+def variance_of(blocks: Blocks) -> Array:
     """Return the variance over models, times their number: zero where all agree (Welford 1962)."""
     mean = np.subtract(blocks[1], blocks[0])
     total = np.zeros_like(mean)

@@ -258,10 +258,11 @@ CLONES EXPORT void surgeon_products(size_t vectors, size_t length, const struct 
             for (size_t k = 0; k < operands; k++)
                 load(from[k], v * length + start, size, spare + k * CHUNK);
             for (size_t k = first; k < operands && relative; k++)
-                for (size_t i = 0; i < size; i++) {
-                    double kept = !mask || mask[v * length + start + i] ? 1.0 : 0.0;
-                    spare[k * CHUNK + i] = (spare[k * CHUNK + i] - spare[i]) * kept;
-                }
+                for (size_t i = 0; i < size; i++)
+                    spare[k * CHUNK + i] -= spare[i];
+            for (size_t k = first; k < operands && mask; k++)
+                for (size_t i = 0; i < size; i++)
+                    spare[k * CHUNK + i] *= mask[v * length + start + i] ? 1.0 : 0.0;
             double *lane = lanes;
             for (size_t j = first; j < operands; j++)
                 for (size_t k = first; k <= j; k++, lane += LANES)

@@ -21,6 +21,12 @@ class ChangeFields(Structure):
     )  # fmt: skip
 
 
+class WeightsFields(Structure):
+    _fields_ = (
+        ("source", Operand), ("by_vector", c_int64), ("by_place", c_int64), ("factor", c_double),
+    )  # fmt: skip
+
+
 class EndingFields(Structure):
     _fields_ = (
         ("divide", c_double), ("multiply", c_double), ("from_zero", c_int64),
@@ -75,6 +81,11 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "near": (_FLAG, (_COUNT, POINTER(Operand), c_double, c_int64, _POINTER)),
     "clamp": (_FLAG, (_COUNT, Operand, c_double, c_double, c_int64, _POINTER)),
     "variance": (None, (_COUNT, POINTER(Operand), _COUNT, _POINTER)),
+    "weighed": (
+        _FLAG,
+        (_COUNT, _COUNT, POINTER(Operand), _COUNT, POINTER(WeightsFields), _FLAG, c_double, c_int64,
+         _POINTER),
+    ),
     "magnitudes": (None, (_COUNT, Operand, POINTER(ChangeFields), _POINTER)),
     "by_rank": (
         None,
