@@ -115,8 +115,10 @@ enum { SUM, CHANGES, MEAN };
 INLINE int weigh(size_t vectors, size_t length, const struct operand *from, size_t operands,
                  const struct weights *weights, int what, double total, int64_t dtype, void *to)
 {
-    double own[CHUNK], x[CHUNK], weight[CHUNK], sum[CHUNK], least[CHUNK], most[CHUNK];
-    double divisor[CHUNK], plain[CHUNK];
+    /* Not whole pages apart: processors take places of the same last bits for the same. */
+    enum { APART = CHUNK + 24 };
+    double own[APART], x[APART], weight[APART], sum[APART], least[APART], most[APART];
+    double divisor[APART], plain[APART];
     uint64_t negative = 0;
     int beyond = 0;
     /* Chunks of all vectors, one after the other. */
