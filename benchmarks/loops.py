@@ -8,11 +8,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from surgeon.numeric import compiled
+from surgeon.lazy import Blocks
+from surgeon.merges import sce
+from surgeon.merges.fisher import mean
+from surgeon.merges.shared.gram import Shares, Vectors, combination
+from surgeon.numeric import compiled, drawing
 from surgeon.numeric.compiled import Block, Change, Ending
 from surgeon.numeric.dtypes import SPARE, downcast_fits, upcast
 from surgeon.numeric.ranks import Chances
 from surgeon.numeric.sums import sums
+from surgeon.numeric.weighing import Weighed, Weights, variance, weighed
 
 COUNT = 64 * 1024
 ROW = 4096
@@ -70,6 +75,24 @@ def main() -> None:
         a, b = (upcast(block, "BF16", wide).copy() for block in stored[:2])
         return [sums(x * y) for x, y in ((a, a), (a, b), (b, b))]
 
+    # What merges do of rows, and by weights of every element.
+    rows_of = Vectors("row", ROW, ROW)
+    shares = Shares(np.full((COUNT // ROW, 2), 0.5), np.zeros(COUNT // ROW, bool))
+    by_row = [Weights(Block(np.full(COUNT // ROW, 0.5), "F64"), 1, 0)] * 2
+    positive = [Block(block & 0x7FFF, "BF16") for block in stored]
+    by_element = [Weights(block) for block in positive[2:]]
+
+    def raised(some: list[Block]) -> Blocks:
+        return Blocks((upcast(b.elements, b.dtype, np.empty(COUNT)) for b in some), 0)
+
+    def mixed_by_numpy() -> object:
+        found = combination(rows_of)(raised(blocks[:2]), shares, wide)
+        return downcast_fits(found, "BF16", out, spare)
+
+    def mean_by_numpy() -> object:
+        found = mean(raised(blocks[:2]), raised(positive[2:]), [1, 1], 2, wide)
+        return downcast_fits(found, "BF16", out, spare)
+
     rows = {
         "bf16 to float32": both(lambda: upcast(stored[0], "BF16", narrow)),
         "bf16 to float64": both(lambda: upcast(stored[0], "BF16", wide)),
@@ -93,9 +116,15 @@ def main() -> None:
         "trim, sum of 3": (0, best_ns(lambda: compiled.summed(
             blocks, changes, Ending(), "BF16", out))),
         "ranks in rows of 4096": (best_ns(lambda: chances.by_rank(magnitudes)), best_ns(
-            lambda: compiled.by_rank(blocks[1], blocks[0], ROW, table))),
+            lambda: drawing.by_rank(blocks[1], blocks[0], ROW, table))),
+        "variance of 3 changes": (
+            by_numpy(lambda: sce.variance_of(raised(blocks))), best_ns(lambda: variance(blocks))),
+        "mix of 2 by rows": (by_numpy(mixed_by_numpy), best_ns(lambda: weighed(
+            blocks[:2], by_row, Weighed.SUM, "BF16", out, vectors=COUNT // ROW))),
+        "mean of 2 by weights of each element": (by_numpy(mean_by_numpy), best_ns(lambda: weighed(
+            blocks[:2], by_element, Weighed.MEAN, "BF16", out, total=2.0))),
         "random words": (best_ns(lambda: np.random.Philox(key=1).random_raw(COUNT // 2)), best_ns(
-            lambda: compiled.philox(1, 0, 0, words))),
+            lambda: drawing.philox(1, 0, 0, words))),
         "CRC-32 of 2 bytes": (best_ns(lambda: zlib.crc32(data)), best_ns(
             lambda: compiled.crc32(data))),
     }  # fmt: skip

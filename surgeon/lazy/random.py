@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 
 from surgeon.lazy import BLOCK, LazyTensor, Scratch, Stream, upcast_blocks
-from surgeon.numeric import compiled
+from surgeon.numeric import compiled, drawing
 from surgeon.numeric.dtypes import Array
 
 CHUNK = 65536
@@ -64,7 +64,7 @@ def drawn_words(stream: Stream, start: int, stop: int) -> Array:
 def _draw_words(stream: Stream, chunk: int, skipped: int, out: Array) -> None:
     """Fill whole steps with uint32 of one chunk, after so many steps of its counter."""
     if compiled.loops() and sys.byteorder == "little":
-        compiled.philox(stream.key, chunk, skipped, out)
+        drawing.philox(stream.key, chunk, skipped, out)
         return
     generator = stream.generator(chunk).bit_generator
     assert isinstance(generator, np.random.Philox)
@@ -93,7 +93,7 @@ def truths(stream: Stream, chance: float, count: int, start: int, stop: int) -> 
     found = np.empty(min(-(-stop // CHUNK) * CHUNK, count) - first * CHUNK, bool)
     for at in range(0, len(found), CHUNK):
         part = found[at : at + CHUNK]
-        compiled.bernoulli(stream.key, first + at // CHUNK, int(whole), rest, part)
+        drawing.bernoulli(stream.key, first + at // CHUNK, int(whole), rest, part)
     return found[start - first * CHUNK : stop - first * CHUNK]
 
 

@@ -1,11 +1,13 @@
 """Mean of models in which each value counts as much as its model depends on it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
 
 from surgeon.base.errors import PlanError
+from surgeon.lazy import StoredBlocks
 from surgeon.merges.shared import (
     Arithmetic,
     AuxiliaryTensors,
@@ -15,7 +17,9 @@ from surgeon.merges.shared import (
     total_weight,
     within,
 )
+from surgeon.numeric.compiled import Block
 from surgeon.numeric.dtypes import Array
+from surgeon.numeric.weighing import Weighed, Weights, weighed
 
 
 @merge(
@@ -47,26 +51,43 @@ def fisher(
     total = total_weight(weights)
     count = len(weights)
 
+    def negative() -> PlanError:
+        return PlanError(f"'{at.name}' has negative Fisher values in one of 'importances'")
+
     def combine(blocks: Sequence[Array], statistics: None, out: Array) -> Array:
         models, values = blocks[:count], blocks[count:]
         if any(bool((value < 0).any()) for value in values):
-            raise PlanError(f"'{at.name}' has negative Fisher values in one of 'importances'")
-        _mean(models, weights, total, out)
-        if values:
-            sums, divisor = np.zeros_like(out), np.zeros_like(out)
-            for model, value, weight in zip(models, values, weights, strict=True):
-                factor = value * weight
-                divisor += factor
-                factor *= model
-                sums += factor
-            np.divide(sums, divisor, out=out, where=divisor != 0)
-        return within(models, out)
+            raise negative()
+        return mean(models, values, weights, total, out)
 
-    return Arithmetic(combine)
+    def compiled_form(blocks: StoredBlocks, statistics: None, dtype: str, out: Array) -> bool:
+        models, values = blocks[:count], blocks[count:]
+        zero = Block(np.zeros(1), "F64")
+        found = [Weights(value) for value in values] or [Weights(zero, by_place=0)] * count
+        by = [replace(one, factor=float(w)) for one, w in zip(found, weights, strict=True)]
+        fits, positive = weighed(models, by, Weighed.MEAN, dtype, out, total=total)
+        if not positive:
+            raise negative()
+        return fits
+
+    return Arithmetic(combine, compiled=compiled_form)
 
 
-def _mean(models: Sequence[Array], weights: Sequence[float], total: float, out: Array) -> None:
+def mean(
+    models: Sequence[Array], values: Sequence[Array], weights: Sequence[float], total: float,
+    out: Array,
+) -> Array:  # fmt: skip
+    """Write the mean of models by their weights, and by values where there are any but zeros."""
     np.multiply(models[0], weights[0], out=out)
     for model, weight in zip(models[1:], weights[1:], strict=True):
         out += model * weight
     out /= total
+    if values:
+        sums, divisor = np.zeros_like(out), np.zeros_like(out)
+        for model, value, weight in zip(models, values, weights, strict=True):
+            factor = value * weight
+            divisor += factor
+            factor *= model
+            sums += factor
+        np.divide(sums, divisor, out=out, where=divisor != 0)
+    return within(models, out)

@@ -10,11 +10,12 @@ import numpy as np
 from surgeon.lazy import Blocks, Operands, StoredBlocks
 from surgeon.merges.shared import Arithmetic, TensorContext, Varying, merge
 from surgeon.merges.shared.election import Election, divisor_table, election
-from surgeon.merges.shared.moments import root_mean_squares
+from surgeon.merges.shared.moments import changes, root_mean_squares
 from surgeon.merges.shared.selection import Cut, cuts, held_bytes, share
 from surgeon.numeric import compiled
-from surgeon.numeric.compiled import Change
-from surgeon.numeric.dtypes import Array, upcast
+from surgeon.numeric.compiled import Block, Change
+from surgeon.numeric.dtypes import Array
+from surgeon.numeric.weighing import variance
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,16 @@ def sce(
         selected = None
         if select_topk < 1:
             wanted = share(select_topk, operands.tensors[0].spec.count)
-            ((cut,),) = cuts(operands, [_variance], [[wanted]])
+            ((cut,),) = cuts(operands, [_Variance()], [[wanted]])
             selected = Cut(cut.least, cut.end if cut.least else 0)
-        roots = root_mean_squares(operands, lambda blocks: _changes(blocks, selected))
+        if selected:
+            roots = root_mean_squares(
+                operands,
+                lambda blocks: _changes(blocks, selected),
+                lambda blocks: _kept(blocks, selected),
+            )
+        else:
+            roots = root_mean_squares(operands, changes)
         shares = _shares(roots)
         elect = election(at, shares, normalize=True, shares=True)
         return _Known(selected, elect, shares, divisor_table(shares, normalize=True))
@@ -62,16 +70,10 @@ def sce(
         return np.add(blocks[0], out, out=out)
 
     def compiled_form(blocks: StoredBlocks, statistics: _Known, dtype: str, out: Array) -> bool:
-        mask = None
-        if statistics.selected:
-            raised = (upcast(b.elements, b.dtype, np.empty(len(out), np.float64)) for b in blocks)
-            values = Blocks(raised, blocks.start)
-            mask = statistics.selected.kept(_variance(values), blocks.start)
-        changes = [Change(mask, share=share) for share in statistics.shares]
+        mask = _kept(blocks, statistics.selected) if statistics.selected else None
+        kept = [Change(mask, share=share) for share in statistics.shares]
         assert statistics.divisors is not None
-        return compiled.elected(blocks, changes, statistics.divisors, 1.0, dtype, out, shares=True)[
-            0
-        ]
+        return compiled.elected(blocks, kept, statistics.divisors, 1.0, dtype, out, shares=True)[0]
 
     few = divisor_table([1.0] * len(at.streams), normalize=True) is not None
     return Arithmetic(
@@ -81,15 +83,29 @@ def sce(
 
 
 def _changes(blocks: Blocks, selected: Cut | None) -> list[Array]:
-    changes = [np.subtract(block, blocks[0]) for block in blocks[1:]]
+    found = changes(blocks)
     if selected:
-        mask = selected.kept(_variance(blocks), blocks.start)
-        for change in changes:
+        mask = selected.kept(variance_of(blocks), blocks.start)
+        for change in found:
             change *= mask  # a product, so that NaN and Inf stay visible
-    return changes
+    return found
 
 
-def _variance(blocks: Blocks) -> Array:
+def _kept(blocks: StoredBlocks, selected: Cut) -> Array:
+    return selected.kept(variance(blocks), blocks.start)
+
+
+class _Variance:
+    """The measure that is the variance."""
+
+    def __call__(self, blocks: Blocks) -> Array:
+        return variance_of(blocks)
+
+    def stored(self, blocks: StoredBlocks) -> tuple[Block | None, Block]:
+        return None, Block(variance(blocks), "F64")
+
+
+def variance_of(blocks: Blocks) -> Array:
     """Return the variance over models, times their number: zero where all agree (Welford 1962)."""
     mean = np.subtract(blocks[1], blocks[0])
     total = np.zeros_like(mean)

@@ -103,13 +103,13 @@ def knows(*dtypes: str) -> bool:
     return loops() is not None and all(dtype in CODES for dtype in dtypes)
 
 
-def _loops() -> Loops:
+def the_loops() -> Loops:
     found = loops()
     assert found is not None, "whoever calls this has asked `knows` before"
     return found
 
 
-def _address(array: Array | None) -> int | None:
+def address(array: Array | None) -> int | None:
     if array is None:
         return None
     flags = array.flags
@@ -122,20 +122,20 @@ def _address(array: Array | None) -> int | None:
     return found
 
 
-def _operand(block: Block | None) -> Operand:
+def operand(block: Block | None) -> Operand:
     if block is None:
         return Operand(None, 0)
-    return Operand(_address(block.elements), CODES[block.dtype])
+    return Operand(address(block.elements), CODES[block.dtype])
 
 
-def _operands(blocks: Sequence[Block]) -> Any:
-    return (Operand * len(blocks))(*map(_operand, blocks))
+def operands_of(blocks: Sequence[Block]) -> Any:
+    return (Operand * len(blocks))(*map(operand, blocks))
 
 
 def upcast(block: Block, out: Array) -> Array:
     """Write the values of a block into `out`, float32 or float64, and return it."""
-    function = _loops().upcast64 if out.dtype == np.float64 else _loops().upcast32
-    function(CODES[block.dtype], _address(block.elements), 0, out.size, _address(out))
+    function = the_loops().upcast64 if out.dtype == np.float64 else the_loops().upcast32
+    function(CODES[block.dtype], address(block.elements), 0, out.size, address(out))
     return out
 
 
@@ -144,8 +144,8 @@ def downcast(values: Array, dtype: str, out: Array, *, one_nan: bool) -> bool:
 
     With `one_nan`, NaNs all become the one that arithmetic makes; else they keep what they can.
     """
-    function = _loops().downcast64 if values.dtype == np.float64 else _loops().downcast32
-    return not function(CODES[dtype], _address(values), 0, values.size, _address(out), int(one_nan))
+    function = the_loops().downcast64 if values.dtype == np.float64 else the_loops().downcast32
+    return not function(CODES[dtype], address(values), 0, values.size, address(out), int(one_nan))
 
 
 def linear(
@@ -164,24 +164,26 @@ def linear(
 
     With `keep_zeros` a zero that is the first block's keeps that one's sign.
     """
-    function = _loops().linear32 if in_float32 else _loops().linear64
+    function = the_loops().linear32 if in_float32 else the_loops().linear64
     numbers = np.array(factors, np.float64)
     return not function(
-        len(out), _operands(blocks), len(blocks), _address(numbers), multiply, divide,
-        CODES[dtype], _address(out), int(one_nan), int(keep_zeros),
+        len(out), operands_of(blocks), len(blocks), address(numbers), multiply, divide,
+        CODES[dtype], address(out), int(one_nan), int(keep_zeros),
     )  # fmt: skip
 
 
-def products(blocks: Sequence[Block], vectors: int, *, relative: bool) -> Array:
+def products(
+    blocks: Sequence[Block], vectors: int, *, relative: bool, mask: Array | None = None
+) -> Array:
     """Return the inner products of blocks of so many vectors: (vectors, points, points)."""
     length = len(blocks[0].elements) // vectors
     points = len(blocks) - relative
     rows, columns = np.tril_indices(points)
     spare, lanes = np.empty(len(blocks) * CHUNK), np.empty(len(rows) * LANES)
     found = np.empty((vectors, len(rows)))
-    _loops().products(
-        vectors, length, _operands(blocks), len(blocks), int(relative), _address(spare),
-        _address(lanes), _address(found),
+    the_loops().products(
+        vectors, length, operands_of(blocks), len(blocks), int(relative), address(mask),
+        address(spare), address(lanes), address(found),
     )  # fmt: skip
     square = np.empty((vectors, points, points))
     square[:, rows, columns] = square[:, columns, rows] = found
@@ -205,9 +207,9 @@ def within(
     """
     assert min(len(places), len(values)) >= len(block.elements)
     return int(
-        _loops().within(
-            len(block.elements), _operand(base), _operand(block), low, high, start,
-            _address(places), _address(values), _address(counts),
+        the_loops().within(
+            len(block.elements), operand(base), operand(block), low, high, start,
+            address(places), address(values), address(counts),
         )
     )  # fmt: skip
 
@@ -219,8 +221,8 @@ def nth(magnitudes: Array, wanted: int) -> tuple[float, int]:
     """
     assert 0 < wanted <= len(magnitudes)
     keys, found = np.empty(len(magnitudes), np.uint64), np.empty(1)
-    equals = _loops().nth(
-        len(magnitudes), _address(magnitudes), wanted, _address(keys), _address(found)
+    equals = the_loops().nth(
+        len(magnitudes), address(magnitudes), wanted, address(keys), address(found)
     )
     return float(found[0]), int(equals)
 
@@ -231,16 +233,16 @@ def bins(
     """Count magnitudes from `low` to `high` by their distance from `low`, shifted; as `within`."""
     assert into.dtype == np.int64
     assert (high - low) >> shift < len(into)
-    _loops().bins(
-        len(block.elements), _operand(base), _operand(block), low, high, shift, _address(into),
-        _address(counts),
+    the_loops().bins(
+        len(block.elements), operand(base), operand(block), low, high, shift, address(into),
+        address(counts),
     )  # fmt: skip
 
 
 def _change(block: Block, how: Change) -> ChangeFields:
     least, end = how.cut or (0.0, 0)
     return ChangeFields(
-        _operand(block), _address(how.mask), _address(how.words), _address(how.chances),
+        operand(block), address(how.mask), address(how.words), address(how.chances),
         int(how.cut is not None), least, end, *how.dropped, how.divide, how.multiply, how.weight,
         how.share,
     )  # fmt: skip
@@ -265,9 +267,9 @@ def summed(
     """Write base - Σ (base - block), each changed, rounded once; return whether all fit."""
     base, *others = blocks
     end = EndingFields(ending.divide, ending.multiply, int(ending.from_zero))
-    return not _loops().sum(
-        len(out), _operand(base), _changes(others, changes), len(others), end, CODES[dtype],
-        _address(out),
+    return not the_loops().sum(
+        len(out), operand(base), _changes(others, changes), len(others), end, CODES[dtype],
+        address(out),
     )  # fmt: skip
 
 
@@ -289,9 +291,9 @@ def elected(
     base, *others = blocks
     assert len(divisors) == 1 << len(others)
     spare = np.empty(len(others) * CHUNK)
-    flags = _loops().elect(
-        len(out), _operand(base), _changes(others, changes), len(others), int(shares),
-        _address(divisors), lambda_, _address(spare), CODES[dtype], _address(out),
+    flags = the_loops().elect(
+        len(out), operand(base), _changes(others, changes), len(others), int(shares),
+        address(divisors), lambda_, address(spare), CODES[dtype], address(out),
     )  # fmt: skip
     return not flags & 1, not flags & 2
 
@@ -313,9 +315,9 @@ def agreed(
     """
     base, *others = blocks
     spare, least = np.empty(len(others) * CHUNK), np.array(limits, np.float64)
-    flags = _loops().consensus(
-        len(out), _operand(base), _changes(others, changes), len(others), _address(divisors),
-        _address(least), at_least, scale, _address(spare), CODES[dtype], _address(out),
+    flags = the_loops().consensus(
+        len(out), operand(base), _changes(others, changes), len(others), address(divisors),
+        address(least), at_least, scale, address(spare), CODES[dtype], address(out),
     )  # fmt: skip
     return not flags & 1, not flags & 2
 
@@ -329,9 +331,9 @@ def acted(
 ) -> bool:
     """Write base + the mean of the changes beyond their limits; one alone times its boost."""
     least, factors = np.array(limits, np.float64), np.array(boosts, np.float64)
-    return not _loops().act(
-        len(out), _operands(blocks), len(blocks), _address(least), _address(factors),
-        CODES[dtype], _address(out),
+    return not the_loops().act(
+        len(out), operands_of(blocks), len(blocks), address(least), address(factors),
+        CODES[dtype], address(out),
     )  # fmt: skip
 
 
@@ -340,91 +342,30 @@ def swapped(blocks: Sequence[Block], most: float, dtype: str, out: Array) -> boo
 
     Returns whether all results fit, and all operands are finite.
     """
-    return not _loops().near(len(out), _operands(blocks), most, CODES[dtype], _address(out))
+    return not the_loops().near(len(out), operands_of(blocks), most, CODES[dtype], address(out))
 
 
 def clamped(block: Block, low: float, high: float, dtype: str, out: Array) -> bool:
     """Write the block's values within limits; return whether all fit."""
-    return not _loops().clamp(len(out), _operand(block), low, high, CODES[dtype], _address(out))
-
-
-def magnitudes(block: Block, base: Block, mask: Array) -> tuple[float, float]:
-    """Return Σ |block - base|, and the same of what a mask keeps."""
-    found = np.empty(2)
-    _loops().magnitudes(
-        len(block.elements), _operand(base), _operand(block), _address(mask), _address(found)
-    )
-    return float(found[0]), float(found[1])
-
-
-def by_rank(block: Block, base: Block | None, row: int, table: Array) -> Array:
-    """Return, for each element of whole rows, what `table` has for the rank of its magnitude."""
-    out = np.empty(len(block.elements))
-    _by_rank(block, base, row, table, out, None, None)
-    return out
-
-
-def kept_by_rank(block: Block, base: Block | None, row: int, table: Array, words: Array) -> Array:
-    """Say which elements random uint32 keep, with the probabilities that `by_rank` returns."""
-    mask = np.empty(len(block.elements), bool)
-    _by_rank(block, base, row, table, np.empty(row), words, mask)
-    return mask
-
-
-def _by_rank(
-    block: Block,
-    base: Block | None,
-    row: int,
-    table: Array,
-    out: Array,
-    words: Array | None,
-    mask: Array | None,
-) -> None:
-    spare = np.empty(3 * row + CHUNK, np.uint64)
-    _loops().by_rank(
-        len(block.elements) // row, row, _operand(base), _operand(block), _address(table),
-        _address(spare), _address(out), _address(words), _address(mask),
-    )  # fmt: skip
+    return not the_loops().clamp(len(out), operand(block), low, high, CODES[dtype], address(out))
 
 
 def extremes(block: Block, so_far: Array) -> bool:
     """Widen (least, greatest) to a block's values but NaN; return whether all are finite."""
-    return bool(_loops().extremes(len(block.elements), _operand(block), _address(so_far)))
-
-
-def philox(key: int, chunk: int, first: int, out: Array) -> Array:
-    """Fill `out` with what Philox(key, counter=chunk << 128) gives after steps of 32 bytes."""
-    steps, rest = divmod(out.nbytes, 32)
-    assert not rest
-    _loops().philox(_address(_key(key)), chunk, first, steps, _address(out))
-    return out
-
-
-def bernoulli(key: int, chunk: int, level: int, rest: float, out: Array) -> Array:
-    """Fill `out` with truths: `level` of 256, and the share `rest` of one more, are true.
-
-    They are made of what `philox` gives of a chunk: eight bits each, and then a float64 in 0 to 1
-    for each of which the bits are `level`.
-    """
-    _loops().bernoulli(len(out), _address(_key(key)), chunk, level, rest, _address(out))
-    return out
-
-
-def _key(key: int) -> Array:
-    return np.array([key & (1 << 64) - 1, key >> 64], np.uint64)
+    return bool(the_loops().extremes(len(block.elements), operand(block), address(so_far)))
 
 
 def crc32(data: Array, before: int = 0) -> int:
     """Return the CRC-32 of bytes, after those of which it was `before`."""
-    return int(_loops().crc32(before, _address(data), data.nbytes))
+    return int(the_loops().crc32(before, address(data), data.nbytes))
 
 
 def crc32_joined(first: int, second: int, second_bytes: int) -> int:
     """Return the CRC-32 of two runs of bytes, one after the other, from the CRC of each."""
-    return int(_loops().crc32_joined(first, second, second_bytes))
+    return int(the_loops().crc32_joined(first, second, second_bytes))
 
 
 def read_runs(descriptor: int, offset: int, pitch: int, runs: Array) -> bool:
     """Fill rows of bytes from a file, `pitch` bytes apart; say whether all were there at once."""
     count, run_bytes = runs.shape
-    return bool(_loops().read_runs(descriptor, offset, pitch, run_bytes, count, _address(runs)))
+    return bool(the_loops().read_runs(descriptor, offset, pitch, run_bytes, count, address(runs)))

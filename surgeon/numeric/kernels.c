@@ -243,11 +243,11 @@ CLONES static void add_products(size_t count, const double *restrict a, const do
 
 /* For each vector of `length` elements: the products of all points with one another, as the lower
  * triangle of a matrix. Element i of a vector is added to lane i % LANES. With `relative`, points
- * are what operands add to the first. `spare` has CHUNK for each operand, `lanes` LANES for each
- * product. */
+ * are what operands add to the first, times what `mask` says where there is one. `spare` has CHUNK
+ * for each operand, `lanes` LANES for each product. */
 CLONES EXPORT void surgeon_products(size_t vectors, size_t length, const struct operand *from,
-                                    size_t operands, int relative, double *spare, double *lanes,
-                                    double *to)
+                                    size_t operands, int relative, const uint8_t *mask,
+                                    double *spare, double *lanes, double *to)
 {
     size_t first = relative ? 1 : 0, points = operands - first;
     size_t products = points * (points + 1) / 2;
@@ -260,6 +260,9 @@ CLONES EXPORT void surgeon_products(size_t vectors, size_t length, const struct 
             for (size_t k = first; k < operands && relative; k++)
                 for (size_t i = 0; i < size; i++)
                     spare[k * CHUNK + i] -= spare[i];
+            for (size_t k = first; k < operands && mask; k++)
+                for (size_t i = 0; i < size; i++)
+                    spare[k * CHUNK + i] *= mask[v * length + start + i] ? 1.0 : 0.0;
             double *lane = lanes;
             for (size_t j = first; j < operands; j++)
                 for (size_t k = first; k <= j; k++, lane += LANES)

@@ -31,6 +31,12 @@ class ChangeFields(Structure):
     )  # fmt: skip
 
 
+class WeightsFields(Structure):
+    _fields_ = (
+        ("source", Operand), ("by_vector", c_int64), ("by_place", c_int64), ("factor", c_double),
+    )  # fmt: skip
+
+
 class EndingFields(Structure):
     _fields_ = (
         ("divide", c_double), ("multiply", c_double), ("from_zero", c_int64),
@@ -56,7 +62,7 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     },
     "products": (
         None,
-        (_COUNT, _COUNT, POINTER(Operand), _COUNT, _FLAG, _POINTER, _POINTER, _POINTER),
+        (_COUNT, _COUNT, POINTER(Operand), _COUNT, _FLAG, *[_POINTER] * 4),
     ),
     "within": (_COUNT, (_COUNT, Operand, Operand, _UINT64, _UINT64, c_int64, *[_POINTER] * 3)),
     "nth": (_COUNT, (_COUNT, _POINTER, _COUNT, _POINTER, _POINTER)),
@@ -84,6 +90,12 @@ SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     ),
     "near": (_FLAG, (_COUNT, POINTER(Operand), c_double, c_int64, _POINTER)),
     "clamp": (_FLAG, (_COUNT, Operand, c_double, c_double, c_int64, _POINTER)),
+    "variance": (None, (_COUNT, POINTER(Operand), _COUNT, _POINTER)),
+    "weighed": (
+        _FLAG,
+        (_COUNT, _COUNT, POINTER(Operand), _COUNT, POINTER(WeightsFields), _FLAG, c_double, c_int64,
+         _POINTER),
+    ),
     "magnitudes": (None, (_COUNT, Operand, Operand, _POINTER, _POINTER)),
     "by_rank": (
         None,

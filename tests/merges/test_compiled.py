@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from surgeon.lazy import Blockwise
 from surgeon.numeric import compiled
@@ -28,7 +28,11 @@ STEPS = [
     {"op": "multislerp"},
     {"op": "karcher"},
     {"op": "model_stock"},
+    {"op": "nuslerp", "models": ["b"], "granularity": "column", "weights": [1, 2]},
+    {"op": "nuslerp", "models": ["b", "c"], "relative": True, "granularity": "column"},
     {"op": "model_stock", "granularity": "row"},
+    {"op": "fisher", "models": ["b"], "importances": ["square_c", "square_d"]},
+    {"op": "fisher", "models": ["b"], "importances": ["square_c", "square_d"], "weights": [2, 0.3]},
     {"op": "ties", "density": 0.3},
     {"op": "ties", "density": [0.3, 1, 0.01], "weights": [1, 0.5, 2], "lambda": 1.1},
     {"op": "ties", "density": 0.3, "weights": [1, 2, 0.5], "normalize": False},
@@ -50,6 +54,7 @@ STEPS = [
         "scale": 0.7,
     },
     {"op": "nearswap", "models": ["b"], "t": 0.1},
+    {"op": "sce"},
     {"op": "sce", "select_topk": 0.3},
     {"op": "ram"},
     {"op": "ram", "epsilon": 0.4},
@@ -105,6 +110,15 @@ def test_compiled_loops_write_what_numpy_writes(step, odd, bench, monkeypatch):
     for name, tensors in zip(["in", *MODELS], family(7, odd=odd), strict=True):
         save_file(tensors, bench.folder / f"{name}.safetensors")
         bench.models[name] = str(bench.folder / f"{name}.safetensors")
+    for name in ("c", "d"):  # a third of what counts is 0, and little is not a number
+        squares = {
+            key: (value.double().square().nan_to_num(0.5) * (torch.rand(value.shape) > 0.33)).to(
+                value.dtype
+            )
+            for key, value in load_file(bench.models[name]).items()
+        }
+        bench.models[f"square_{name}"] = str(bench.folder / f"square_{name}.safetensors")
+        save_file(squares, bench.models[f"square_{name}"])
     del bench.models["in"]
     asked = {"nonfinite": "allow"} if step["op"] != "cast" else {}
     if step in STEPS:

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.numeric import compiled
+from surgeon.lazy import Blocks, StoredBlocks
+from surgeon.merges import fisher, sce
+from surgeon.merges.shared.gram import Shares, Vectors, combination, combined
+from surgeon.numeric import compiled, drawing, weighing
 from surgeon.numeric.compiled import CODES, Block
 from surgeon.numeric.dtypes import DTYPES, SPARE, downcast_fits, upcast
 from surgeon.numeric.sums import sums
@@ -114,7 +117,7 @@ def test_philox_is_numpys(key: int, chunk: int, skipped: int) -> None:
     generator = np.random.Philox(key=key, counter=chunk << 128)
     generator.advance(skipped)
     expected = generator.random_raw(40)
-    found = compiled.philox(key, chunk, skipped, np.empty(40, np.uint64))
+    found = drawing.philox(key, chunk, skipped, np.empty(40, np.uint64))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -132,7 +135,7 @@ def test_by_rank_is_a_stable_sort(dtype: str, seed: int, row: int, odd: bool) ->
     with np.errstate(all="ignore"):
         magnitudes = np.abs(np.subtract(*values)).reshape(rows, row)
     expected = np.argsort(np.argsort(magnitudes, axis=1, kind="stable"), axis=1)
-    found = compiled.by_rank(block, base, row, np.arange(row, dtype=np.float64)).reshape(rows, row)
+    found = drawing.by_rank(block, base, row, np.arange(row, dtype=np.float64)).reshape(rows, row)
     numbers = ~np.isnan(magnitudes)
     np.testing.assert_array_equal(found[numbers], expected[numbers])
     np.testing.assert_array_equal(np.sort(found), np.tile(np.arange(row), (rows, 1)))
@@ -229,3 +232,74 @@ def test_extremes_leave_nan_out(seed: int, count: int) -> None:
     numbers = values[~np.isnan(values)]
     expected = [numbers.min(initial=np.inf), numbers.max(initial=-np.inf)]
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", CODES)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 1500), models=st.integers(1, 5))
+def test_variance_is_numpys(dtype: str, seed: int, count: int, models: int) -> None:
+    blocks = [Block(random_bits(seed + i, count, dtype), dtype) for i in range(models + 1)]
+    values = Blocks((upcast(block.elements, dtype, np.empty(count)) for block in blocks), 0)
+    with np.errstate(all="ignore"):
+        expected = sce.variance_of(values)
+    np.testing.assert_array_equal(weighing.variance(blocks), expected)
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 1500))
+def test_products_of_what_is_kept(seed: int, count: int) -> None:
+    random = np.random.default_rng(seed)
+    base, block = (Block(random.standard_normal(count), "F64") for _ in range(2))
+    mask = random.random(count) < 0.5
+    found = compiled.products([base, block], 1, relative=True, mask=mask)
+    assert found == sums(np.square((block.elements - base.elements) * mask))
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F64"])
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 1500), models=st.integers(1, 4))
+def test_mean_by_weights_of_each_element(dtype: str, seed: int, count: int, models: int) -> None:
+    random = np.random.default_rng(seed)
+    blocks = [Block(random_bits(seed + i, count, dtype), dtype) for i in range(models)]
+    values = [random.choice([0, 5e-324, 0.3, 2, np.inf], count) for _ in blocks]
+    weights = [float(weight) for weight in random.choice([0.0, 0.3, 1.0, 3.0], models)]
+    total = sum(weights) or 1.0
+    raised = [upcast(block.elements, dtype, np.empty(count)) for block in blocks]
+    with np.errstate(all="ignore"):
+        made = fisher.mean(raised, values, weights, total, np.empty(count))
+    np.copyto(made, raised[0], where=(made == 0) & (raised[0] == 0))
+    expected, expected_fits = downcast_numpy(made, dtype, one_nan=True)
+    by = [weighing.Weights(Block(v, "F64"), factor=w) for v, w in zip(values, weights, strict=True)]
+    out = np.empty(count, DTYPES[dtype].storage)
+    mean = weighing.Weighed.MEAN
+    assert weighing.weighed(blocks, by, mean, dtype, out, total=total) == (expected_fits, True)
+    assert_same_bits(out, expected)
+
+
+def test_negative_weights_of_a_mean_are_seen() -> None:
+    blocks, out = [Block(np.ones(600), "F64")] * 2, np.empty(600)
+    by = [weighing.Weights(Block(sign * np.ones(600), "F64"), factor=0.0) for sign in (1, -1)]
+    assert weighing.weighed(blocks, by, weighing.Weighed.MEAN, "F64", out) == (True, False)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("granularity", ["row", "column"])
+@pytest.mark.parametrize("dtype", ["BF16", "F64"])
+@given(seed=st.integers(0, 10**6), shape=st.tuples(*[st.sampled_from([2, 3, 40])] * 3))
+def test_mixes_of_rows_and_columns(
+    dtype: str, granularity: str, relative: bool, seed: int, shape: tuple[int, ...]
+) -> None:
+    random, count = np.random.default_rng(seed), int(np.prod(shape))
+    blocks = [Block(random_bits(seed + i, count, dtype), dtype) for i in range(3)]
+    vectors = Vectors.of(granularity, shape)
+    number = shape[0] if granularity == "row" else shape[1]
+    shares = Shares(
+        random.choice([0.0, -0.0, 0.25, 1.0, -3.7], (number, 3 - relative)),
+        random.random(number) < random.choice([0.0, 0.5, 1.0]),
+    )
+    values = Blocks((upcast(block.elements, dtype, np.empty(count)) for block in blocks), 0)
+    with np.errstate(all="ignore"):
+        made = combination(vectors, relative=relative)(values, shares, np.empty(count))
+    np.copyto(made, values[0], where=(made == 0) & (values[0] == 0))
+    expected, fits = downcast_numpy(made, dtype, one_nan=True)
+    out = np.empty(count, DTYPES[dtype].storage)
+    form = combined(vectors, relative=relative)
+    assert form(StoredBlocks(blocks, 0), shares, dtype, out) <= fits
+    assert_same_bits(out, expected)

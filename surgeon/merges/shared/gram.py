@@ -17,9 +17,10 @@ import numpy as np
 from surgeon.lazy import Blocks, CompiledForm, Kernel, Operands, StoredBlocks
 from surgeon.merges.shared.operands import Arithmetic
 from surgeon.numeric import compiled
-from surgeon.numeric.compiled import Change, Ending
+from surgeon.numeric.compiled import Block, Change, Ending
 from surgeon.numeric.dtypes import Array
 from surgeon.numeric.sums import sums
+from surgeon.numeric.weighing import Weighed, Weights, weighed
 
 Granularity = Literal["tensor", "row", "column"]
 
@@ -171,10 +172,10 @@ def combination(vectors: Vectors, *, relative: bool = False) -> Kernel:
     return combine
 
 
-def combined(vectors: Vectors, *, relative: bool = False) -> CompiledForm | None:
-    """Return the compiled form of `combination`, where a tensor is one vector."""
+def combined(vectors: Vectors, *, relative: bool = False) -> CompiledForm:
+    """Return the compiled form of `combination`."""
     if vectors.granularity != "tensor":
-        return None
+        return _combined_by_vector(vectors, relative)
 
     def combine(blocks: StoredBlocks, statistics: Shares, dtype: str, out: Array) -> bool:
         factors = [float(factor) for factor in statistics.factors[0]]
@@ -182,6 +183,36 @@ def combined(vectors: Vectors, *, relative: bool = False) -> CompiledForm | None
             return compiled.linear(blocks, factors, dtype, out, keep_zeros=True)
         changes = [Change(weight=factor) for factor in (factors if relative else factors[1:])]
         return compiled.summed(blocks, changes, Ending(from_zero=True), dtype, out)
+
+    return combine
+
+
+def _combined_by_vector(vectors: Vectors, relative: bool) -> CompiledForm:
+    """Return the same of rows or columns: shares for each row, or for each place in a row."""
+
+    def combine(blocks: StoredBlocks, statistics: Shares, dtype: str, out: Array) -> bool:
+        rows, first = len(out) // vectors.run, blocks.start // vectors.run
+        factors, alike = statistics.factors, statistics.alike
+        if vectors.granularity == "row":
+            factors, alike = factors[first : first + rows], alike[first : first + rows, None]
+            steps = (1, 0)
+        else:
+            inner = vectors.run // vectors.columns
+            factors, alike = np.repeat(factors, inner, axis=0), np.repeat(alike, inner)
+            steps = (0, 1)
+        numbers = [Block(np.ascontiguousarray(column), "F64") for column in factors.T]
+        shares = [Weights(block, *steps) for block in (numbers[:1] * relative + numbers)]
+
+        def write(what: Weighed, into: Array) -> bool:
+            return weighed(blocks, shares, what, dtype, into, vectors=rows)[0]
+
+        if relative or alike.all():
+            return write(Weighed.CHANGES, out)
+        fits = write(Weighed.SUM, out)
+        if alike.any():
+            fits &= write(Weighed.CHANGES, same := np.empty_like(out))
+            np.copyto(out.reshape(rows, -1), same.reshape(rows, -1), where=alike)
+        return fits
 
     return combine
 

@@ -7,7 +7,7 @@ from math import frexp, isfinite, ldexp, sqrt
 
 import numpy as np
 
-from surgeon.lazy import Blocks, Operands
+from surgeon.lazy import Blocks, Operands, StoredBlocks
 from surgeon.numeric import compiled
 from surgeon.numeric.dtypes import Array
 from surgeon.numeric.sums import sum_of
@@ -17,6 +17,8 @@ _LEAST, _MOST = 1e-200, 1e300
 
 # New arrays of values, one for each model.
 Values = Callable[[Blocks], Sequence[Array]]
+# Which elements of task vectors count, the others being 0.
+Kept = Callable[[StoredBlocks], Array]
 
 
 def changes(blocks: Blocks) -> list[Array]:
@@ -24,9 +26,15 @@ def changes(blocks: Blocks) -> list[Array]:
     return [np.subtract(block, blocks[0]) for block in blocks[1:]]
 
 
-def root_mean_squares(operands: Operands, values: Values) -> list[float]:
-    """Return the root mean square of each model's values."""
-    sums = _sums_of_squares(operands, values, None)
+def root_mean_squares(operands: Operands, values: Values, kept: Kept | None = None) -> list[float]:
+    """Return the root mean square of each model's values.
+
+    Where these are changes of which some are `kept`, this says which, for compiled loops.
+    """
+    if operands.are_compiled and (kept or values is changes):
+        sums = _compiled_sums(operands, kept)
+    else:
+        sums = _sums_of_squares(operands, values, None)
     count = max(1, operands.tensors[0].spec.count)
     if all(_LEAST < total < _MOST for total in sums):
         return [sqrt(total / count) for total in sums]
@@ -39,17 +47,21 @@ def _power_of_two(value: float) -> float:
     return ldexp(1.0, frexp(value)[1] - 1) if isfinite(value) and value else 1.0
 
 
+def _compiled_sums(operands: Operands, kept: Kept | None) -> list[float]:
+    totals = [0.0] * (len(operands.tensors) - 1)
+    for stored in operands.stored_blocks():
+        mask = kept(stored) if kept else None
+        for model, block in enumerate(stored[1:]):
+            found = compiled.products([stored[0], block], 1, relative=True, mask=mask)
+            totals[model] += float(found[0, 0, 0])
+    return totals
+
+
 def _sums_of_squares(
     operands: Operands, values: Values, scales: Sequence[float] | None
 ) -> list[float]:
     models = len(operands.tensors) - 1
     totals = [0.0] * models
-    if values is changes and not scales and operands.are_compiled:
-        for stored in operands.stored_blocks():
-            for model, block in enumerate(stored[1:]):
-                found = compiled.products([stored[0], block], 1, relative=True)
-                totals[model] += float(found[0, 0, 0])
-        return totals
     for blocks in operands.blocks(np.dtype(np.float64)):
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             for model, array in enumerate(values(blocks)):

@@ -271,4 +271,5 @@ def within(blocks: Sequence[Array], out: Array) -> Array:
     for block in blocks[1:]:
         np.minimum(least, block, out=least)
         np.maximum(most, block, out=most)
-    return np.clip(out, least, most, out=out)
+    np.clip(out, least, most, out=out)
+    return np.add(out, 0.0, out=out)  # which zero a minimum is depends on the processor

@@ -17,7 +17,7 @@ from surgeon.lazy import Operands, StoredBlocks, step_of
 from surgeon.lazy.random import drawn_words, truths
 from surgeon.merges.shared import TensorContext, Varying
 from surgeon.merges.shared.selection import Cut, Difference, cuts, held_bytes, share
-from surgeon.numeric import compiled
+from surgeon.numeric import compiled, drawing
 from surgeon.numeric.compiled import Block, Change
 from surgeon.numeric.dtypes import Array
 from surgeon.numeric.ranks import BY_RANK_BYTES, KEPT_BYTES, NUMBERS, Chances, numbers_of
@@ -165,7 +165,7 @@ def by_rank(
     def choose(model: int, start: int, change: Block, base: Block | None) -> Array:
         drawn = words(model, start, len(change.elements))
         if compiled.knows(change.dtype):
-            return compiled.kept_by_rank(change, base, row, chances[model].table(), drawn)
+            return drawing.kept_by_rank(change, base, row, chances[model].table(), drawn)
         return chances[model].kept(np.abs(change.elements), drawn)
 
     def prune(model: int, change: Array, start: int, statistics: None) -> None:
@@ -176,7 +176,7 @@ def by_rank(
 
     def change(model: int, blocks: StoredBlocks, statistics: None) -> Change:
         base, block = blocks[0], blocks[model + 1]
-        found = compiled.by_rank(block, base, row, chances[model].table())
+        found = drawing.by_rank(block, base, row, chances[model].table())
         return Change(words=words(model, blocks.start, len(found)), chances=found)
 
     step = min(count, step_of(row))
@@ -278,7 +278,7 @@ def _summed(
                 for start in range(0, len(mask), operands.step):
                     part = slice(start, start + operands.step)
                     own, base = (block._replace(elements=block.elements[part]) for block in pair)
-                    yield model, compiled.magnitudes(own, base, mask[part])
+                    yield model, drawing.magnitudes(own, base, mask[part])
         return
     for blocks in operands.blocks(np.dtype(np.float64)):
         for model in range(models):

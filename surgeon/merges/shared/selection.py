@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import isnan
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from surgeon.lazy import (
 )
 from surgeon.merges.shared.sampling import sample, spread
 from surgeon.numeric import compiled
+from surgeon.numeric.compiled import Block
 from surgeon.numeric.dtypes import Array, upcast
 
 # Values that are held at once for each threshold, 16 bytes each; so few that nothing is searched.
@@ -34,6 +35,17 @@ _FLOAT64 = np.dtype(np.float64)
 Measure = Callable[[Blocks], Array]
 
 
+@runtime_checkable
+class StoredMeasure(Protocol):
+    """A measure that compiled loops take, too: the difference of stored blocks, or of one and 0."""
+
+    def __call__(self, blocks: Blocks) -> Array: ...
+
+    def stored(self, blocks: StoredBlocks) -> tuple[Block | None, Block]:
+        """Return what is subtracted, if anything, and what it is subtracted from."""
+        ...
+
+
 @dataclass(frozen=True)
 class Difference:
     """The measure that is the change of one model, 0 being the first."""
@@ -43,6 +55,9 @@ class Difference:
     def __call__(self, blocks: Blocks) -> Array:
         change: Array = np.subtract(blocks[self.model + 1], blocks[0])
         return change
+
+    def stored(self, blocks: StoredBlocks) -> tuple[Block | None, Block]:
+        return blocks[0], blocks[self.model + 1]
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ def cuts(
     size = operands.tensors[0].spec.count
     if size <= _FEW:
         return _partition(operands, measures, counts)
-    looks_compiled = operands.are_compiled and all(isinstance(m, Difference) for m in measures)
+    looks_compiled = operands.are_compiled and all(isinstance(m, StoredMeasure) for m in measures)
     narrow = monotone_in_float32 and not looks_compiled  # compiled loops read float64 as fast
     keys = np.dtype(np.float32 if narrow else np.float64)
     found = [
@@ -123,8 +138,9 @@ def _partition(
 
 def _magnitudes(operands: Operands, measures: Sequence[Measure]) -> list[Array]:
     """Return all magnitudes of each measure, as float64."""
-    if operands.are_compiled and all(isinstance(m, Difference) for m in measures):
-        return _differences(operands, [m for m in measures if isinstance(m, Difference)])
+    stored = [measure for measure in measures if isinstance(measure, StoredMeasure)]
+    if operands.are_compiled and len(stored) == len(measures):
+        return _stored_magnitudes(operands, stored)
     parts: list[list[Array]] = [[] for _ in measures]
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are the largest
         for blocks in operands.blocks(_FLOAT64):
@@ -133,8 +149,8 @@ def _magnitudes(operands: Operands, measures: Sequence[Measure]) -> list[Array]:
     return [np.concatenate(part) if part else np.empty(0) for part in parts]
 
 
-def _differences(operands: Operands, measures: Sequence[Difference]) -> list[Array]:
-    """Return all magnitudes of differences, as a compiled loop finds them."""
+def _stored_magnitudes(operands: Operands, measures: Sequence[StoredMeasure]) -> list[Array]:
+    """Return all magnitudes of each measure, as a compiled loop finds them."""
     size = operands.tensors[0].spec.count
     found = [np.empty(size) for _ in measures]
     places, counts = np.empty(size, np.int64), np.zeros(2, np.uint64)
@@ -142,9 +158,9 @@ def _differences(operands: Operands, measures: Sequence[Difference]) -> list[Arr
     for blocks in operands.stored_blocks(wide=True):
         start = blocks.start
         for measure, values in zip(measures, found, strict=True):
-            block = blocks[measure.model + 1]
+            base, block = measure.stored(blocks)
             room = places[start:], values[start:]
-            compiled.within(block, blocks[0], 0, most, start, *room, counts)
+            compiled.within(block, base, 0, most, start, *room, counts)
     return found
 
 
@@ -159,7 +175,7 @@ def _pass(operands: Operands, searches: Sequence[_Search], dtype: np.dtype[Any])
     by_measure: dict[int, list[_Search]] = {}
     for search in searches:
         by_measure.setdefault(id(search.measure), []).append(search)
-    if operands.are_compiled and all(isinstance(s.measure, Difference) for s in searches):
+    if operands.are_compiled and all(isinstance(s.measure, StoredMeasure) for s in searches):
         for stored in operands.stored_blocks(wide=True):
             for search in searches:
                 search.look_at_stored(stored)
@@ -275,8 +291,8 @@ class _Search:
 
     def look_at_stored(self, blocks: StoredBlocks) -> None:
         """Take note of the next block, in a compiled loop."""
-        assert isinstance(self.measure, Difference)
-        base, block = blocks[0], blocks[self.measure.model + 1]
+        assert isinstance(self.measure, StoredMeasure)
+        base, block = self.measure.stored(blocks)
         counts, window, size = np.zeros(2, np.uint64), (self.low, self.high), len(block.elements)
         if self.holds:
             room = self._room(size)
@@ -286,10 +302,10 @@ class _Search:
                 self.bins = np.zeros(_BINS, np.int64)
             compiled.bins(block, base, *window, self._shift, self.bins, counts)
         else:
-            ours, theirs = (
-                upcast(b.elements, b.dtype, np.empty(size, np.float64)) for b in (base, block)
+            raised = Blocks(
+                (upcast(b.elements, b.dtype, np.empty(size, np.float64)) for b in blocks),
+                blocks.start,
             )
-            raised = Blocks([ours] * (self.measure.model + 1) + [theirs], blocks.start)
             with np.errstate(over="ignore", invalid="ignore"):
                 self.look(_keys(self.measure(raised), self.keys), raised)
         self.above += int(counts[0])
