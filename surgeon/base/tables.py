@@ -170,6 +170,9 @@ def json_text(document: Any, *, indent: int | None = None) -> str:
     text = json.dumps(
         document, ensure_ascii=False, allow_nan=False, check_circular=False, indent=indent
     )
+    # Of ASCII json leaves one character as it is that is not printable, which is found at once.
+    if indent is None and text.isascii() and "\x7f" not in text:
+        return text
     if text.isprintable():
         return text
     # Newlines that are left are between values; json escapes those in strings.

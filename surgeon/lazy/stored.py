@@ -69,6 +69,9 @@ class Stored(Form):
         bits = DTYPES[self.spec.dtype].bits
         yield ByteRange(self.file, self.offset + start * bits // 8, (stop - start) * bits // 8)
 
+    def elements(self, start: int, stop: int, scratch: Scratch) -> Array:
+        return self.evaluate(start, stop, scratch, None)
+
     def evaluate(
         self, start: int, stop: int, scratch: Scratch, working: np.dtype[Any] | None
     ) -> Array:

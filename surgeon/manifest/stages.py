@@ -100,13 +100,13 @@ class Parameters:
         self.statistics = {
             name.rpartition(".")[0] for name in tensors if name.endswith("running_mean")
         }
-        owned = [(name, tensor) for name, tensor in chosen.items() if name not in self.owners]
-        wholes: dict[tuple[int, ...], tuple[Region, ...]] = {}
-        for _, tensor in owned:
-            if (shape := tensor.spec.shape) not in wholes:
-                wholes[shape] = (whole(shape),)
-        self.everything = Cover({name: wholes[tensor.spec.shape] for name, tensor in owned})
-        self.new = Cover({name: new for name, tensor in owned if (new := tensor.new_regions())})
+        wholes = {shape: (whole(shape),) for shape in set(self.shapes.values())}
+        self.everything = Cover(
+            {name: wholes[shape] for name, shape in self.shapes.items() if name not in self.owners}
+        )
+        self.new = Cover(
+            {name: new for name in self.everything.regions if (new := chosen[name].new_regions())}
+        )
         self._special: Mapping[str, Collection[str]] = {"@vectors": vectors(chosen)}
 
     @cached_property

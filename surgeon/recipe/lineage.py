@@ -68,7 +68,7 @@ class Tracer:
         for model in others:
             models |= step.changed(model, self._known[model], draft.models[model])
         if is_changed:
-            self.lineage = {name: step.done(name, t) for name, t in draft.tensors.items()}
+            self.lineage = step.done(draft.tensors)
         self._models |= models
         self._known |= {model: draft.models[model] for model in (*kept, *others)}
 
@@ -131,15 +131,18 @@ class _Step:
             for name, held in tensors.items()
         }
 
-    def done(self, name: str, tensor: LazyTensor) -> Changes:
-        """Return the lineage of a tensor of the state after the step."""
-        lineage = self._tracer.lineage
-        if self._before.get(name) is tensor:
-            return lineage[name]
-        source = self._names.get(id(tensor))
-        if source is not None:  # moved, or tied to another
-            return (*lineage[source], Change(self._draft.step, self._op, (source,)))
-        return self._describe_change(name, tensor, "")
+    def done(self, tensors: Tensors) -> Lineage:
+        """Return the lineage of the state's tensors after the step."""
+        before, names, lineage = self._before, self._names, self._tracer.lineage
+        made: Lineage = {}
+        for name, tensor in tensors.items():
+            if before.get(name) is tensor:
+                made[name] = lineage[name]
+            elif (source := names.get(id(tensor))) is not None:  # moved, or tied to another
+                made[name] = (*lineage[source], Change(self._draft.step, self._op, (source,)))
+            else:
+                made[name] = self._describe_change(name, tensor, "")
+        return made
 
     def kept(self, model: str, name: str, tensor: LazyTensor) -> Changes:
         """Return the lineage of a tensor of a model that the step made."""
