@@ -32,7 +32,11 @@ compiled.LIBRARY = Path(sys.argv[1])
 assert compiled.kernels().startswith("compiled")
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
-LAWS = ["tests/numeric/test_kernels.py", "tests/merges/test_compiled.py"]
+LAWS = [
+    "tests/numeric/test_kernels.py",
+    "tests/numeric/test_drawing.py",
+    "tests/merges/test_compiled.py",
+]
 
 pytestmark = pytest.mark.slow
 
