@@ -37,11 +37,24 @@ def drawn(
     dtype: type[np.generic] = np.float64,
 ) -> Array:
     """Return elements start to stop of the `count` that a stream gives, as `dtype`."""
+    return _in_chunks(
+        count, start, stop, lambda chunk, size: sample(stream.generator(chunk), size), dtype
+    )
+
+
+def _in_chunks(
+    count: int,
+    start: int,
+    stop: int,
+    draw: Callable[[int, int], Array],
+    dtype: type[np.generic],
+) -> Array:
+    """Return elements start to stop of what is drawn of each chunk, by its number and its size."""
     values = np.empty(stop - start, dtype)
     for chunk in range(start // CHUNK, -(-stop // CHUNK)):
         first = chunk * CHUNK
         # A chunk is always drawn as a whole, since rejection makes later draws depend on earlier.
-        block = sample(stream.generator(chunk), min(CHUNK, count - first))
+        block = draw(chunk, min(CHUNK, count - first))
         low, high = max(start, first), min(stop, first + CHUNK)
         values[low - start : high - start] = block[low - first : high - first]
     return values
@@ -89,12 +102,12 @@ def truths(stream: Stream, chance: float, count: int, start: int, stop: int) -> 
 
     if not compiled.loops():
         return drawn(stream, count, start, stop, sample, np.bool_)
-    first = start // CHUNK
-    found = np.empty(min(-(-stop // CHUNK) * CHUNK, count) - first * CHUNK, bool)
-    for at in range(0, len(found), CHUNK):
-        part = found[at : at + CHUNK]
-        drawing.bernoulli(stream.key, first + at // CHUNK, int(whole), rest, part)
-    return found[start - first * CHUNK : stop - first * CHUNK]
+    key, spare = stream.key, np.empty(CHUNK, bool)
+
+    def draw(chunk: int, size: int) -> Array:
+        return drawing.bernoulli(key, chunk, int(whole), rest, spare[:size])
+
+    return _in_chunks(count, start, stop, draw, np.bool_)
 
 
 def bits(generator: np.random.BitGenerator, count: int, dtype: type[np.unsignedinteger]) -> Array:

@@ -230,14 +230,10 @@ CLONES EXPORT int surgeon_elect(size_t count, struct operand base, const struct 
     return flags;
 }
 
-INLINE void add_magnitudes(size_t count, const uint64_t *restrict keys, const uint8_t *restrict mask,
-                           double *restrict all, double *restrict kept)
+INLINE void add_magnitude(double magnitude, int keeps, double *all, double *kept)
 {
-    for (size_t i = 0; i < count; i++) {
-        double magnitude = double_of(keys[i]);
-        all[i] += magnitude;
-        kept[i] += magnitude * (mask[i] ? 1.0 : 0.0);
-    }
+    *all += magnitude;
+    *kept += magnitude * (keeps ? 1.0 : 0.0);
 }
 
 /* Write Σ |x - base| and the same of those that `mask` keeps, each by lanes. */
@@ -250,12 +246,13 @@ CLONES EXPORT void surgeon_magnitudes(size_t count, struct operand base, struct 
     for (size_t start = 0; start < count; start += CHUNK) {
         size_t size = least_of(CHUNK, count - start);
         surgeon_magnitude_keys(base, x, start, size, keys);
-        size_t whole = size - size % LANES;
-        for (size_t i = 0; i < size; i += i < whole ? LANES : 1) {
-            size_t lane = i < whole ? 0 : i - whole;
-            add_magnitudes(i < whole ? LANES : 1, keys + i, mask + start + i, lanes[0] + lane,
-                           lanes[1] + lane);
-        }
+        const uint8_t *keeps = mask + start;
+        size_t from = 0;
+        for (; from + LANES <= size; from += LANES)
+            for (size_t i = 0; i < LANES; i++)
+                add_magnitude(double_of(keys[from + i]), keeps[from + i], lanes[0] + i, lanes[1] + i);
+        for (size_t i = 0; from + i < size; i++)
+            add_magnitude(double_of(keys[from + i]), keeps[from + i], lanes[0] + i, lanes[1] + i);
     }
     to[0] = folded(lanes[0]);
     to[1] = folded(lanes[1]);
